@@ -1,0 +1,191 @@
+// What the daemon and the agent say to each other on a channel: one stream for each request.
+// The daemon opens the stream and sends one request on lane 0; the agent answers with replies on lane 0 and bytes on the other lanes.
+// A message on lane 0 is its length (4 bytes, big-endian) followed by JSON in UTF-8; at most `messageBytesMax` long.
+// Daemon side: everything the agent says is parsed with the schemas below. Agent side: types only, so that zod stays out of the bundle.
+import { z } from 'zod';
+
+/** The generation of this protocol. Frozen once released: a change that an older end cannot follow gets a new number. */
+export const guestProtocol = 1;
+
+/** Arguments and environment of one command together may reach the kernel's own limit of about 2 MiB. */
+export const messageBytesMax = 4 * 1024 * 1024;
+
+/** Lanes of a stream. On `exec` streams from the daemon, `data` is stdin; from the agent, stdout (or the terminal's output). */
+export const laneOf = { message: 0, data: 1, stderr: 2 } as const;
+
+/** The name under which the bundle and the daemon's socket appear in every guest. */
+export const guestFolder = '/.glovebox';
+
+/**
+ * Starts a command. The same `execId` with the same content attaches instead (nothing runs twice); with other content it is refused (`conflict`).
+ * The command has a session and process group of its own. It outlives the stream: a reset or a lost channel detaches, only `signal` kills.
+ */
+export interface ExecRequest {
+  op: 'exec';
+  execId: string;
+  /** Either an argument vector, looked up in env.PATH inside the guest, or a line for the image's bash (else sh). */
+  argv?: string[];
+  shell?: string;
+  /** The whole environment; the agent adds HOME, USER, LOGNAME, PATH, TERM only where missing. */
+  env: Record<string, string>;
+  /** Absolute, or relative to `/`; `~` and `~user` stand for the home folder. Default: the user's home if it exists, else `/`. */
+  cwd?: string;
+  /** `name`, `uid`, `name:group` or `uid:gid`, looked up in the guest's /etc/passwd and /etc/group. Default: the agent's own user. */
+  user?: string;
+  /** `pipe`: lane `data` from the daemon until it ends its direction; `none`: /dev/null. */
+  stdin: 'pipe' | 'none';
+  /** A terminal instead of pipes: stderr comes on lane `data` too. */
+  pty?: { cols: number; rows: number };
+  /** From start to SIGTERM on the whole tree; SIGKILL follows after `graceMs`. Milliseconds; none when absent. */
+  timeoutMs?: number;
+  /** Milliseconds between SIGTERM and SIGKILL. Default 5,000; 0 kills at once. */
+  graceMs?: number;
+  /**
+   * Hands the command's stdout (with pipes) to a connection of its own that the agent opens with this one-time id, so the agent never touches
+   * the bytes. Such output is not kept and cannot be replayed.
+   */
+  directStdout?: string;
+}
+
+export type GuestRequest =
+  | ExecRequest
+  /** The output from this offset on, then the exit. Offsets count bytes of all lanes together. */
+  | { op: 'attach'; execId: string; from: number }
+  /** To the process group, or with `tree` to every process of the command, those that left its group included. */
+  | { op: 'signal'; execId: string; signal: string; tree: boolean; graceMs?: number }
+  | { op: 'execs' }
+  /** A TCP connection to a port of the guest itself (127.0.0.1, then ::1). Bytes on lane `data` both ways. */
+  | { op: 'dial'; port: number }
+  | { op: 'stat'; path: string; follow: boolean }
+  /** Depth 1 is the folder's own entries. Sorted by name. Symlinks are not followed. */
+  | { op: 'list'; path: string; depth: number; entriesMax: number }
+  /** Files below a folder whose base name matches a glob (`*`, `?`, `[…]`, `**` = any). */
+  | { op: 'search'; path: string; pattern: string; entriesMax: number }
+  /** Bytes on lane `data`, from `offset`, at most `length` of them. */
+  | { op: 'read'; path: string; offset: number; length?: number; direct?: string }
+  /** Bytes from lane `data` until the daemon ends its direction; written beside the target and renamed onto it at the end. */
+  | { op: 'write'; path: string; mode?: number; owner?: string; group?: string; parents: boolean; append?: boolean }
+  | { op: 'mkdir'; path: string; mode?: number; owner?: string; group?: string; parents: boolean }
+  | { op: 'remove'; path: string; recursive: boolean; missingOk: boolean }
+  /** Makes the parent of `to`; refuses (`conflict`) when `to` exists. */
+  | { op: 'rename'; from: string; to: string }
+  | { op: 'chmod'; path: string; mode?: number; owner?: string; group?: string }
+  /** Replaces every occurrence; keeps mode and owner. */
+  | { op: 'replace'; path: string; old: string; new: string }
+  /** A file or folder as a tar stream on lane `data`; the entry names start with the path's base name. */
+  | { op: 'pack'; path: string }
+  /** Unpacks a tar stream below `path`, which is made if missing; entries cannot lead out of it. */
+  | { op: 'unpack'; path: string; owner?: string; group?: string }
+  /** What the guest uses and has, from its own cgroup where it can be read. */
+  | { op: 'metrics' }
+  | { op: 'ping' };
+
+export const ExitReason = z.enum(['exited', 'signaled', 'timeout', 'killed', 'unknown']);
+
+/** `code` is what a shell would show: the exit status, or 128 + the signal's number. Null only with reason `unknown`. */
+export const ExecExit = z.object({
+  code: z.int().nullable(),
+  signal: z.string().max(32).nullable(),
+  reason: ExitReason,
+});
+export type ExecExit = z.infer<typeof ExecExit>;
+
+export const FileKind = z.enum(['file', 'directory', 'symlink', 'other']);
+
+/** Bytes of a name that are not UTF-8 appear as U+DC80…U+DCFF, one for each byte, and are understood in that form in requests. */
+export const FileEntry = z.object({
+  path: z.string().max(16_384),
+  kind: FileKind,
+  size: z.number().nonnegative(),
+  /** Permission bits, e.g. 0o755. */
+  mode: z.int().min(0).max(0o7777),
+  owner: z.string().max(256),
+  group: z.string().max(256),
+  uid: z.int().nonnegative(),
+  gid: z.int().nonnegative(),
+  /** Milliseconds since 1970. */
+  modifiedAt: z.number(),
+  createdAt: z.number(),
+  /** Where a symlink points. */
+  target: z.string().max(16_384).optional(),
+});
+export type FileEntry = z.infer<typeof FileEntry>;
+
+/** Codes of `error` replies. 126 and 127 are the shell's own numbers for the two ways a command cannot start. */
+export const GuestErrorCode = z.enum([
+  'not-found',
+  'command-not-found', // 127
+  'not-executable', // 126
+  'exists',
+  'conflict',
+  'invalid',
+  'not-a-directory',
+  'is-a-directory',
+  'permission',
+  'full',
+  'too-large',
+  'exhausted',
+  'refused',
+  'unsupported',
+  'timeout',
+  'io',
+]);
+export type GuestErrorCode = z.infer<typeof GuestErrorCode>;
+
+const offset = z.int().nonnegative();
+
+export const ExecSummary = z.object({
+  execId: z.string().max(128),
+  pid: z.int().nonnegative(),
+  /** Offset behind the last byte of output so far. */
+  end: offset,
+  /** The oldest offset still held. */
+  start: offset,
+  startedAt: z.number(),
+  exit: ExecExit.optional(),
+});
+export type ExecSummary = z.infer<typeof ExecSummary>;
+
+export const GuestReply = z.discriminatedUnion('type', [
+  z.object({
+    type: z.literal('error'),
+    code: GuestErrorCode,
+    message: z.string().max(4096),
+    errno: z.string().max(32).optional(),
+  }),
+  /** `from` is the offset of the first byte that follows. */
+  z.object({ type: z.literal('started'), pid: z.int().nonnegative(), startedAt: z.number(), from: offset }),
+  /** The bytes from `from` to `to` are no longer held; the next byte has offset `to`. */
+  z.object({ type: z.literal('gap'), from: offset, to: offset }),
+  /** After the last byte of output. `end` is the offset behind it. */
+  z.object({ type: z.literal('exit'), end: offset, exit: ExecExit }),
+  z.object({ type: z.literal('execs'), execs: z.array(ExecSummary).max(16_384) }),
+  z.object({ type: z.literal('connected') }),
+  z.object({ type: z.literal('entry'), entry: FileEntry }),
+  /** May come several times for one request; the stream's end ends the list. `truncated` tells that `entriesMax` was reached. */
+  z.object({ type: z.literal('entries'), entries: z.array(FileEntry).max(1024), truncated: z.boolean().optional() }),
+  z.object({ type: z.literal('done'), size: z.number().nonnegative().optional(), count: z.number().nonnegative().optional() }),
+  z.object({
+    type: z.literal('metrics'),
+    cpuCount: z.number(),
+    cpuUsageUsec: z.number(),
+    memoryTotalBytes: z.number(),
+    memoryUsedBytes: z.number(),
+    at: z.number(),
+  }),
+  z.object({ type: z.literal('pong') }),
+]);
+export type GuestReply = z.infer<typeof GuestReply>;
+
+/** While a command runs, the daemon may send on lane 0 of its exec (or attach) stream. The end of the daemon's direction closes stdin. */
+export type ExecControl =
+  | { op: 'resize'; cols: number; rows: number }
+  | { op: 'signal'; signal: string; tree: boolean; graceMs?: number };
+
+/** What the agent finds in `boot.json` of its run folder. */
+export interface AgentBoot {
+  protocol: number;
+  sandboxId: string;
+  /** Proves to the daemon that this is the sandbox's own agent. The daemon removes the file once the agent has said hello. */
+  token: string;
+}

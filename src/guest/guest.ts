@@ -1,0 +1,73 @@
+// The host's end of the conversation with a guest: what can be done inside a sandbox, wherever it runs.
+import type { Duplex, Readable } from 'node:stream';
+import type { ExecExit, ExecRequest, ExecSummary, FileEntry } from '../contract/guest.ts';
+
+export type ExecSpec = Omit<ExecRequest, 'op' | 'directStdout'>;
+
+/** A piece of output. `offset` is that of its first byte; a `gap` says which bytes were lost and why nothing else is. */
+export type Output =
+  | { type: 'output'; lane: 'stdout' | 'stderr'; bytes: Uint8Array; offset: number }
+  | { type: 'gap'; from: number; to: number };
+
+/** A command inside the guest. Dropping this object detaches; the command goes on. */
+export interface GuestProcess {
+  readonly execId: string;
+  readonly pid: number;
+  readonly startedAt: Date;
+  /** One reader, in order, with back-pressure down to the command itself. Leaving the loop early detaches. Unread output blocks the command, as in a shell. */
+  readonly output: AsyncIterable<Output>;
+  /** Resolves when the bytes may be followed by more. After the command has gone it resolves and the bytes are dropped, as a shell's broken pipe. */
+  write(bytes: Uint8Array): Promise<void>;
+  /** Closes stdin. */
+  end(): void;
+  resize(size: { cols: number; rows: number }): void;
+  signal(signal: string, options?: { tree?: boolean; graceMs?: number }): void;
+  /** Resolves, never rejects: reason `unknown` when the guest was lost before the end was known. Does not wait for the output to be read. */
+  readonly exit: Promise<ExecExit>;
+  /** Stops reading, without killing. Idempotent. */
+  detach(): void;
+}
+
+export interface GuestMetrics {
+  cpuCount: number;
+  cpuUsageUsec: number;
+  memoryTotalBytes: number;
+  memoryUsedBytes: number;
+  at: number;
+}
+
+/**
+ * Every method takes a signal last, rejects with Failure: the guest's own answer (`not-found`, `permission`, `full`, …; `details.guest` holds the
+ * GuestErrorCode and errno), `lost` when the guest is gone and nothing had happened, `unknown` when it may have happened.
+ */
+export interface Guest {
+  /** Resolves when the command has started; rejects with details.exitCode 126 or 127 when it cannot. */
+  exec(spec: ExecSpec, signal?: AbortSignal): Promise<GuestProcess>;
+  attach(execId: string, from: number, signal?: AbortSignal): Promise<GuestProcess>;
+  signal(execId: string, name: string, options: { tree: boolean; graceMs?: number }, signal?: AbortSignal): Promise<void>;
+  execs(signal?: AbortSignal): Promise<ExecSummary[]>;
+  /** A connection to a port of the guest. Rejects `unavailable` when nothing listens there. */
+  dial(port: number, signal?: AbortSignal): Promise<Duplex>;
+  stat(path: string, options?: { follow?: boolean }, signal?: AbortSignal): Promise<FileEntry>;
+  list(path: string, options: { depth: number; entriesMax?: number }, signal?: AbortSignal): Promise<FileEntry[]>;
+  search(path: string, pattern: string, options?: { entriesMax?: number }, signal?: AbortSignal): Promise<FileEntry[]>;
+  /** `entry` describes the file as it was opened. Uses a connection of its own where the carrier allows it. */
+  read(path: string, range?: { offset?: number; length?: number }, signal?: AbortSignal): Promise<{ entry: FileEntry; bytes: Readable }>;
+  /** Resolves with the size after the file is whole and in place; on failure or abort the old file stays. */
+  write(
+    path: string,
+    source: AsyncIterable<Uint8Array>,
+    options?: { mode?: number; owner?: string; group?: string; append?: boolean },
+    signal?: AbortSignal,
+  ): Promise<number>;
+  mkdir(path: string, options?: { mode?: number; owner?: string; group?: string }, signal?: AbortSignal): Promise<void>;
+  remove(path: string, options: { recursive: boolean; missingOk: boolean }, signal?: AbortSignal): Promise<void>;
+  rename(from: string, to: string, signal?: AbortSignal): Promise<void>;
+  chmod(path: string, change: { mode?: number; owner?: string; group?: string }, signal?: AbortSignal): Promise<void>;
+  /** Resolves with the number of occurrences replaced. */
+  replace(path: string, change: { old: string; new: string }, signal?: AbortSignal): Promise<number>;
+  pack(path: string, signal?: AbortSignal): Promise<Readable>;
+  unpack(path: string, tar: AsyncIterable<Uint8Array>, options?: { owner?: string; group?: string }, signal?: AbortSignal): Promise<void>;
+  metrics(signal?: AbortSignal): Promise<GuestMetrics>;
+  ping(signal?: AbortSignal): Promise<void>;
+}
