@@ -64,7 +64,15 @@ export type GuestRequest =
   /** Bytes on lane `data`, from `offset`, at most `length` of them. */
   | { op: 'read'; path: string; offset: number; length?: number; direct?: string }
   /** Bytes from lane `data` until the daemon ends its direction; written beside the target and renamed onto it at the end. */
-  | { op: 'write'; path: string; mode?: number; owner?: string; group?: string; parents: boolean; append?: boolean }
+  | {
+      op: 'write';
+      path: string;
+      mode?: number;
+      owner?: string;
+      group?: string;
+      parents: boolean;
+      append?: boolean;
+    }
   | { op: 'mkdir'; path: string; mode?: number; owner?: string; group?: string; parents: boolean }
   | { op: 'remove'; path: string; recursive: boolean; missingOk: boolean }
   /** Makes the parent of `to`; refuses (`conflict`) when `to` exists. */
@@ -163,8 +171,16 @@ export const GuestReply = z.discriminatedUnion('type', [
   z.object({ type: z.literal('connected') }),
   z.object({ type: z.literal('entry'), entry: FileEntry }),
   /** May come several times for one request; the stream's end ends the list. `truncated` tells that `entriesMax` was reached. */
-  z.object({ type: z.literal('entries'), entries: z.array(FileEntry).max(1024), truncated: z.boolean().optional() }),
-  z.object({ type: z.literal('done'), size: z.number().nonnegative().optional(), count: z.number().nonnegative().optional() }),
+  z.object({
+    type: z.literal('entries'),
+    entries: z.array(FileEntry).max(1024),
+    truncated: z.boolean().optional(),
+  }),
+  z.object({
+    type: z.literal('done'),
+    size: z.number().nonnegative().optional(),
+    count: z.number().nonnegative().optional(),
+  }),
   z.object({
     type: z.literal('metrics'),
     cpuCount: z.number(),

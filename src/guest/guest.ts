@@ -44,15 +44,33 @@ export interface Guest {
   /** Resolves when the command has started; rejects with details.exitCode 126 or 127 when it cannot. */
   exec(spec: ExecSpec, signal?: AbortSignal): Promise<GuestProcess>;
   attach(execId: string, from: number, signal?: AbortSignal): Promise<GuestProcess>;
-  signal(execId: string, name: string, options: { tree: boolean; graceMs?: number }, signal?: AbortSignal): Promise<void>;
+  signal(
+    execId: string,
+    name: string,
+    options: { tree: boolean; graceMs?: number },
+    signal?: AbortSignal,
+  ): Promise<void>;
   execs(signal?: AbortSignal): Promise<ExecSummary[]>;
   /** A connection to a port of the guest. Rejects `unavailable` when nothing listens there. */
   dial(port: number, signal?: AbortSignal): Promise<Duplex>;
   stat(path: string, options?: { follow?: boolean }, signal?: AbortSignal): Promise<FileEntry>;
-  list(path: string, options: { depth: number; entriesMax?: number }, signal?: AbortSignal): Promise<FileEntry[]>;
-  search(path: string, pattern: string, options?: { entriesMax?: number }, signal?: AbortSignal): Promise<FileEntry[]>;
+  list(
+    path: string,
+    options: { depth: number; entriesMax?: number },
+    signal?: AbortSignal,
+  ): Promise<FileEntry[]>;
+  search(
+    path: string,
+    pattern: string,
+    options?: { entriesMax?: number },
+    signal?: AbortSignal,
+  ): Promise<FileEntry[]>;
   /** `entry` describes the file as it was opened. Uses a connection of its own where the carrier allows it. */
-  read(path: string, range?: { offset?: number; length?: number }, signal?: AbortSignal): Promise<{ entry: FileEntry; bytes: Readable }>;
+  read(
+    path: string,
+    range?: { offset?: number; length?: number },
+    signal?: AbortSignal,
+  ): Promise<{ entry: FileEntry; bytes: Readable }>;
   /** Resolves with the size after the file is whole and in place; on failure or abort the old file stays. */
   write(
     path: string,
@@ -60,14 +78,31 @@ export interface Guest {
     options?: { mode?: number; owner?: string; group?: string; append?: boolean },
     signal?: AbortSignal,
   ): Promise<number>;
-  mkdir(path: string, options?: { mode?: number; owner?: string; group?: string }, signal?: AbortSignal): Promise<void>;
-  remove(path: string, options: { recursive: boolean; missingOk: boolean }, signal?: AbortSignal): Promise<void>;
+  mkdir(
+    path: string,
+    options?: { mode?: number; owner?: string; group?: string },
+    signal?: AbortSignal,
+  ): Promise<void>;
+  remove(
+    path: string,
+    options: { recursive: boolean; missingOk: boolean },
+    signal?: AbortSignal,
+  ): Promise<void>;
   rename(from: string, to: string, signal?: AbortSignal): Promise<void>;
-  chmod(path: string, change: { mode?: number; owner?: string; group?: string }, signal?: AbortSignal): Promise<void>;
+  chmod(
+    path: string,
+    change: { mode?: number; owner?: string; group?: string },
+    signal?: AbortSignal,
+  ): Promise<void>;
   /** Resolves with the number of occurrences replaced. */
   replace(path: string, change: { old: string; new: string }, signal?: AbortSignal): Promise<number>;
   pack(path: string, signal?: AbortSignal): Promise<Readable>;
-  unpack(path: string, tar: AsyncIterable<Uint8Array>, options?: { owner?: string; group?: string }, signal?: AbortSignal): Promise<void>;
+  unpack(
+    path: string,
+    tar: AsyncIterable<Uint8Array>,
+    options?: { owner?: string; group?: string },
+    signal?: AbortSignal,
+  ): Promise<void>;
   metrics(signal?: AbortSignal): Promise<GuestMetrics>;
   ping(signal?: AbortSignal): Promise<void>;
 }

@@ -1,0 +1,50 @@
+// Glovebox's own routes beside OpenSandbox's: images of the local store, and what the daemon is and can do.
+//
+//   GET    /v1/images                 -> 200 { items: ImageInfo[] }
+//   POST   /v1/images?name=NAME       body: the archive as it is (application/octet-stream) -> 201 ImageInfo
+//   DELETE /v1/images/{name}          -> 204
+//   GET    /v1/system                 -> 200 SystemInfo
+//   GET    /v1/sandboxes/{id}/proxy/44772/archive?path=P   -> 200 application/x-tar   a file or folder as tar
+//   PUT    /v1/sandboxes/{id}/proxy/44772/archive?path=P   body tar -> 204            unpacked below P
+//
+// Requests to POST /v1/sandboxes choose a runtime with extensions["glovebox.runtime"]; metadata["glovebox.name"] is a name that is unique among live sandboxes.
+import { z } from 'zod';
+
+export const runtimeExtension = 'glovebox.runtime';
+export const nameLabel = 'glovebox.name';
+
+export const ImageInfo = z.object({
+  name: z.string(),
+  /** `sha256:…` of the imported root file system, stable for the same content. Empty for the built-in `host`. */
+  digest: z.string(),
+  arch: z.string(),
+  sizeBytes: z.number(),
+  createdAt: z.iso.datetime({ offset: true }),
+  builtin: z.boolean(),
+});
+export type ImageInfo = z.infer<typeof ImageInfo>;
+
+export const RuntimeInfo = z.object({
+  name: z.string(),
+  default: z.boolean(),
+  usable: z.boolean(),
+  version: z.string().optional(),
+  capabilities: z.object({
+    pause: z.boolean(),
+    limits: z.record(z.string(), z.string()),
+    users: z.enum(['all', 'single']),
+    isolation: z.enum(['none', 'namespaces', 'container', 'virtual-machine']),
+    imagePull: z.boolean(),
+  }),
+  problems: z.array(z.object({ message: z.string(), hint: z.string(), fatal: z.boolean() })),
+});
+
+export const SystemInfo = z.object({
+  version: z.string(),
+  pid: z.int(),
+  home: z.string(),
+  startedAt: z.iso.datetime({ offset: true }),
+  sandboxes: z.int(),
+  runtimes: z.array(RuntimeInfo),
+});
+export type SystemInfo = z.infer<typeof SystemInfo>;

@@ -1,0 +1,132 @@
+// What the doors (API, later MCP and others) can ask of sandboxes: the shapes and the service's interface. The work is in sandboxes.ts and executions.ts.
+import type { ExecExit } from '../contract/guest.ts';
+import type { ExecSpec, Guest, Output } from '../guest/guest.ts';
+import type { ImageCredentials, Limits, Mount, RuntimeCheck } from '../runtime/runtime.ts';
+
+export type SandboxState =
+  | 'Pending'
+  | 'Running'
+  | 'Pausing'
+  | 'Paused'
+  | 'Resuming'
+  | 'Stopping'
+  | 'Terminated'
+  | 'Failed';
+
+/** Everything about a sandbox that outlives the daemon. Dates are absolute; a sandbox without `expiresAt` is cleaned up by hand. */
+export interface SandboxInfo {
+  id: string;
+  runtime: string;
+  state: SandboxState;
+  /** A word for programs, e.g. `running`, `exited`, `out-of-memory`, `lost`. */
+  reason: string;
+  message: string;
+  lastTransitionAt: Date;
+  image: string;
+  platform?: { os: string; arch: string };
+  entrypoint: string[];
+  metadata: Record<string, string>;
+  extensions: Record<string, string>;
+  limits: Limits;
+  createdAt: Date;
+  expiresAt?: Date;
+  /** Of the main process, once it has ended. */
+  exitCode?: number;
+}
+
+export interface CreateRequest {
+  image: string;
+  imageCredentials?: ImageCredentials;
+  platform?: { os: string; arch: string };
+  /** Name of a runtime; the configured default when absent. */
+  runtime?: string;
+  /** The main process: the sandbox ends with it. Empty, or `tail -f /dev/null`, means none: the sandbox lives until removed or expired. */
+  entrypoint: string[];
+  env: Record<string, string>;
+  metadata: Record<string, string>;
+  extensions: Record<string, string>;
+  limits: Limits;
+  mounts: Mount[];
+  timeoutMs?: number;
+}
+
+export interface SandboxFilter {
+  states?: SandboxState[];
+  metadata?: Record<string, string>;
+}
+
+/** The execId of a sandbox's main process. */
+export const mainExecId = 'main';
+
+export interface ExecutionInfo {
+  id: string;
+  /** What was asked for: the argument vector, or the shell line alone. */
+  command: string[];
+  pid: number;
+  startedAt: Date;
+  finishedAt?: Date;
+  exit?: ExecExit;
+  background: boolean;
+  tty: boolean;
+  /** The oldest offset of output still held, and the one behind the newest byte. */
+  start: number;
+  end: number;
+}
+
+/** A command in a sandbox, its output kept for whoever comes later. Survives its readers and a restart of the daemon. */
+export interface Execution {
+  readonly info: ExecutionInfo;
+  /**
+   * Output from an offset on, in order; waits for more while the command runs (with `follow`), and ends with it. Any number of readers; each reader
+   * slows the command only while it is attached. What is no longer held comes as one `gap`.
+   */
+  read(from: number, options: { follow: boolean }, signal?: AbortSignal): AsyncIterable<Output>;
+  write(bytes: Uint8Array): Promise<void>;
+  end(): void;
+  resize(size: { cols: number; rows: number }): void;
+  /** Failure('conflict') when it has ended. */
+  signal(name: string, options?: { tree?: boolean; graceMs?: number }): Promise<void>;
+  readonly exit: Promise<ExecExit>;
+}
+
+export interface Executions {
+  /**
+   * Starts a command and resolves when it runs. `background` ones have their output kept on disk (64 MiB, oldest dropped first), others in memory (1 MiB).
+   * Failure with details.exitCode 126 or 127 when it cannot start.
+   */
+  start(
+    spec: Omit<ExecSpec, 'execId' | 'env'> & {
+      execId?: string;
+      env?: Record<string, string>;
+      background?: boolean;
+    },
+    signal?: AbortSignal,
+  ): Promise<Execution>;
+  /** Throws Failure('not-found'). */
+  get(execId: string): Execution;
+  list(): ExecutionInfo[];
+}
+
+export interface SandboxService {
+  /** Resolves when the sandbox is Running and its agent has answered. */
+  create(request: CreateRequest, signal: AbortSignal): Promise<SandboxInfo>;
+  /** Failure('not-found') for ids unknown or removed, here and everywhere below. */
+  get(id: string): SandboxInfo;
+  /** Newest first. */
+  list(filter?: SandboxFilter): SandboxInfo[];
+  /** Resolves when nothing of it is left. */
+  remove(id: string, signal: AbortSignal): Promise<void>;
+  /** Failure('conflict') unless Running; Failure('unsupported') where the runtime cannot. */
+  pause(id: string, signal: AbortSignal): Promise<void>;
+  resume(id: string, signal: AbortSignal): Promise<void>;
+  /** Sets the expiry. Failure('invalid') when in the past, Failure('conflict') for sandboxes without expiry. */
+  renew(id: string, expiresAt: Date): SandboxInfo;
+  /** RFC 7396: null deletes. */
+  patchMetadata(id: string, patch: Record<string, string | null>): SandboxInfo;
+  /** The way inside. Failure('conflict') unless Running. */
+  guest(id: string): Guest;
+  executions(id: string): Executions;
+  /** Secret of this sandbox's endpoints; whoever holds it may use its ports and its execd API, and nothing else. */
+  accessToken(id: string): string;
+  runtimes(signal: AbortSignal): Promise<{ name: string; default: boolean; check: RuntimeCheck }[]>;
+}
