@@ -1,16 +1,8 @@
 // The seam between a sandbox's life and the walls it lives in. Every driver passes conformance.ts.
 
-/** How much of the host a sandbox may use. Absent means the driver's default, never "unlimited by mistake". */
-export interface Limits {
-  /** Cores, e.g. 0.5. */
-  cpu?: number;
-  memoryBytes?: number;
-  /** Processes and threads together. */
-  pids?: number;
-  /** Size of the writable layer. */
-  diskBytes?: number;
-  gpu?: number | 'all';
-}
+import type { Limits } from '../contract/sandbox.ts';
+
+export type { Limits };
 
 export interface Mount {
   hostPath: string;

@@ -1,38 +1,10 @@
 // What the doors (API, later MCP and others) can ask of sandboxes: the shapes and the service's interface. The work is in sandboxes.ts and executions.ts.
 import type { ExecExit } from '../contract/guest.ts';
+import type { Limits, SandboxInfo, SandboxState } from '../contract/sandbox.ts';
 import type { ExecSpec, Guest, Output } from '../guest/guest.ts';
-import type { ImageCredentials, Limits, Mount, RuntimeCheck } from '../runtime/runtime.ts';
+import type { ImageCredentials, Mount, RuntimeCheck } from '../runtime/runtime.ts';
 
-export type SandboxState =
-  | 'Pending'
-  | 'Running'
-  | 'Pausing'
-  | 'Paused'
-  | 'Resuming'
-  | 'Stopping'
-  | 'Terminated'
-  | 'Failed';
-
-/** Everything about a sandbox that outlives the daemon. Dates are absolute; a sandbox without `expiresAt` is cleaned up by hand. */
-export interface SandboxInfo {
-  id: string;
-  runtime: string;
-  state: SandboxState;
-  /** A word for programs, e.g. `running`, `exited`, `out-of-memory`, `lost`. */
-  reason: string;
-  message: string;
-  lastTransitionAt: Date;
-  image: string;
-  platform?: { os: string; arch: string };
-  entrypoint: string[];
-  metadata: Record<string, string>;
-  extensions: Record<string, string>;
-  limits: Limits;
-  createdAt: Date;
-  expiresAt?: Date;
-  /** Of the main process, once it has ended. */
-  exitCode?: number;
-}
+export type { SandboxInfo, SandboxState };
 
 export interface CreateRequest {
   image: string;

@@ -1,0 +1,126 @@
+// The store on node:sqlite: one file, one writer (the daemon holds the home's lock).
+import { DatabaseSync } from 'node:sqlite';
+import { Failure } from '../../lib/failure.ts';
+import type { Death, ExecutionRecord, SandboxRecord, Store } from '../store.ts';
+
+/** Deaths remembered; the oldest are forgotten first. */
+const deathsMax = 10_000;
+
+/** One step for each generation of the schema, never edited once released. */
+const migrations = [
+  `CREATE TABLE sandbox (id TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
+   CREATE TABLE execution (
+     sandbox TEXT NOT NULL, id TEXT NOT NULL, record TEXT NOT NULL, PRIMARY KEY (sandbox, id)
+   ) STRICT;
+   CREATE TABLE death (
+     number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, reason TEXT NOT NULL, message TEXT NOT NULL, at INTEGER NOT NULL
+   ) STRICT;`,
+];
+
+/** Opens or makes the database. Failure('unavailable') when the file is newer than this program or damaged. */
+export function openSqliteStore(path: string): Store {
+  const database = new DatabaseSync(path);
+  try {
+    database.exec(
+      'PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA busy_timeout = 5000',
+    );
+    migrate(database, path);
+  } catch (error) {
+    database.close();
+    throw error instanceof Failure
+      ? error
+      : new Failure('unavailable', `open the database ${path}: ${(error as Error).message}`, {
+          cause: error,
+          hint: 'Move the file away to start with an empty one; running sandboxes are then removed.',
+        });
+  }
+  return sqliteStore(database);
+}
+
+function migrate(database: DatabaseSync, path: string): void {
+  const row = database.prepare('PRAGMA user_version').get() as { user_version: number };
+  if (row.user_version > migrations.length)
+    throw new Failure('unavailable', `${path} was written by a newer glovebox`, {
+      hint: 'Upgrade glovebox.',
+    });
+  for (let step = row.user_version; step < migrations.length; step++)
+    database.exec(`BEGIN; ${migrations[step]} PRAGMA user_version = ${step + 1}; COMMIT`);
+}
+
+function sqliteStore(database: DatabaseSync): Store {
+  const statements = {
+    saveSandbox: database.prepare(
+      'INSERT INTO sandbox (id, record) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET record = excluded.record',
+    ),
+    sandboxes: database.prepare('SELECT record FROM sandbox'),
+    dropSandbox: database.prepare('DELETE FROM sandbox WHERE id = ?'),
+    saveExecution: database.prepare(
+      'INSERT OR REPLACE INTO execution (sandbox, id, record) VALUES (?, ?, ?)',
+    ),
+    dropExecution: database.prepare('DELETE FROM execution WHERE sandbox = ? AND id = ?'),
+    dropExecutions: database.prepare('DELETE FROM execution WHERE sandbox = ?'),
+    executions: database.prepare('SELECT record FROM execution WHERE sandbox = ?'),
+    saveDeath: database.prepare('INSERT OR REPLACE INTO death (id, reason, message, at) VALUES (?, ?, ?, ?)'),
+    trimDeaths: database.prepare('DELETE FROM death WHERE number <= (SELECT max(number) FROM death) - ?'),
+    death: database.prepare('SELECT id, reason, message, at FROM death WHERE id = ?'),
+  };
+
+  const atomically = (work: () => void): void => {
+    database.exec('BEGIN IMMEDIATE');
+    try {
+      work();
+      database.exec('COMMIT');
+    } catch (error) {
+      database.exec('ROLLBACK');
+      throw error;
+    }
+  };
+
+  return {
+    saveSandbox(record) {
+      statements.saveSandbox.run(record.info.id, JSON.stringify(record));
+    },
+    burySandbox(death) {
+      atomically(() => {
+        statements.dropSandbox.run(death.id);
+        statements.dropExecutions.run(death.id);
+        statements.saveDeath.run(death.id, death.reason, death.message, death.at.getTime());
+        statements.trimDeaths.run(deathsMax);
+      });
+    },
+    sandboxes() {
+      return statements.sandboxes.all().map((row) => reviveSandbox(String(row.record)));
+    },
+    death(id) {
+      const row = statements.death.get(id) as
+        | { id: string; reason: string; message: string; at: number }
+        | undefined;
+      return row && ({ ...row, at: new Date(row.at) } satisfies Death);
+    },
+    saveExecution(sandboxId, record) {
+      statements.saveExecution.run(sandboxId, record.execId, JSON.stringify(record));
+    },
+    forgetExecution(sandboxId, execId) {
+      statements.dropExecution.run(sandboxId, execId);
+    },
+    executions(sandboxId) {
+      return statements.executions.all(sandboxId).map((row) => {
+        const record = JSON.parse(String(row.record)) as ExecutionRecord;
+        return { ...record, startedAt: new Date(record.startedAt) };
+      });
+    },
+    close() {
+      database.close();
+    },
+  };
+}
+
+/** Dates travel as ISO strings in the JSON. */
+function reviveSandbox(json: string): SandboxRecord {
+  const record = JSON.parse(json) as SandboxRecord;
+  const { info } = record;
+  info.createdAt = new Date(info.createdAt);
+  info.lastTransitionAt = new Date(info.lastTransitionAt);
+  if (info.expiresAt !== undefined) info.expiresAt = new Date(info.expiresAt);
+  return record;
+}

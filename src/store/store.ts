@@ -1,0 +1,38 @@
+// What survives a restart of the daemon. Each call is durable against a crash of the daemon when it returns.
+import type { SandboxInfo } from '../contract/sandbox.ts';
+
+/** A background command that was started; its output lies beside it in the sandbox's log folder. */
+export interface ExecutionRecord {
+  execId: string;
+  command: string[];
+  startedAt: Date;
+  tty: boolean;
+}
+
+/** A sandbox as it was last decided. `agentToken` lets its agent dial in, `accessToken` opens its endpoints. */
+export interface SandboxRecord {
+  info: SandboxInfo;
+  env: Record<string, string>;
+  agentToken: string;
+  accessToken: string;
+}
+
+/** How a sandbox that is gone came to its end. */
+export interface Death {
+  id: string;
+  reason: string;
+  message: string;
+  at: Date;
+}
+
+export interface Store {
+  saveSandbox(record: SandboxRecord): void;
+  /** Forgets the sandbox and its executions and remembers the death, in one step. */
+  burySandbox(death: Death): void;
+  sandboxes(): SandboxRecord[];
+  death(id: string): Death | undefined;
+  saveExecution(sandboxId: string, record: ExecutionRecord): void;
+  forgetExecution(sandboxId: string, execId: string): void;
+  executions(sandboxId: string): ExecutionRecord[];
+  close(): void;
+}
