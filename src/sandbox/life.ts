@@ -1,0 +1,411 @@
+// The life of one sandbox: the only place that changes its state, its machine and its door.
+//
+//            create()                 agent says hello, main process runs
+//   (none) ───────────▶ Pending ──────────────────────────────────────────▶ Running
+//                          │                                                 │   ▲
+//                          │ failed, aborted                        pause()  ▼   │  resume()
+//                          │                                          Pausing   Resuming
+//                          │                                                 ▼   │
+//                          │                                                 Paused
+//                          │           main process or machine ended         │
+//                          │          ┌──────────────────────────────────────┤
+//                          │          ▼                                      │
+//                          │   Terminated (0) | Failed (reason)              │
+//                          ▼          ▼       remove(), expiry               ▼
+//                       Stopping ◀─────────────────────────────────────── Stopping ──▶ (none), its death remembered
+//
+// Each step is saved before its effect, so that a daemon that starts again knows what was meant and finishes it.
+import { mkdir, rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { type AgentBoot, guestProtocol } from '../contract/guest.ts';
+import type { Guest } from '../guest/guest.ts';
+import { Failure } from '../lib/failure.ts';
+import type { Log } from '../lib/log.ts';
+import type { ImageDefaults, Machine, MachineSpec, Runtime } from '../runtime/runtime.ts';
+import type { SandboxRecord, Store } from '../store/store.ts';
+import { type AgentDoor, openDoor } from './door.ts';
+import { SandboxExecutions } from './executions.ts';
+import { type CreateRequest, mainExecId, type SandboxInfo, type SandboxState } from './sandbox.ts';
+
+/** From the first step of a machine to its agent's hello; pulling the image is the runtime's own time and not part of it. */
+const helloDeadlineMs = 60_000;
+const removeDeadlineMs = 120_000;
+const freezeDeadlineMs = 30_000;
+
+export interface Folders {
+  /** Sockets and boot files: one folder for each sandbox. */
+  run: string;
+  /** Disk state of the runtimes: one folder for each sandbox. */
+  machines: string;
+  /** Output of background commands: one folder for each sandbox. */
+  logs: string;
+}
+
+export interface LifeOptions {
+  runtime: Runtime;
+  store: Store;
+  folders: Folders;
+  log: Log;
+  now: () => Date;
+  /** Called once, when nothing of the sandbox is left. */
+  onGone: () => void;
+}
+
+/** Why a sandbox is taken away; kept as its death. */
+export interface RemovalReason {
+  reason: 'removed' | 'expired' | 'create-failed' | 'interrupted';
+  message: string;
+}
+
+export class Life {
+  readonly executions: SandboxExecutions;
+  readonly #record: SandboxRecord;
+  readonly #options: LifeOptions;
+  readonly #runFolder: string;
+  /** Ends a creation that is under way when the sandbox is removed meanwhile. */
+  readonly #removal = new AbortController();
+  #queue: Promise<unknown> = Promise.resolve();
+  #machine: Machine | undefined;
+  #door: AgentDoor | undefined;
+  #guest: Guest | undefined;
+  #gone = false;
+  #image: ImageDefaults = { env: {}, entrypoint: [] };
+
+  constructor(record: SandboxRecord, options: LifeOptions) {
+    this.#record = record;
+    this.#options = options;
+    const { id } = record.info;
+    this.#runFolder = join(options.folders.run, id);
+    this.executions = new SandboxExecutions({
+      folder: join(options.folders.logs, id),
+      guest: () => this.#inside(),
+      defaults: () => ({ ...this.#image, env: { ...this.#image.env, ...record.env } }),
+      save: (execution) => options.store.saveExecution(id, execution),
+      forget: (execId) => options.store.forgetExecution(id, execId),
+    });
+  }
+
+  get info(): SandboxInfo {
+    return this.#record.info;
+  }
+
+  get accessToken(): string {
+    return this.#record.accessToken;
+  }
+
+  /** The way inside; throws unless Running and connected. */
+  guest(): Guest {
+    const { id, state, message } = this.info;
+    if (state !== 'Running')
+      throw new Failure('conflict', `sandbox ${id} is ${state}: ${message}`, {
+        ...(state === 'Paused' ? { hint: 'Resume it first.' } : {}),
+      });
+    if (this.#guest === undefined)
+      throw new Failure('unavailable', `sandbox ${id}: its agent has not dialled in again yet`, {
+        hint: 'Try again in a moment.',
+      });
+    return this.#guest;
+  }
+
+  /** As `guest`, and during the last step of a creation, when the main process is started. */
+  #inside(): Guest {
+    return this.info.state === 'Pending' && this.#guest !== undefined ? this.#guest : this.guest();
+  }
+
+  /** Pending → Running. On failure or abort everything is taken away again. */
+  create(request: CreateRequest, signal: AbortSignal): Promise<void> {
+    return this.#exclusive(async () => {
+      const all = AbortSignal.any([signal, this.#removal.signal]);
+      try {
+        await this.#boot(request, all);
+      } catch (error) {
+        const failure = Failure.from(error, `create sandbox ${this.info.id}`);
+        await this.#takeAway({ reason: 'create-failed', message: failure.message }).catch((cleanup) =>
+          this.#options.log.error(
+            { sandbox: this.info.id, error: String(cleanup) },
+            'cleaning up after a failed creation failed',
+          ),
+        );
+        throw failure;
+      }
+    });
+  }
+
+  async #boot(request: CreateRequest, signal: AbortSignal): Promise<void> {
+    const { id } = this.info;
+    await this.#openDoor();
+    const spec: MachineSpec = {
+      id,
+      image: request.image,
+      limits: request.limits,
+      mounts: request.mounts,
+      runFolder: this.#runFolder,
+      stateFolder: join(this.#options.folders.machines, id),
+      labels: request.metadata,
+      onProgress: (line) => this.#options.log.info({ sandbox: id, line }, 'progress'),
+      ...(request.imageCredentials ? { imageCredentials: request.imageCredentials } : {}),
+      ...(request.platform ? { platform: request.platform } : {}),
+    };
+    const machine = await this.#options.runtime.create(spec, signal);
+    this.#machine = machine;
+    this.#image = machine.image;
+    await this.#awaitAgent(machine, AbortSignal.any([signal, AbortSignal.timeout(helloDeadlineMs)]));
+    await rm(join(this.#runFolder, 'boot.json'), { force: true });
+    if (request.entrypoint.length > 0)
+      await this.executions.start(
+        { execId: mainExecId, argv: request.entrypoint, stdin: 'none', background: true },
+        signal,
+      );
+    this.#transition('Running', 'running', 'the agent answers');
+    this.#watch(machine);
+  }
+
+  async #openDoor(): Promise<void> {
+    const boot: AgentBoot = {
+      protocol: guestProtocol,
+      sandboxId: this.info.id,
+      token: this.#record.agentToken,
+    };
+    // The guest's users differ from ours, so the folder is open; the home folder above it is not.
+    await mkdir(this.#runFolder, { recursive: true, mode: 0o755 });
+    if (this.info.state === 'Pending')
+      await writeFile(join(this.#runFolder, 'boot.json'), JSON.stringify(boot), { mode: 0o644 });
+    this.#door = await openDoor({ runFolder: this.#runFolder, token: boot.token });
+  }
+
+  async #awaitAgent(machine: Machine, signal: AbortSignal): Promise<void> {
+    const door = this.#door as AgentDoor;
+    const died = machine.exited.then((exit) => {
+      throw new Failure(
+        exit.reason === 'out-of-memory' ? 'exhausted' : 'unavailable',
+        `sandbox ${this.info.id} ended before its agent answered: ${exit.message}`,
+      );
+    });
+    this.#guest = await Promise.race([door.connected(signal), died]);
+  }
+
+  /** What ends a running sandbox: its main process, its machine, or the loss of its agent. */
+  #watch(machine: Machine): void {
+    const main = this.#mainExit();
+    void Promise.race([
+      machine.exited.then((exit) => ({
+        reason: exit.reason,
+        exitCode: exit.exitCode,
+        message: exit.message,
+      })),
+      ...(main === undefined ? [] : [main]),
+      (this.#door as AgentDoor).ended.then((why) => ({
+        reason: 'lost',
+        exitCode: undefined,
+        message: `its agent is gone: ${why.message}`,
+      })),
+    ]).then((end) => this.#ended(machine, end));
+  }
+
+  #mainExit(): Promise<{ reason: string; exitCode: number | undefined; message: string }> | undefined {
+    if (!this.executions.list().some((it) => it.id === mainExecId)) return undefined;
+    return this.executions.get(mainExecId).exit.then(async (exit) => {
+      // With reason `unknown` the machine or the door tells the true cause.
+      if (exit.reason === 'unknown') return new Promise<never>(() => {});
+      const exitCode = exit.code ?? undefined;
+      return {
+        reason: 'exited',
+        exitCode,
+        message: `the main process ended with ${exit.signal ?? `exit code ${exitCode}`}`,
+      };
+    });
+  }
+
+  async #ended(
+    machine: Machine,
+    end: { reason: string; exitCode: number | undefined; message: string },
+  ): Promise<void> {
+    await this.#exclusive(async () => {
+      if (this.info.state === 'Stopping' || this.#machine !== machine) return;
+      if (end.exitCode !== undefined) this.info.exitCode = end.exitCode;
+      const well = end.reason === 'exited' && end.exitCode === 0;
+      this.#transition(well ? 'Terminated' : 'Failed', end.reason, end.message);
+      await this.#dismantle();
+    }).catch((error) =>
+      this.#options.log.error(
+        { sandbox: this.info.id, error: String(error) },
+        'taking an ended sandbox apart failed',
+      ),
+    );
+  }
+
+  pause(signal: AbortSignal): Promise<void> {
+    return this.#freeze('Running', 'Pausing', 'Paused', signal, async (machine, all) => {
+      this.#door?.hold();
+      await machine.pause(all);
+    });
+  }
+
+  resume(signal: AbortSignal): Promise<void> {
+    return this.#freeze('Paused', 'Resuming', 'Running', signal, async (machine, all) => {
+      await machine.resume(all);
+      this.#door?.release();
+      this.#guest = await (this.#door as AgentDoor).connected(all);
+      await this.#guest.ping(all);
+    });
+  }
+
+  #freeze(
+    from: SandboxState,
+    during: SandboxState,
+    to: SandboxState,
+    signal: AbortSignal,
+    work: (machine: NonNullable<Machine['pausing']>, signal: AbortSignal) => Promise<void>,
+  ): Promise<void> {
+    return this.#exclusive(async () => {
+      const { id, state } = this.info;
+      if (state !== from) throw new Failure('conflict', `sandbox ${id} is ${state}, not ${from}`);
+      const pausing = this.#machine?.pausing;
+      if (pausing === undefined)
+        throw new Failure('unsupported', `runtime ${this.info.runtime} cannot pause sandboxes here`, {
+          hint: 'See `glovebox doctor` for what is missing.',
+        });
+      this.#transition(during, during.toLowerCase(), `${during.toLowerCase()} on request`);
+      try {
+        await work(pausing, AbortSignal.any([signal, AbortSignal.timeout(freezeDeadlineMs)]));
+      } catch (error) {
+        await this.#settleFreeze(from);
+        throw error;
+      }
+      this.#transition(to, to.toLowerCase(), `${to.toLowerCase()} on request`);
+    });
+  }
+
+  /** A freeze or thaw that failed half-way is undone, so that the state tells the truth. */
+  async #settleFreeze(back: SandboxState): Promise<void> {
+    const pausing = this.#machine?.pausing;
+    const signal = AbortSignal.timeout(freezeDeadlineMs);
+    try {
+      if (back === 'Running') {
+        await pausing?.resume(signal);
+        this.#door?.release();
+      } else {
+        this.#door?.hold();
+        await pausing?.pause(signal);
+      }
+    } catch (error) {
+      this.#options.log.error(
+        { sandbox: this.info.id, error: String(error) },
+        'undoing a half-done freeze failed',
+      );
+    }
+    this.#transition(back, back.toLowerCase(), 'the change of state failed and was undone');
+  }
+
+  setExpiry(expiresAt: Date): void {
+    this.info.expiresAt = expiresAt;
+    this.#save();
+  }
+
+  setMetadata(metadata: Record<string, string>): void {
+    this.info.metadata = metadata;
+    this.#save();
+  }
+
+  /** Resolves when nothing is left. A removal that failed is tried again by the next call. */
+  remove(why: RemovalReason): Promise<void> {
+    this.#removal.abort(new Failure('aborted', `sandbox ${this.info.id} is being removed`));
+    return this.#exclusive(() => this.#takeAway(why));
+  }
+
+  async #takeAway(why: RemovalReason): Promise<void> {
+    if (this.#gone) return;
+    // A removal that is tried again keeps the reason of the first try.
+    if (this.info.state !== 'Stopping') this.#transition('Stopping', why.reason, why.message);
+    await this.#dismantle();
+    await this.executions.dispose();
+    const { id, reason, message } = this.info;
+    this.#options.store.burySandbox({ id, reason, message, at: this.#options.now() });
+    this.#gone = true;
+    this.#options.onGone();
+  }
+
+  /** Takes away the machine and the door; the record and the logs stay. */
+  async #dismantle(): Promise<void> {
+    const { id } = this.info;
+    await this.#machine?.remove(AbortSignal.timeout(removeDeadlineMs));
+    this.#machine = undefined;
+    this.#guest = undefined;
+    await this.#door?.close();
+    this.#door = undefined;
+    await rm(this.#runFolder, { recursive: true, force: true });
+    await rm(join(this.#options.folders.machines, id), { recursive: true, force: true });
+  }
+
+  /** After a restart of the daemon: takes up the machine that was found, or says what became of it. */
+  adopt(machine: Machine | undefined): Promise<void> {
+    return this.#exclusive(async () => {
+      this.#machine = machine;
+      const { state } = this.info;
+      if (state === 'Pending')
+        return this.#takeAway({
+          reason: 'interrupted',
+          message: 'the daemon ended while it was being created',
+        });
+      if (state === 'Stopping') return this.#takeAway({ reason: 'removed', message: this.info.message });
+      if (state === 'Terminated' || state === 'Failed') return this.#dismantle();
+      if (machine === undefined) {
+        this.#transition('Failed', 'lost', 'its machine was gone when the daemon started');
+        return this.#dismantle();
+      }
+      this.#image = machine.image;
+      await this.#openDoor();
+      const paused = machine.paused;
+      if (paused) this.#door?.hold();
+      this.#transition(paused ? 'Paused' : 'Running', 'adopted', 'found again after the daemon started');
+      void this.#rejoin(machine);
+    });
+  }
+
+  /** Waits for the agent to dial in again, then takes up its commands. */
+  async #rejoin(machine: Machine): Promise<void> {
+    const door = this.#door as AgentDoor;
+    this.#watch(machine);
+    try {
+      const guest = await door.connected(this.#removal.signal);
+      const records = this.#options.store.executions(this.info.id);
+      await this.executions.adopt(records, guest, this.#removal.signal);
+      this.#guest = guest;
+      if (records.some((it) => it.execId === mainExecId)) this.#watch(machine);
+    } catch (error) {
+      this.#options.log.warn(
+        { sandbox: this.info.id, error: String(error) },
+        'taking up a sandbox again failed',
+      );
+    }
+  }
+
+  /** Leaves the sandbox running and lets go of it: the daemon is stopping. */
+  async release(): Promise<void> {
+    await this.#door?.close();
+  }
+
+  #transition(state: SandboxState, reason: string, message: string): void {
+    const { info } = this;
+    this.#options.log.info(
+      { sandbox: info.id, from: info.state, to: state, reason },
+      'sandbox changed state',
+    );
+    info.state = state;
+    info.reason = reason;
+    info.message = message;
+    info.lastTransitionAt = this.#options.now();
+    this.#save();
+  }
+
+  #save(): void {
+    this.#options.store.saveSandbox(this.#record);
+  }
+
+  /** One change of state at a time, in the order of the calls. */
+  #exclusive<T>(work: () => Promise<T>): Promise<T> {
+    const result = this.#queue.then(work);
+    this.#queue = result.catch(() => {});
+    return result;
+  }
+}

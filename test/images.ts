@@ -1,0 +1,70 @@
+// Root file systems for tests, made from Debian packages and kept between runs: no registry is needed.
+import { execFileSync } from 'node:child_process';
+import { cpSync, existsSync, mkdirSync, mkdtempSync, renameSync, rmSync, symlinkSync } from 'node:fs';
+import { join } from 'node:path';
+
+/** `scratch`: nothing but one static binary. `busybox`: a shell and its tools, no libc. `debian`: a minimal Debian with glibc, bash, apt and python. */
+export type TestImage = 'scratch' | 'busybox' | 'debian';
+
+const cache = process.env.GLOVEBOX_TEST_CACHE ?? '/var/tmp/glovebox-test-images';
+const busybox = '/bin/busybox';
+const suite = 'bookworm';
+
+/** The image's root file system as a tar file. The first caller makes it; others of the same machine use what is there. */
+export function rootfsTar(image: TestImage): string {
+  const tar = join(cache, `${image}-1.tar`);
+  if (existsSync(tar)) return tar;
+  mkdirSync(cache, { recursive: true });
+  const work = mkdtempSync(join(cache, `making-${image}-`));
+  try {
+    const root = join(work, 'root');
+    mkdirSync(root);
+    makers[image](root);
+    execFileSync('tar', ['--numeric-owner', '-C', root, '-cf', join(work, 'image.tar'), '.']);
+    renameSync(join(work, 'image.tar'), tar);
+  } finally {
+    rmSync(work, { recursive: true, force: true });
+  }
+  return tar;
+}
+
+const makers: Record<TestImage, (root: string) => void> = {
+  scratch(root) {
+    cpSync(busybox, join(root, 'busybox'));
+  },
+  busybox(root) {
+    for (const folder of ['bin', 'etc', 'tmp', 'root', 'proc', 'dev', 'sys']) mkdirSync(join(root, folder));
+    cpSync(busybox, join(root, 'bin/busybox'));
+    const applets = execFileSync(busybox, ['--list'], { encoding: 'utf8' }).trim().split('\n');
+    for (const applet of applets) if (applet !== 'busybox') symlinkSync('busybox', join(root, 'bin', applet));
+    execFileSync('sh', [
+      '-c',
+      `printf 'root:x:0:0:root:/root:/bin/sh\\nnobody:x:65534:65534:nobody:/:/bin/sh\\n' >"$1/etc/passwd"
+       printf 'root:x:0:\\nnogroup:x:65534:\\n' >"$1/etc/group"; chmod 1777 "$1/tmp"`,
+      'sh',
+      root,
+    ]);
+  },
+  debian(root) {
+    const args = ['--variant=minbase', '--include=python3-minimal,procps', suite, root];
+    execFileSync('debootstrap', args, {
+      stdio: ['ignore', 'ignore', 'inherit'],
+      env: { ...process.env, PATH: `${process.env.PATH}:/usr/sbin:/sbin`, DEBIAN_FRONTEND: 'noninteractive' },
+    });
+    rmSync(join(root, 'var/cache/apt'), { recursive: true, force: true });
+    rmSync(join(root, 'var/lib/apt/lists'), { recursive: true, force: true });
+  },
+};
+
+/** The same as an image of the Docker engine; its reference. */
+export function dockerImage(image: TestImage): string {
+  const reference = `glovebox-test/${image}:1`;
+  try {
+    execFileSync('docker', ['image', 'inspect', reference], { stdio: 'ignore' });
+  } catch {
+    execFileSync('docker', ['import', '--change', 'ENV IMAGE_SAYS=hello', rootfsTar(image), reference], {
+      stdio: 'ignore',
+    });
+  }
+  return reference;
+}
