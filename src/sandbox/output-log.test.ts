@@ -1,0 +1,123 @@
+import { mkdtempSync, readdirSync, rmSync, truncateSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import type { Output } from '../guest/guest.ts';
+import { FileOutputLog, MemoryOutputLog, type OutputLog } from './output-log.ts';
+
+const piece = (offset: number, text: string, lane: 'stdout' | 'stderr' = 'stdout'): Output => ({
+  type: 'output',
+  lane,
+  offset,
+  bytes: Buffer.from(text),
+});
+
+/** Readable form: lane and text, or the gap's borders. */
+async function collect(pieces: AsyncIterable<Output>): Promise<string[]> {
+  const seen: string[] = [];
+  for await (const it of pieces)
+    seen.push(
+      it.type === 'gap' ? `gap ${it.from}-${it.to}` : `${it.lane}@${it.offset} ${Buffer.from(it.bytes)}`,
+    );
+  return seen;
+}
+
+let folder: string;
+beforeEach(() => {
+  folder = mkdtempSync(join(tmpdir(), 'output-log-'));
+});
+afterEach(() => rmSync(folder, { recursive: true, force: true }));
+
+const kinds: Record<string, (bytesMax: number) => Promise<OutputLog>> = {
+  memory: async (bytesMax) => new MemoryOutputLog({ bytesMax }),
+  file: (bytesMax) => FileOutputLog.open(join(folder, 'log'), { bytesMax }),
+};
+
+describe.each(Object.keys(kinds))('%s log', (kind) => {
+  const make = (bytesMax: number) => (kinds[kind] as (typeof kinds)[string])(bytesMax);
+
+  test('gives both lanes back in order, from any offset', async () => {
+    const log = await make(1000);
+    await log.append(piece(0, 'hello '));
+    await log.append(piece(6, 'oops', 'stderr'));
+    await log.append(piece(10, 'world'));
+    await log.finish();
+    expect(await collect(log.read(0, { follow: false }))).toEqual([
+      'stdout@0 hello ',
+      'stderr@6 oops',
+      'stdout@10 world',
+    ]);
+    expect(await collect(log.read(8, { follow: false }))).toEqual(['stderr@8 ps', 'stdout@10 world']);
+    expect(await collect(log.read(15, { follow: true }))).toEqual([]);
+    expect([log.start, log.end]).toEqual([0, 15]);
+  });
+
+  test('a follower gets what comes later and ends with the log', async () => {
+    const log = await make(1000);
+    const following = collect(log.read(0, { follow: true }));
+    await log.append(piece(0, 'a'));
+    await log.append(piece(1, 'b'));
+    await log.finish();
+    expect((await following).join('')).toContain('b');
+  });
+
+  test('without readers the oldest bytes go, and their loss is told', async () => {
+    const log = await make(10);
+    for (let at = 0; at < 100; at += 5) await log.append(piece(at, '12345'));
+    await log.finish();
+    const seen = await collect(log.read(0, { follow: false }));
+    expect(seen[0]).toBe(`gap 0-${log.start}`);
+    expect(log.start).toBeGreaterThan(0);
+    expect(log.end - log.start).toBeLessThanOrEqual(15);
+    expect(seen.at(-1)).toBe('stdout@95 12345');
+  });
+
+  test('a gap is passed on', async () => {
+    const log = await make(1000);
+    await log.append(piece(0, 'x'));
+    await log.append({ type: 'gap', from: 1, to: 51 });
+    await log.append(piece(51, 'y'));
+    await log.finish();
+    expect(await collect(log.read(0, { follow: false }))).toEqual(['stdout@0 x', 'gap 1-51', 'stdout@51 y']);
+  });
+
+  test('an aborted follower stops', async () => {
+    const log = await make(1000);
+    const abort = new AbortController();
+    const following = collect(log.read(0, { follow: true }, abort.signal));
+    abort.abort(new Error('enough'));
+    await expect(following).rejects.toThrow('enough');
+  });
+});
+
+test('a reader that is attached holds the writer back, and its leaving lets it go', async () => {
+  const log = new MemoryOutputLog({ bytesMax: 4 });
+  const reader = log.read(0, { follow: true });
+  await log.append(piece(0, '1234'));
+  expect(await reader.next()).toMatchObject({ value: { offset: 0 } });
+  let written = false;
+  const blocked = log.append(piece(4, '5678')).then(() => {
+    written = true;
+  });
+  await new Promise(setImmediate);
+  expect(written).toBe(false);
+  await reader.return(undefined);
+  await blocked;
+  expect(log.start).toBe(4);
+});
+
+test('a log on disk goes on behind its last whole record after a crash', async () => {
+  const path = join(folder, 'log');
+  const before = await FileOutputLog.open(path, { bytesMax: 1000 });
+  await before.append(piece(0, 'whole'));
+  await before.append(piece(5, 'torn apart'));
+  await before.finish();
+  truncateSync(join(path, '0.log'), 5 + 5 + 5 + 3);
+  const after = await FileOutputLog.open(path, { bytesMax: 1000 });
+  expect(after.end).toBe(5);
+  await after.append(piece(5, 'again'));
+  await after.finish();
+  expect(await collect(after.read(0, { follow: false }))).toEqual(['stdout@0 whole', 'stdout@5 again']);
+  await after.dispose();
+  expect(readdirSync(folder)).toEqual([]);
+});
