@@ -1,0 +1,115 @@
+// OpenSandbox's API inside a sandbox as it crosses the wire (specification: execd 1.0.0, and what its npm client 0.1.11 sends).
+// The daemon serves it for every sandbox below /sandboxes/{id}/proxy/44772. `/pty` is not in the specification; its protocol is in api/execd/pty.ts.
+import { z } from 'zod';
+
+const path = z.string().min(1).max(16_384);
+/** Octal digits read as a decimal number: 0o755 is 755. */
+const mode = z
+  .int()
+  .min(0)
+  .max(7777)
+  .refine((digits) => /^[0-7]{1,4}$/.test(String(digits)), 'must be octal digits, such as 644 or 755');
+const account = z.string().max(256);
+const id32 = z.int().min(0).max(4_294_967_294);
+
+export const RunCommandRequest = z
+  .strictObject({
+    command: z.string().refine((line) => line.trim() !== '', 'must not be empty'),
+    cwd: path.nullish(),
+    background: z.boolean().nullish(),
+    timeout: z.int().min(1).max(2_147_483_647).nullish().describe('Milliseconds.'),
+    uid: id32.nullish(),
+    gid: id32.nullish(),
+    envs: z
+      .record(z.string().regex(/^[^=\0]+$/, 'is no name of a variable'), z.string().nullable())
+      .nullish(),
+  })
+  .refine((it) => it.gid == null || it.uid != null, { path: ['gid'], message: 'needs uid' });
+export type RunCommandRequest = z.infer<typeof RunCommandRequest>;
+
+/** One event of the stream: its JSON and an empty line, without SSE's `data:`. */
+export const CommandEvent = z.object({
+  type: z.enum(['init', 'ping', 'stdout', 'stderr', 'error', 'execution_complete']),
+  text: z.string().optional(),
+  timestamp: z.int(),
+  /** Milliseconds; absent when zero. */
+  execution_time: z.int().optional(),
+  error: z.object({ ename: z.string(), evalue: z.string(), traceback: z.array(z.string()) }).optional(),
+});
+export type CommandEvent = z.infer<typeof CommandEvent>;
+
+export const CommandStatus = z.object({
+  id: z.string(),
+  content: z.string(),
+  running: z.boolean(),
+  exit_code: z.int().optional(),
+  error: z.string().optional(),
+  started_at: z.iso.datetime(),
+  finished_at: z.iso.datetime().optional(),
+});
+export type CommandStatus = z.infer<typeof CommandStatus>;
+
+export const logsCursorHeader = 'EXECD-COMMANDS-TAIL-CURSOR';
+
+export const FileInfo = z.object({
+  path: z.string(),
+  type: z.enum(['file', 'directory', 'symlink', 'other']),
+  size: z.int(),
+  modified_at: z.iso.datetime(),
+  created_at: z.iso.datetime(),
+  owner: z.string(),
+  group: z.string(),
+  mode: z.int(),
+});
+export type FileInfo = z.infer<typeof FileInfo>;
+
+export const FileInfoMap = z.record(z.string(), FileInfo);
+export const FileInfoList = z.array(FileInfo);
+
+const Permission = z.strictObject({
+  mode: mode.nullish(),
+  owner: account.nullish(),
+  group: account.nullish(),
+});
+export const PermissionMap = z.record(path, Permission);
+
+export const MoveList = z.array(z.strictObject({ src: path, dest: path })).max(10_000);
+
+export const ReplaceMap = z.record(
+  path,
+  z.strictObject({ old: z.string().min(1, 'must not be empty'), new: z.string() }),
+);
+export const ReplaceResult = z.record(z.string(), z.object({ replacedCount: z.int() }));
+
+export const UploadMetadata = z.strictObject({
+  path,
+  owner: account.nullish(),
+  group: account.nullish(),
+  mode: mode.nullish(),
+});
+export type UploadMetadata = z.infer<typeof UploadMetadata>;
+
+export const Metrics = z.object({
+  cpu_count: z.number(),
+  cpu_used_pct: z.number(),
+  mem_total_mib: z.number(),
+  mem_used_mib: z.number(),
+  timestamp: z.int(),
+});
+export type Metrics = z.infer<typeof Metrics>;
+
+export const CreatePtyRequest = z.strictObject({ cwd: path.nullish(), command: z.string().nullish() });
+export const CreatePtyResponse = z.object({ session_id: z.string() });
+export const PtyStatus = z.object({ session_id: z.string(), running: z.boolean(), output_offset: z.int() });
+
+/** Text messages from the client of a terminal. Binary ones are 0x00 and the bytes for stdin. */
+export const PtyMessage = z.discriminatedUnion('type', [
+  z.object({ type: z.literal('stdin'), data: z.string() }),
+  z.object({ type: z.literal('resize'), cols: z.int().min(1).max(1000), rows: z.int().min(1).max(1000) }),
+  z.object({
+    type: z.literal('signal'),
+    signal: z.enum(['SIGINT', 'SIGTERM', 'SIGKILL', 'SIGQUIT', 'SIGHUP']),
+  }),
+  z.object({ type: z.literal('ping') }),
+]);
+export type PtyMessage = z.infer<typeof PtyMessage>;

@@ -1,0 +1,156 @@
+// The lifecycle API of OpenSandbox as it crosses the wire (specification: sandbox-lifecycle, version 0.1.0, and its npm client 0.1.11).
+// Answers may carry one property more than the specification names: `glovebox`. Properties that are absent are omitted, never null.
+import { z } from 'zod';
+
+export const secureAccessHeader = 'OpenSandbox-Secure-Access';
+export const apiKeyHeader = 'OPEN-SANDBOX-API-KEY';
+
+/** Ports of a guest with a meaning of their own in OpenSandbox: the API inside a sandbox, and the one of its way out. */
+export const execdPort = 44772;
+export const egressPort = 18080;
+
+const text = (max: number) => z.string().max(max);
+const name63 = /^[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$/;
+const dnsSubdomain = /^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*$/;
+
+/** Why a metadata key is refused, or undefined. The rules are those of Kubernetes labels; `opensandbox.io/` is reserved. */
+export function metadataKeyProblem(key: string): string | undefined {
+  const slash = key.indexOf('/');
+  const prefix = slash < 0 ? undefined : key.slice(0, slash);
+  if (prefix === 'opensandbox.io') return 'the prefix opensandbox.io/ is reserved';
+  if (prefix !== undefined && (prefix.length > 253 || !dnsSubdomain.test(prefix)))
+    return 'its prefix is not a DNS name';
+  return name63.test(key.slice(slash + 1))
+    ? undefined
+    : 'use at most 63 letters, digits, - _ and ., and a letter or digit at both ends';
+}
+
+export function metadataValueProblem(value: string): string | undefined {
+  return value === '' || name63.test(value)
+    ? undefined
+    : 'use at most 63 letters, digits, - _ and ., and a letter or digit at both ends, or nothing';
+}
+
+export const MetadataPatch = z
+  .record(z.string(), z.string().nullable())
+  .describe('JSON merge patch (RFC 7396) of the metadata: null deletes a key.');
+
+export const ImageSpec = z.strictObject({
+  uri: text(1024).min(1),
+  auth: z.strictObject({ username: text(1024), password: text(65_536) }).optional(),
+});
+
+export const PlatformSpec = z.strictObject({
+  os: z.enum(['linux', 'windows']),
+  arch: z.enum(['amd64', 'arm64']),
+});
+
+export const Volume = z.strictObject({
+  name: z
+    .string()
+    .regex(/^[a-z0-9]([-a-z0-9]*[a-z0-9])?$/, 'must be a DNS label')
+    .max(63),
+  mountPath: text(4096).regex(/^\//, 'must be absolute'),
+  readOnly: z.boolean().default(false),
+  subPath: text(4096)
+    .refine(
+      (path) => !path.startsWith('/') && !path.split('/').includes('..'),
+      'must be relative, without ..',
+    )
+    .optional(),
+  host: z.strictObject({ path: text(4096).regex(/^\//, 'must be absolute') }).optional(),
+  pvc: z.looseObject({}).optional(),
+  ossfs: z.looseObject({}).optional(),
+});
+
+/** Fields that this build refuses are described so that the refusal can be clear; see api/opensandbox/create.ts. */
+export const CreateSandboxRequest = z.strictObject({
+  image: ImageSpec.optional(),
+  snapshotId: z.string().nullish(),
+  entrypoint: z.array(text(131_072)).min(1).max(4096).optional(),
+  timeout: z
+    .int()
+    .min(60)
+    .nullish()
+    .describe('Seconds until the sandbox is removed; by hand only when absent.'),
+  resourceLimits: z
+    .record(z.string(), z.string())
+    .optional()
+    .describe(
+      'cpu ("500m"), memory ("512Mi"), pids ("256"), disk or ephemeral-storage ("2Gi"), gpu ("1", "all").',
+    ),
+  resourceRequests: z.record(z.string(), z.string()).nullish(),
+  env: z.record(z.string().regex(/^[^=\0]+$/, 'is no name of a variable'), z.string().nullable()).optional(),
+  metadata: z.record(z.string(), z.string()).optional(),
+  networkPolicy: z.looseObject({}).nullish(),
+  credentialProxy: z.looseObject({ enabled: z.boolean().optional() }).nullish(),
+  secureAccess: z.boolean().optional(),
+  volumes: z.array(Volume).max(64).nullish(),
+  platform: PlatformSpec.nullish(),
+  extensions: z.record(z.string(), z.string()).optional(),
+});
+export type CreateSandboxRequest = z.infer<typeof CreateSandboxRequest>;
+
+const instant = z.iso.datetime({ offset: true });
+
+export const SandboxStatus = z.object({
+  state: z.enum(['Pending', 'Running', 'Pausing', 'Paused', 'Resuming', 'Stopping', 'Terminated', 'Failed']),
+  reason: z.string().optional(),
+  message: z.string().optional(),
+  lastTransitionAt: instant.optional(),
+});
+
+/** What OpenSandbox has no field for. */
+export const SandboxExtras = z.object({
+  runtime: z.string(),
+  limits: z.object({
+    cpu: z.number().optional(),
+    memoryBytes: z.number().optional(),
+    pids: z.number().optional(),
+    diskBytes: z.number().optional(),
+    gpu: z.union([z.number(), z.literal('all')]).optional(),
+  }),
+  /** Of the main process, once it has ended. */
+  exitCode: z.int().optional(),
+});
+
+export const CreateSandboxResponse = z.object({
+  id: z.string(),
+  status: SandboxStatus,
+  metadata: z.record(z.string(), z.string()).optional(),
+  platform: PlatformSpec.optional(),
+  extensions: z.record(z.string(), z.string()).optional(),
+  expiresAt: instant.optional(),
+  createdAt: instant,
+  entrypoint: z.array(z.string()),
+  glovebox: SandboxExtras,
+});
+export type CreateSandboxResponse = z.infer<typeof CreateSandboxResponse>;
+
+export const Sandbox = CreateSandboxResponse.extend({ image: z.object({ uri: z.string() }) });
+export type Sandbox = z.infer<typeof Sandbox>;
+
+export const Pagination = z.object({
+  page: z.int().min(1),
+  pageSize: z.int().min(1),
+  totalItems: z.int().min(0),
+  totalPages: z.int().min(0),
+  hasNextPage: z.boolean(),
+});
+
+export const ListSandboxesResponse = z.object({ items: z.array(Sandbox), pagination: Pagination });
+export type ListSandboxesResponse = z.infer<typeof ListSandboxesResponse>;
+
+/** A time without an offset is taken as UTC. */
+export const RenewExpirationRequest = z.strictObject({
+  expiresAt: z.iso.datetime({ offset: true, local: true }),
+});
+export const RenewExpirationResponse = z.object({ expiresAt: instant });
+
+export const Endpoint = z.object({
+  endpoint: z.string().describe('Host and path, without a scheme.'),
+  headers: z.record(z.string(), z.string()).describe('To be sent with every request to the endpoint.'),
+});
+export type Endpoint = z.infer<typeof Endpoint>;
+
+export const HealthResponse = z.object({ status: z.literal('healthy') });

@@ -1,0 +1,86 @@
+// Resource limits as OpenSandbox's clients write them ("500m", "2Gi", "1"), read strictly: what cannot be read is refused, never left unlimited.
+import { Failure } from '../lib/failure.ts';
+import type { Limits } from './sandbox.ts';
+
+const bytesPer: Record<string, number> = {
+  '': 1,
+  k: 1e3,
+  m: 1e6,
+  g: 1e9,
+  t: 1e12,
+  ki: 2 ** 10,
+  mi: 2 ** 20,
+  gi: 2 ** 30,
+  ti: 2 ** 40,
+};
+
+/** Docker's own least; less starts no process at all. */
+const memoryBytesMin = 6 * 1024 * 1024;
+
+function refuse(key: string, text: string, expected: string): Failure {
+  return new Failure('invalid', `resourceLimits.${key}: ${JSON.stringify(text)} is not ${expected}`);
+}
+
+/** Whole bytes from a whole number with a decimal (k, M, G, T, with or without B) or binary (Ki, Mi, Gi, Ti) unit. */
+export function parseBytes(key: string, text: string): number {
+  const match = /^(\d{1,15})(?:([kmgt])(i?)b?|b)?$/i.exec(text.trim());
+  const bytes = match
+    ? Number(match[1]) * (bytesPer[`${match[2] ?? ''}${match[3] ?? ''}`.toLowerCase()] ?? Number.NaN)
+    : Number.NaN;
+  if (!Number.isSafeInteger(bytes) || bytes <= 0)
+    throw refuse(key, text, 'a size above zero such as "512Mi", "2Gi" or "500M"');
+  return bytes;
+}
+
+/** Cores, from "0.5", "2" or thousandths as "500m". */
+export function parseCpu(text: string): number {
+  const trimmed = text.trim();
+  const cores = /^\d{1,7}m$/.test(trimmed)
+    ? Number(trimmed.slice(0, -1)) / 1000
+    : /^\d{1,4}(\.\d{1,3})?$/.test(trimmed)
+      ? Number(trimmed)
+      : Number.NaN;
+  if (!(cores >= 0.01 && cores <= 4096))
+    throw refuse('cpu', text, 'a number of cores from 10m to 4096, such as "500m", "0.5" or "2"');
+  return cores;
+}
+
+function parseCount(key: string, text: string, most: number): number {
+  const count = /^\d{1,10}$/.test(text.trim()) ? Number(text) : Number.NaN;
+  if (!(count >= 1 && count <= most)) throw refuse(key, text, `a whole number from 1 to ${most}`);
+  return count;
+}
+
+/** Throws Failure('invalid') naming the key. Keys: cpu, memory, gpu, pids, and disk or ephemeral-storage. */
+export function parseLimits(quantities: Record<string, string>): Limits {
+  const limits: Limits = {};
+  for (const [key, text] of Object.entries(quantities)) {
+    switch (key) {
+      case 'cpu':
+        limits.cpu = parseCpu(text);
+        break;
+      case 'memory':
+        limits.memoryBytes = parseBytes(key, text);
+        if (limits.memoryBytes < memoryBytesMin) throw refuse(key, text, 'at least 6Mi');
+        break;
+      case 'gpu':
+        limits.gpu = text.trim() === 'all' ? 'all' : parseCount(key, text, 64);
+        break;
+      case 'pids':
+        limits.pids = parseCount(key, text, 4_194_304);
+        break;
+      case 'disk':
+      case 'ephemeral-storage':
+        if (limits.diskBytes !== undefined)
+          throw new Failure('invalid', 'resourceLimits: disk and ephemeral-storage are the same; give one');
+        limits.diskBytes = parseBytes(key, text);
+        break;
+      default:
+        throw new Failure(
+          'invalid',
+          `resourceLimits: unknown resource ${JSON.stringify(key)}; there are cpu, memory, gpu, pids and disk (or ephemeral-storage)`,
+        );
+    }
+  }
+  return limits;
+}
