@@ -146,6 +146,10 @@ export class SandboxExecutions implements Executions {
     return execution;
   }
 
+  environment(): Record<string, string> {
+    return this.#options.defaults().env;
+  }
+
   list(): ExecutionInfo[] {
     return [...this.#kept.values()].map((it) => it.info);
   }

@@ -76,6 +76,8 @@ export interface Executions {
   ): Promise<Execution>;
   /** Throws Failure('not-found'). */
   get(execId: string): Execution;
+  /** The variables that every command gets: the image's, and over them those of the sandbox's creator. */
+  environment(): Record<string, string>;
   list(): ExecutionInfo[];
 }
 
