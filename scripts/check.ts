@@ -12,6 +12,8 @@ const steps: [string, string[]][] = [
 for (const [name, args] of steps) {
   const started = performance.now();
   const { status } = spawnSync(process.execPath, args, { stdio: 'inherit' });
-  console.error(`check: ${name} ${status === 0 ? 'ok' : 'FAILED'} (${((performance.now() - started) / 1000).toFixed(1)} s)`);
+  console.error(
+    `check: ${name} ${status === 0 ? 'ok' : 'FAILED'} (${((performance.now() - started) / 1000).toFixed(1)} s)`,
+  );
   if (status !== 0) process.exit(1);
 }

@@ -32,7 +32,9 @@ export function makeHome(): string {
   return mkdtempSync(join(tmpdir(), 'glovebox-test-'));
 }
 
-export async function startDaemon(options: TestDaemonOptions & { runtime?: string } = {}): Promise<TestDaemon> {
+export async function startDaemon(
+  options: TestDaemonOptions & { runtime?: string } = {},
+): Promise<TestDaemon> {
   const home = options.home ?? makeHome();
   const child = spawn(binary, ['serve', '--port', '0', ...(options.args ?? [])], {
     stdio: ['ignore', 'pipe', 'pipe'],
@@ -64,8 +66,12 @@ function readyUrl(child: ChildProcess): Promise<string> {
       const address = /https?:\/\/\S+/.exec(line)?.[0];
       if (address !== undefined) resolve(address);
     });
-    child.on('exit', (code) => reject(new Error(`the daemon exited with ${code} before it was ready: ${errors}`)));
-    AbortSignal.timeout(readyDeadlineMs).addEventListener('abort', () => reject(new Error(`the daemon was not ready: ${errors}`)));
+    child.on('exit', (code) =>
+      reject(new Error(`the daemon exited with ${code} before it was ready: ${errors}`)),
+    );
+    AbortSignal.timeout(readyDeadlineMs).addEventListener('abort', () =>
+      reject(new Error(`the daemon was not ready: ${errors}`)),
+    );
   });
 }
 
@@ -82,15 +88,29 @@ export function leftovers(home: string): string[] {
   const marks = [home, homeId];
   const marked = (text: string) => marks.some((mark) => text.includes(mark));
   const found: string[] = [];
-  for (const pid of readdirSync('/proc').filter((name) => /^\d+$/.test(name) && Number(name) !== process.pid)) {
+  for (const pid of readdirSync('/proc').filter(
+    (name) => /^\d+$/.test(name) && Number(name) !== process.pid,
+  )) {
     const text = [read(`/proc/${pid}/cmdline`), read(`/proc/${pid}/cgroup`)].join(' ');
     if (marked(text)) found.push(`process ${pid}: ${text.replaceAll('\0', ' ').slice(0, 200)}`);
   }
-  found.push(...read('/proc/self/mountinfo').split('\n').filter(marked).map((line) => `mount ${line}`));
+  found.push(
+    ...read('/proc/self/mountinfo')
+      .split('\n')
+      .filter(marked)
+      .map((line) => `mount ${line}`),
+  );
   found.push(...cgroupsOf(homeId));
   try {
-    const containers = execFileSync('docker', ['ps', '-a', '--format', '{{.ID}} {{.Names}} {{.Labels}}'], { encoding: 'utf8' });
-    found.push(...containers.split('\n').filter(marked).map((line) => `container ${line}`));
+    const containers = execFileSync('docker', ['ps', '-a', '--format', '{{.ID}} {{.Names}} {{.Labels}}'], {
+      encoding: 'utf8',
+    });
+    found.push(
+      ...containers
+        .split('\n')
+        .filter(marked)
+        .map((line) => `container ${line}`),
+    );
   } catch {
     // No engine here, so no containers.
   }
@@ -107,7 +127,11 @@ function cgroupsOf(homeId: string): string[] {
   return hierarchies
     .map((path) => join(path, 'glovebox', homeId))
     .filter((path) => existsSync(path))
-    .flatMap((path) => readdirSync(path, { withFileTypes: true }).filter((it) => it.isDirectory()).map((it) => `cgroup ${join(path, it.name)}`));
+    .flatMap((path) =>
+      readdirSync(path, { withFileTypes: true })
+        .filter((it) => it.isDirectory())
+        .map((it) => `cgroup ${join(path, it.name)}`),
+    );
 }
 
 function read(path: string): string {
@@ -119,18 +143,28 @@ function read(path: string): string {
 }
 
 /** Waits until a condition holds; fails with what it last saw. */
-export async function until<T>(what: string, look: () => T | Promise<T>, holds: (seen: T) => boolean, deadlineMs = 30_000): Promise<T> {
+export async function until<T>(
+  what: string,
+  look: () => T | Promise<T>,
+  holds: (seen: T) => boolean,
+  deadlineMs = 30_000,
+): Promise<T> {
   const deadline = performance.now() + deadlineMs;
   for (;;) {
     const seen = await look();
     if (holds(seen)) return seen;
-    if (performance.now() > deadline) throw new Error(`${what}: still ${JSON.stringify(seen)} after ${deadlineMs} ms`);
+    if (performance.now() > deadline)
+      throw new Error(`${what}: still ${JSON.stringify(seen)} after ${deadlineMs} ms`);
     await delay(25);
   }
 }
 
 /** Ends the test with a home that has nothing left on the host, and removes it. */
 export async function expectNothingLeft(home: string): Promise<void> {
-  await until('leftovers', () => leftovers(home), (left) => left.length === 0);
+  await until(
+    'leftovers',
+    () => leftovers(home),
+    (left) => left.length === 0,
+  );
   rmSync(home, { recursive: true, force: true });
 }

@@ -1,0 +1,73 @@
+// `npm run quickstart`: the main job in a minute, with the commands that a user would type. Uses a home of its own and takes everything away at the end.
+import { spawnSync } from 'node:child_process';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+
+const root = join(import.meta.dirname, '..');
+const home = mkdtempSync(join(tmpdir(), 'glovebox-quickstart-'));
+const env = { ...process.env, GLOVEBOX_HOME: home };
+
+function say(line: string): void {
+  console.log(`\n\u001b[1m${line}\u001b[0m`);
+}
+
+/** Runs one command as a user would and shows it. Ends the tour when the exit code is not the expected one. */
+function show(args: string[], options: { expect?: number; quiet?: boolean } = {}): string {
+  console.log(`$ glovebox ${args.map((arg) => (/^[\w@%+=:,./-]+$/.test(arg) ? arg : `'${arg}'`)).join(' ')}`);
+  const { status, stdout } = spawnSync(join(root, 'bin/glovebox'), args, {
+    env,
+    encoding: 'utf8',
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
+  if (options.quiet !== true) process.stdout.write(stdout);
+  if (status !== (options.expect ?? 0)) throw new Error(`glovebox ${args[0]} ended with ${status}, not ${options.expect ?? 0}`);
+  return stdout;
+}
+
+function tour(): void {
+  say('1. What this machine can do');
+  show(['doctor']);
+
+  say('2. A sandbox, from the system folders of this machine, read-only, with a private writable layer');
+  show(['create', '--name', 'demo', '--memory', '512Mi', '--timeout', '10m', 'host']);
+
+  say('3. Code runs in it');
+  show(['exec', 'demo', 'sh', '-c', 'echo "I am $(id -un) on a machine of my own:"; ps ax 2>/dev/null || ls /proc | grep -c "^[0-9]"']);
+
+  say('4. It cannot reach out: there is no network but its own loopback');
+  show(['exec', 'demo', 'sh', '-c', '! (exec 3<>/dev/tcp/192.0.2.1/80) 2>/dev/null && echo "192.0.2.1:80 refused" && cat /proc/net/dev | tail -n +3 | cut -d: -f1']);
+
+  say('5. Files go in and out by hand');
+  show(['exec', 'demo', 'sh', '-c', 'mkdir -p /tmp/work && echo "made inside" > /tmp/work/result.txt']);
+  const result = join(home, 'result.txt');
+  show(['cp', 'demo:/tmp/work/result.txt', result]);
+  console.log(`${result}: ${readFileSync(result, 'utf8').trim()}`);
+
+  say('6. Cleaning up');
+  show(['rm', 'demo']);
+  show(['ls']);
+
+  say('That was it. Where to go next:');
+  console.log(`  bin/glovebox --help                 every command, with examples
+  bin/glovebox create -n mine host    a sandbox that stays (the daemon starts by itself)
+  bin/glovebox image import FILE      your own root file system, docker save archive or OCI layout
+  sdk/README.md                       the same from a program
+  README.md                           which wall protects against what`);
+}
+
+function stopDaemon(): void {
+  try {
+    const { pid } = JSON.parse(readFileSync(join(home, 'daemon.json'), 'utf8')) as { pid: number };
+    process.kill(pid, 'SIGTERM');
+  } catch {
+    // It never came up, or is gone.
+  }
+}
+
+try {
+  tour();
+} finally {
+  stopDaemon();
+  rmSync(home, { recursive: true, force: true, maxRetries: 20, retryDelay: 100 });
+}
