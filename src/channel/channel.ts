@@ -8,7 +8,7 @@
  * The channel sets the three handlers before anything is sent or read.
  */
 export interface Carrier {
-  /** Takes the bytes; the carrier owns the memory from now on. False means "enough for now": `onDrain` follows. */
+  /** Takes the bytes, which neither side changes from now on. False means "enough for now" (or closed): `onDrain` follows. */
   send(bytes: Uint8Array): boolean;
   /** Idempotent. `onClose` follows once. */
   close(): void;
@@ -28,13 +28,14 @@ export interface EndReason {
 
 /**
  * Bytes in both directions, each in order, each with flow control. Handlers must be set before the turn of the event loop ends in which
- * the stream was obtained; nothing is delivered before that.
+ * `open` gave the stream, or before `onStream` returns; nothing is delivered before that. A handler that throws resets its own stream.
  */
 export interface Stream {
   readonly id: number;
   /**
-   * Queues bytes. They are kept until the other end has consumed them, so that they can be sent again. False means that
-   * more than a window is waiting: stop until `onDrain`. (Nothing is lost when the caller goes on; memory is.)
+   * Queues bytes, which must not be changed afterwards: they are kept until the other end has consumed them, so that they can be
+   * sent again. False means that 128 KiB wait for credit: stop until `onDrain`. (Nothing is lost when the caller goes on; memory is.)
+   * False for ever, and dropped, once the stream is gone. Throws Failure('invalid') after `end`.
    */
   write(lane: Lane, bytes: Uint8Array): boolean;
   /** No more bytes from this side. */
@@ -42,7 +43,7 @@ export interface Stream {
   /** Ends both directions at once; unsent and unread bytes are dropped. The other end's `onReset` gets the reason. */
   reset(reason: EndReason): void;
   onData: (lane: Lane, bytes: Uint8Array) => void;
-  /** Tells that the final consumer has taken `bytes` more of what `onData` delivered; only this gives the sender new credit. */
+  /** Tells that the final consumer has taken `bytes` more of what `onData` delivered, on any lane; only this gives the sender new credit. */
   consumed(bytes: number): void;
   /** The other end has ended its direction and every byte before was delivered. */
   onEnd: () => void;

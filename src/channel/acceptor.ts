@@ -1,0 +1,197 @@
+// The listening end of the channel with one sandbox: says which connection is the sandbox's own, and keeps the channel across connections.
+// The first agent to prove itself owns the channel until it is dead; its newest connection replaces the older ones.
+import { Failure } from '../lib/failure.ts';
+import type { Carrier, Channel, EndReason } from './channel.ts';
+import type { Clock } from './clock.ts';
+import { channelProtocol, type FrameHandler, frameType } from './frame.ts';
+import {
+  type BulkHello,
+  decodeHello,
+  encodeJson,
+  type Hello,
+  sameSecret,
+  type Welcome,
+} from './handshake.ts';
+import { Link } from './link.ts';
+import { Session } from './session.ts';
+
+export const helloWithinMs = 10_000;
+/** Connections that have not said hello; further ones are closed at once. */
+const strangersMax = 32;
+
+export interface AcceptorOptions {
+  /** What the agent must show. */
+  token: string;
+  clock: Clock;
+  /** What this end can do, told to the agent. */
+  caps?: string[];
+  /** How long a channel waits for its agent to come back. Default 60,000; may be Infinity. */
+  graceMs?: number;
+  random?: () => number;
+  /** A new channel, before it is connected and anything is delivered on it. `caps` are the agent's. */
+  onChannel: (channel: Channel, hello: { instance: string; caps: string[] }) => void;
+  /**
+   * A connection of its own for raw bytes, proven with the token. The receiver owns the carrier from now on; `rest` are the first bytes.
+   * Without a handler such connections are refused.
+   */
+  onBulk?: (id: string, rest: Uint8Array, carrier: Carrier) => void;
+  /** A connection was refused: a wrong token, another agent while the first is alive, rules broken. For log and alarm. */
+  onRefused?: (reason: EndReason) => void;
+  onHandlerError?: (error: unknown) => void;
+}
+
+export class Acceptor {
+  readonly #options: AcceptorOptions;
+  readonly #strangers = new Set<Link>();
+  #session: Session | undefined;
+  #instance = '';
+  #held = false;
+  #closed: EndReason | undefined;
+
+  constructor(options: AcceptorOptions) {
+    this.#options = options;
+  }
+
+  /** The channel, from its agent's first hello until it has ended. */
+  get channel(): Channel | undefined {
+    return this.#session;
+  }
+
+  /** Takes over a fresh connection. */
+  accept(carrier: Carrier): void {
+    let cancelTimer = () => {};
+    const refuse = (reason: EndReason, final = false) => {
+      // First, for a broken link reports by itself.
+      this.#strangers.delete(link);
+      cancelTimer();
+      link.close({ ...reason, final });
+      this.#options.onRefused?.(reason);
+    };
+    const handler: FrameHandler = {
+      frame: (header, payload) => {
+        if (header.type !== frameType.hello) throw new Failure('protocol', 'the first frame is not HELLO');
+        const hello = decodeHello(payload);
+        const no = this.#judge(hello);
+        if (no !== undefined) return refuse(no.reason, no.final);
+        this.#strangers.delete(link);
+        cancelTimer();
+        if ('bulk' in hello) link.release((rest) => this.#options.onBulk?.(hello.bulk, rest, carrier));
+        else this.#welcome(link, hello);
+      },
+      data: () => {
+        throw new Failure('protocol', 'the first frame is not HELLO');
+      },
+    };
+    const link = new Link({
+      carrier,
+      handler,
+      onClosed: (cause, broken) => {
+        cancelTimer();
+        if (!this.#strangers.delete(link) || !broken) return;
+        this.#options.onRefused?.({ code: 'protocol', message: cause?.message ?? 'no sound frame' });
+      },
+    });
+    if (link.closed) return;
+    this.#strangers.add(link);
+    if (this.#closed !== undefined) {
+      refuse(this.#closed, true);
+    } else if (this.#strangers.size > strangersMax) {
+      refuse({ code: 'exhausted', message: `${strangersMax} connections have not said hello yet` });
+    } else {
+      cancelTimer = this.#options.clock.setTimer(helloWithinMs, () =>
+        refuse({ code: 'timeout', message: `no HELLO within ${helloWithinMs / 1000} seconds` }),
+      );
+    }
+  }
+
+  /** Before the sandbox is frozen: from now on silence is no sign of death. */
+  hold(): void {
+    this.#held = true;
+    this.#session?.hold();
+  }
+
+  /** After the sandbox has been thawed. */
+  release(): void {
+    this.#held = false;
+    this.#session?.release();
+  }
+
+  /** The sandbox is gone: ends the channel, tells the agent not to come back, refuses whoever connects later. Idempotent. */
+  close(reason: EndReason): void {
+    if (this.#closed !== undefined) return;
+    this.#closed = reason;
+    this.#session?.closeFinally(reason);
+    this.#closeStrangers({ ...reason, final: true });
+  }
+
+  /** This process goes, the sandbox stays: the agent will look for the next process. Idempotent. */
+  suspend(reason: EndReason): void {
+    if (this.#closed !== undefined) return;
+    this.#closed = reason;
+    this.#session?.close(reason);
+    this.#closeStrangers(reason);
+  }
+
+  #closeStrangers(goaway: EndReason & { final?: boolean }): void {
+    for (const link of [...this.#strangers]) {
+      this.#strangers.delete(link);
+      link.close(goaway);
+    }
+  }
+
+  #judge(hello: Hello | BulkHello): { reason: EndReason; final: boolean } | undefined {
+    const [min, max] = hello.v;
+    if (min > channelProtocol.max || max < channelProtocol.min) {
+      const message = `the agent speaks channel protocol ${min} to ${max}, this daemon ${channelProtocol.min} to ${channelProtocol.max}; the older of the two needs an upgrade`;
+      return { reason: { code: 'version', message }, final: true };
+    }
+    if (!sameSecret(hello.token, this.#options.token)) {
+      return { reason: { code: 'unauthenticated', message: 'wrong token' }, final: true };
+    }
+    if ('bulk' in hello) {
+      if (this.#options.onBulk !== undefined) return undefined;
+      return { reason: { code: 'unsupported', message: 'no connections for raw bytes here' }, final: true };
+    }
+    if (this.#session !== undefined && hello.instance !== this.#instance) {
+      const message = 'another agent holds the channel of this sandbox and is not known to be dead';
+      return { reason: { code: 'conflict', message }, final: false };
+    }
+    return undefined;
+  }
+
+  #welcome(link: Link, hello: Hello): void {
+    const known = this.#session;
+    const resumed = known !== undefined && known.id === hello.session;
+    // Under its fresh id the channel may exist already: the WELCOME that said so was lost. Nothing of it can have reached the agent then.
+    if (known !== undefined && !resumed && known.id !== hello.fresh) {
+      known.close({ code: 'lost', message: 'the agent has lost this channel and starts anew' });
+    }
+    const session = this.#session ?? this.#begin(hello);
+    session.detach({ code: 'superseded', message: 'a newer connection of the same agent has taken over' });
+    const { seen, streams } = session.state();
+    const welcome: Welcome = {
+      v: Math.min(hello.v[1], channelProtocol.max),
+      session: session.id,
+      resumed,
+      caps: this.#options.caps ?? [],
+      seen,
+      streams,
+    };
+    link.frame(frameType.welcome, 0, encodeJson(welcome));
+    link.flush();
+    session.attach(link, resumed ? hello : { seen: 0, streams: [] });
+  }
+
+  #begin(hello: Hello): Session {
+    const { clock, random = Math.random, graceMs = 60_000, onHandlerError } = this.#options;
+    const session = new Session({ id: hello.fresh, side: 'daemon', clock, random, graceMs, onHandlerError });
+    if (this.#held) session.hold();
+    this.#session = session;
+    this.#instance = hello.instance;
+    session.onEnded = () => {
+      if (this.#session === session) this.#session = undefined;
+    };
+    this.#options.onChannel(session, { instance: hello.instance, caps: hello.caps });
+    return session;
+  }
+}
