@@ -1,0 +1,265 @@
+// Everything that is not about one sandbox: making, finding and listing them, images, and the server itself.
+import { Connection, type ConnectionOptions } from './connection.ts';
+import { ConflictError, errorOf, NotFoundError, SandboxError } from './errors.ts';
+import { Sandbox } from './sandbox.ts';
+import { bytes, type Duration, milliseconds, type Size } from './units.ts';
+import {
+  expectFields,
+  expectItems,
+  type ImageInfo,
+  imageInfoOf,
+  nameLabel,
+  runtimeExtension,
+  type SandboxInfo,
+  type SandboxState,
+  type SystemInfo,
+  sandboxInfoOf,
+  systemInfoOf,
+} from './wire.ts';
+
+interface Aborting {
+  signal?: AbortSignal;
+}
+
+export interface Resources {
+  /** Cores, e.g. 0.5. */
+  cpu?: number;
+  memory?: Size;
+  /** Processes and threads together. */
+  pids?: number;
+  /** Of the writable layer. */
+  disk?: Size;
+  gpu?: number | 'all';
+}
+
+export interface Volume {
+  /** A folder of the host that the server's configuration allows. */
+  hostPath: string;
+  path: string;
+  readOnly?: boolean;
+}
+
+export interface CreateOptions {
+  /** A reference for Docker, or the name of an imported image. Default `host`: the host's own system folders, read-only. */
+  image?: string;
+  /** For pulling the image; not kept. */
+  imageCredentials?: { username: string; password: string };
+  /** Unique among live sandboxes; letters, digits, `-`, `_` and `.`, at most 63. */
+  name?: string;
+  metadata?: Record<string, string>;
+  /** For every command in the sandbox. */
+  env?: Record<string, string>;
+  /** How long it lives, at least a minute. Default `'1h'`; null: until it is removed. Renew it with `sandbox.renew()`. */
+  timeout?: Duration | null;
+  resources?: Resources;
+  /** The main process, with which the sandbox ends. Default: none, it lives until it is removed or expires. */
+  entrypoint?: readonly string[];
+  /** Name of a runtime, e.g. `docker`. Default: the server's own choice. */
+  runtime?: string;
+  volumes?: readonly Volume[];
+  platform?: { os: 'linux'; arch: 'amd64' | 'arm64' };
+  signal?: AbortSignal;
+}
+
+export interface ListOptions {
+  states?: readonly SandboxState[];
+  /** Only those that have all of these. */
+  metadata?: Record<string, string>;
+  signal?: AbortSignal;
+}
+
+const pageSize = 200;
+const defaultTimeout = '1h';
+
+/** A client of one server. It holds nothing that has to be closed. */
+export class SandboxClient {
+  readonly #connection: Connection;
+  readonly images: Images;
+
+  constructor(options: ConnectionOptions = {}) {
+    this.#connection = new Connection(options);
+    this.images = new Images(this.#connection);
+  }
+
+  /**
+   * Makes a sandbox and resolves when it runs. Disposing of the handle removes it. Throws NotFoundError for an unknown image,
+   * ValidationError, ConflictError for a name that is taken, UnavailableError when the runtime is down.
+   */
+  async create(options: CreateOptions = {}): Promise<Sandbox> {
+    const { name, timeout = defaultTimeout, resources = {}, signal } = options;
+    const doing = name === undefined ? 'create a sandbox' : `create the sandbox '${name}'`;
+    const seconds = timeout === null ? undefined : Math.ceil(milliseconds(timeout, 'timeout') / 1000);
+    if (seconds !== undefined && seconds < 60) {
+      throw errorOf('invalid', `${doing}: a timeout of ${timeout} is too short`, {
+        hint: "Give at least '60s'.",
+      });
+    }
+    const {
+      imageCredentials: auth,
+      image = 'host',
+      entrypoint,
+      env,
+      metadata,
+      runtime,
+      volumes,
+      platform,
+    } = options;
+    const answer = await this.#connection.json('POST', '/v1/sandboxes', {
+      ...{ doing, signal },
+      json: {
+        image: { uri: image, ...(auth ? { auth } : {}) },
+        // What OpenSandbox's clients send for a sandbox without a main process.
+        entrypoint: entrypoint?.length ? entrypoint : ['tail', '-f', '/dev/null'],
+        ...{ timeout: seconds, env, platform },
+        resourceLimits: limitsOf(resources),
+        metadata: { ...metadata, ...(name === undefined ? {} : { [nameLabel]: name }) },
+        ...(runtime === undefined ? {} : { extensions: { [runtimeExtension]: runtime } }),
+        ...(volumes?.length ? { volumes: volumes.map(wireVolume) } : {}),
+      },
+    });
+    return new Sandbox({ connection: this.#connection, id: sandboxInfoOf(answer, doing).id, owned: true });
+  }
+
+  /** A handle on a sandbox that exists, by id, unique beginning of an id, or name. Disposing of it does not remove the sandbox. */
+  async connect(reference: string, options: Aborting = {}): Promise<Sandbox> {
+    const { id } = await this.find(reference, options);
+    return new Sandbox({ connection: this.#connection, id, owned: false });
+  }
+
+  /** A handle by full id, without asking the server. */
+  handle(id: string): Sandbox {
+    return new Sandbox({ connection: this.#connection, id, owned: false });
+  }
+
+  /** The sandbox of this id, unique beginning of an id, or name. Throws NotFoundError, ConflictError when several begin like that. */
+  async find(reference: string, options: Aborting = {}): Promise<SandboxInfo> {
+    const doing = `look up sandbox '${reference}'`;
+    if (/^[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}$/.test(reference)) {
+      const path = `/v1/sandboxes/${encodeURIComponent(reference)}`;
+      const asked = { doing, sandboxId: reference, signal: options.signal };
+      const exact = await this.#connection.json('GET', path, asked).catch((error: unknown) => {
+        if (!(error instanceof SandboxError && error.code === 'not-found')) throw error;
+      });
+      if (exact !== undefined) return sandboxInfoOf(exact, doing);
+    }
+    const all = await this.list(options);
+    const live = (it: SandboxInfo) => it.state !== 'Terminated' && it.state !== 'Failed';
+    const named = all.filter((it) => it.name === reference);
+    // A name is unique among live sandboxes only; of the others the newest, which the server lists first, is meant.
+    const found = all.find((it) => it.id === reference) ?? named.find(live) ?? named[0];
+    if (found) return found;
+    const beginning = reference === '' ? [] : all.filter((it) => it.id.startsWith(reference));
+    if (beginning.length === 1 && beginning[0]) return beginning[0];
+    if (beginning.length > 1) {
+      throw new ConflictError(
+        'conflict',
+        `${doing}: ${beginning.length} sandboxes have ids that begin like that`,
+        {
+          hint: 'Give more of the id, or the name.',
+        },
+      );
+    }
+    throw new NotFoundError('not-found', `no sandbox is called '${reference}'`, {
+      hint: 'It may have been removed or have expired; `glovebox ls` shows those that exist.',
+    });
+  }
+
+  /** All sandboxes, newest first. */
+  async list(options: ListOptions = {}): Promise<SandboxInfo[]> {
+    const doing = 'list sandboxes';
+    const metadata = options.metadata && new URLSearchParams(options.metadata).toString();
+    const states = (options.states ?? []).map((state) => `&state=${encodeURIComponent(state)}`).join('');
+    const all: SandboxInfo[] = [];
+    for (let page = 1; ; page++) {
+      const answer = await this.#connection.json(
+        'GET',
+        `/v1/sandboxes?page=${page}&pageSize=${pageSize}${states}`,
+        {
+          ...{ doing, query: { metadata }, signal: options.signal },
+        },
+      );
+      const { items, pagination } = expectFields<{ items: unknown; pagination: { hasNextPage?: boolean } }>(
+        answer,
+        { items: 'array', pagination: 'object' },
+        doing,
+      );
+      all.push(...expectItems(items, {}, doing).map((item) => sandboxInfoOf(item, doing)));
+      if (pagination.hasNextPage !== true) return all;
+    }
+  }
+
+  /** What the server is, and what its runtimes can do here. */
+  async system(options: Aborting = {}): Promise<SystemInfo> {
+    const doing = 'ask the server what it is';
+    return systemInfoOf(
+      await this.#connection.json('GET', '/v1/system', { doing, signal: options.signal }),
+      doing,
+    );
+  }
+
+  /** Resolves when the server answers. Needs no key. */
+  async health(options: Aborting = {}): Promise<void> {
+    await this.#connection.send('GET', '/health', {
+      doing: 'ask for the health of the server',
+      signal: options.signal,
+    });
+  }
+
+  /** The server's address. */
+  async url(): Promise<string> {
+    return await this.#connection.url();
+  }
+}
+
+/** `client.images`: the images that the server keeps for runtimes without an image store of their own. */
+export class Images {
+  readonly #connection: Connection;
+
+  /** @internal */
+  constructor(connection: Connection) {
+    this.#connection = connection;
+  }
+
+  async list(options: Aborting = {}): Promise<ImageInfo[]> {
+    const doing = 'list images';
+    const answer = await this.#connection.json('GET', '/v1/images', { doing, signal: options.signal });
+    const { items } = expectFields<{ items: unknown }>(answer, { items: 'array' }, doing);
+    return expectItems(items, {}, doing).map((item) => imageInfoOf(item, doing));
+  }
+
+  /** From a tar of a root file system, a `docker save` archive, or an OCI layout; compressed or not. */
+  async import(
+    name: string,
+    archive: Uint8Array | ReadableStream<Uint8Array>,
+    options: Aborting = {},
+  ): Promise<ImageInfo> {
+    const doing = `import the image '${name}'`;
+    const answer = await this.#connection.json('POST', '/v1/images', {
+      ...{ doing, query: { name }, body: archive, signal: options.signal },
+      headers: { 'content-type': 'application/octet-stream' },
+    });
+    return imageInfoOf(answer, doing);
+  }
+
+  async remove(name: string, options: Aborting = {}): Promise<void> {
+    const doing = `remove the image '${name}'`;
+    await this.#connection.send('DELETE', `/v1/images/${encodeURIComponent(name)}`, {
+      doing,
+      signal: options.signal,
+    });
+  }
+}
+
+function limitsOf({ cpu, memory, pids, disk, gpu }: Resources): Record<string, string> {
+  return {
+    ...(cpu === undefined ? {} : { cpu: String(cpu) }),
+    ...(memory === undefined ? {} : { memory: String(bytes(memory, 'memory')) }),
+    ...(pids === undefined ? {} : { pids: String(pids) }),
+    ...(disk === undefined ? {} : { disk: String(bytes(disk, 'disk')) }),
+    ...(gpu === undefined ? {} : { gpu: String(gpu) }),
+  };
+}
+
+function wireVolume({ hostPath, path, readOnly = false }: Volume, index: number): object {
+  return { name: `volume-${index + 1}`, mountPath: path, readOnly, host: { path: hostPath } };
+}

@@ -1,0 +1,341 @@
+// The connection to one server: where it is, one request, one WebSocket, and how failures of both become errors.
+import { discover, type Where } from './environment.ts';
+import {
+  abortErrorOf,
+  CommandNotFoundError,
+  codeOfHttpStatus,
+  type ErrorCode,
+  type ErrorDetails,
+  errorOf,
+  FileError,
+  type SandboxError,
+  throwIfAborted,
+} from './errors.ts';
+import { HandshakeRefused, type Socket, type Transport, transportFor } from './transport.ts';
+
+export interface ConnectionOptions {
+  /** E.g. `http://127.0.0.1:8080`. Default: `GLOVEBOX_URL`, `OPEN_SANDBOX_DOMAIN`, or the daemon of this machine. */
+  url?: string;
+  /** Default: `GLOVEBOX_API_KEY`, `OPEN_SANDBOX_API_KEY`, or the key in the home of this machine's daemon. */
+  apiKey?: string;
+  /** The home folder of a daemon on this machine (Node.js). Goes before the environment. Default: `GLOVEBOX_HOME`, else `~/.glovebox`. */
+  home?: string;
+  /** Used for every request instead of this package's own (Node.js) or the platform's. */
+  fetch?: typeof fetch;
+  /** Aborts everything that goes through this client. */
+  signal?: AbortSignal;
+}
+
+export interface RequestOptions {
+  query?: Record<string, string | number | undefined>;
+  /** Sent as JSON. */
+  json?: unknown;
+  body?: Uint8Array | ReadableStream<Uint8Array>;
+  headers?: Record<string, string>;
+  /** What is being done, for the message of an error. */
+  doing: string;
+  sandboxId?: string;
+  /** The file it is about: failures become FileErrors. */
+  path?: string;
+  signal?: AbortSignal | undefined;
+  /** Cleaning up: the client's own signal, which may be why, does not stop it. */
+  cleanup?: boolean;
+}
+
+/** The guest's own words for what a code of ours says less finely. */
+const codeOfGuestWord: Record<string, ErrorCode> = {
+  exists: 'conflict',
+  'not-a-directory': 'invalid',
+  'is-a-directory': 'invalid',
+  'too-large': 'exhausted',
+  refused: 'unavailable',
+};
+
+const codes = new Set<string>([
+  ...[
+    'invalid',
+    'unauthenticated',
+    'permission',
+    'not-found',
+    'conflict',
+    'unsupported',
+    'unavailable',
+    'exhausted',
+  ],
+  ...[
+    'full',
+    'timeout',
+    'aborted',
+    'lost',
+    'unknown',
+    'protocol',
+    'io',
+    'internal',
+    'command-not-found',
+    'not-executable',
+  ],
+]);
+
+/** An error's answer is short; more of it is not worth reading. */
+const errorBytesMax = 65_536;
+
+/** The connection never stood, so nothing can have happened. */
+const neverConnected = new Set([
+  'ECONNREFUSED',
+  'ENOTFOUND',
+  'EHOSTUNREACH',
+  'ENETUNREACH',
+  'EAI_AGAIN',
+  'ConnectionRefused',
+]);
+
+export class Connection {
+  readonly #options: ConnectionOptions;
+  #where: Promise<Where> | undefined;
+  #transport: Promise<Transport> | undefined;
+
+  constructor(options: ConnectionOptions) {
+    this.#options = options;
+  }
+
+  /** The server's address, without a slash at the end. */
+  async url(): Promise<string> {
+    return (await this.#server()).url;
+  }
+
+  /** The response of a request that succeeded. Everything else is thrown, as a SandboxError. */
+  async request(method: string, path: string, options: RequestOptions): Promise<Response> {
+    const { doing } = options;
+    const signal = options.cleanup ? options.signal : this.joined(options.signal);
+    throwIfAborted(signal, doing);
+    const transport = await this.#ready();
+    for (let attempt = 1; ; attempt++) {
+      const { url, apiKey } = await this.#server();
+      const target = new URL(`${url}${path}`);
+      for (const [name, value] of Object.entries(options.query ?? {})) {
+        if (value !== undefined) target.searchParams.append(name, String(value));
+      }
+      const headers: Record<string, string> = { accept: '*/*', ...options.headers };
+      if (apiKey) headers['OPEN-SANDBOX-API-KEY'] = apiKey;
+      const body =
+        options.json === undefined ? options.body : new TextEncoder().encode(JSON.stringify(options.json));
+      if (options.json !== undefined) headers['content-type'] = 'application/json';
+      if (body instanceof Uint8Array) headers['content-length'] = String(body.length);
+      else if (body === undefined && method !== 'GET') headers['content-length'] = '0';
+      let response: Response;
+      try {
+        response = await transport.fetch(target, {
+          ...{ method, headers, redirect: 'manual' },
+          // The types of `fetch` in the DOM's library lag behind streams and typed arrays over shared memory.
+          ...(body === undefined ? {} : ({ body, duplex: 'half' } as RequestInit)),
+          ...(signal ? { signal } : {}),
+        });
+      } catch (cause) {
+        if (signal?.aborted) throw abortErrorOf(signal, doing);
+        if (attempt === 1 && !(body instanceof ReadableStream) && (await this.#moved(cause))) continue;
+        throw this.#connectionError(cause, method, target, options);
+      }
+      if (response.status >= 200 && response.status < 300) return response;
+      throw await errorOfResponse(response, options);
+    }
+  }
+
+  /** The JSON of an answer. Throws ProtocolError when it is none. */
+  async json(method: string, path: string, options: RequestOptions): Promise<unknown> {
+    const response = await this.request(method, path, options);
+    const text = await this.reading(response.text(), options);
+    try {
+      return JSON.parse(text);
+    } catch (cause) {
+      throw errorOf('protocol', `${options.doing}: the server's answer is not JSON`, {
+        ...{ cause, status: response.status, requestId: response.headers.get('x-request-id') ?? undefined },
+      });
+    }
+  }
+
+  /** For requests whose answer has no content. */
+  async send(method: string, path: string, options: RequestOptions): Promise<void> {
+    const response = await this.request(method, path, options);
+    await this.reading(response.arrayBuffer(), options);
+  }
+
+  /** The content of an answer, with the failures of its connection as errors of ours. */
+  async reading<T>(content: Promise<T>, options: Pick<RequestOptions, 'doing' | 'signal'>): Promise<T> {
+    try {
+      return await content;
+    } catch (cause) {
+      const signal = this.joined(options.signal);
+      if (signal?.aborted) throw abortErrorOf(signal, options.doing);
+      throw errorOf('unavailable', `${options.doing}: the connection dropped in the middle of the answer`, {
+        cause,
+      });
+    }
+  }
+
+  /**
+   * A WebSocket. Throws UnavailableError when the server cannot be reached, which is worth another try, and the server's own error when it
+   * refuses.
+   */
+  async connect(
+    path: string,
+    options: Pick<RequestOptions, 'doing' | 'sandboxId' | 'query' | 'signal'>,
+    protocol: string,
+  ): Promise<Socket> {
+    const { doing } = options;
+    const signal = this.joined(options.signal);
+    throwIfAborted(signal, doing);
+    const transport = await this.#ready();
+    const { url, apiKey } = await this.#server();
+    const target = new URL(`${url.replace(/^http/, 'ws')}${path}`);
+    for (const [name, value] of Object.entries(options.query ?? {}))
+      target.searchParams.append(name, String(value));
+    try {
+      return await transport.connect(target, {
+        ...{ protocol, signal, headers: apiKey ? { 'OPEN-SANDBOX-API-KEY': apiKey } : {} },
+      });
+    } catch (cause) {
+      if (signal?.aborted) throw abortErrorOf(signal, doing);
+      if (cause instanceof HandshakeRefused) throw await errorOfResponse(cause.response, options);
+      await this.#moved(cause);
+      throw this.#connectionError(cause, 'GET', target, options);
+    }
+  }
+
+  /** A signal that fires with the client's own or the given one. */
+  joined(signal: AbortSignal | undefined): AbortSignal | undefined {
+    const own = this.#options.signal;
+    return own && signal ? AbortSignal.any([own, signal]) : (own ?? signal);
+  }
+
+  #ready(): Promise<Transport> {
+    this.#transport ??= transportFor(this.#options.fetch);
+    return this.#transport;
+  }
+
+  #server(): Promise<Where> {
+    const { url, apiKey, home } = this.#options;
+    const found =
+      this.#where ??
+      (url === undefined
+        ? discover(home).then((it) => ({ url: it.url, apiKey: apiKey ?? it.apiKey }))
+        : Promise.resolve({ url, apiKey })
+      ).then((it) => ({ ...it, url: checkedUrl(it.url) }));
+    this.#where = found;
+    // What was not there may be there the next time.
+    found.catch(() => {
+      if (this.#where === found) this.#where = undefined;
+    });
+    return found;
+  }
+
+  /** After a refused connection: whether the daemon has another address by now, as one that was restarted may. */
+  async #moved(cause: unknown): Promise<boolean> {
+    if (!neverConnected.has(systemCodeOf(cause))) return false;
+    const before = await this.url();
+    this.#where = undefined;
+    return await this.url().then(
+      (now) => now !== before,
+      () => false,
+    );
+  }
+
+  #connectionError(cause: unknown, method: string, url: URL, options: RequestOptions): SandboxError {
+    const system = systemCodeOf(cause);
+    const details: ErrorDetails = { cause, sandboxId: options.sandboxId };
+    if (neverConnected.has(system)) {
+      return errorOf('unavailable', `${options.doing}: no server answers at ${url.origin}`, {
+        ...details,
+        hint: 'Start one with `glovebox serve`, or check GLOVEBOX_URL.',
+      });
+    }
+    const message = cause instanceof Error ? cause.message : String(cause);
+    // Reading twice does no harm; anything else may have happened already.
+    if (method === 'GET') {
+      return errorOf(
+        'unavailable',
+        `${options.doing}: the connection to ${url.origin} failed: ${message}`,
+        details,
+      );
+    }
+    return errorOf(
+      'unknown',
+      `${options.doing}: the connection to ${url.origin} dropped before the answer: ${message}`,
+      {
+        ...details,
+        hint: 'It may or may not have happened: look before trying again.',
+      },
+    );
+  }
+}
+
+function checkedUrl(url: string): string {
+  if (!/^https?:\/\/[^/]/.test(url) || !URL.canParse(url)) {
+    throw errorOf('invalid', `'${url}' is not the address of a server`, {
+      hint: "Write e.g. 'http://127.0.0.1:8080'.",
+    });
+  }
+  return url.replace(/\/+$/, '').replace(/\/v1$/, '');
+}
+
+function systemCodeOf(cause: unknown): string {
+  const own = (cause as { code?: unknown } | null)?.code;
+  if (typeof own === 'string') return own;
+  const inner = (cause as { cause?: unknown } | null)?.cause;
+  if (inner instanceof AggregateError) return systemCodeOf(inner.errors[0]);
+  return inner === undefined || inner === null ? '' : systemCodeOf(inner);
+}
+
+/** The server's own words: `{code, message}` in the body, the rest in headers (src/contract/errors.ts). */
+async function errorOfResponse(
+  response: Response,
+  options: Pick<RequestOptions, 'doing' | 'sandboxId' | 'path'>,
+): Promise<SandboxError> {
+  const { status, headers } = response;
+  const text = await textOf(response);
+  let body: { code?: unknown; message?: unknown } = {};
+  try {
+    body = (JSON.parse(text) as typeof body | null) ?? {};
+  } catch {
+    // A proxy between us and the server, or no server of ours at all: the status has to do.
+  }
+  const word = headers.get('glovebox-failure') ?? '';
+  const code = codeOfGuestWord[word] ?? (codes.has(word) ? (word as ErrorCode) : codeOfHttpStatus(status));
+  const said = typeof body.message === 'string' ? body.message : text.trim().split('\n')[0]?.slice(0, 300);
+  const message = `${options.doing}: ${said || `the server answered with status ${status}`}`;
+  const details: ErrorDetails = {
+    status,
+    hint: headers.get('glovebox-hint') ?? hintOf(code),
+    requestId: headers.get('x-request-id') ?? undefined,
+    sandboxId: options.sandboxId,
+    serverCode: typeof body.code === 'string' ? body.code : undefined,
+  };
+  if (code === 'command-not-found') return new CommandNotFoundError(127, message, details);
+  if (code === 'not-executable') return new CommandNotFoundError(126, message, details);
+  const aboutTheFile = ['not-found', 'permission', 'invalid', 'conflict', 'full', 'io', 'exhausted'];
+  if (options.path !== undefined && aboutTheFile.includes(code))
+    return new FileError(code, message, options.path, details);
+  return errorOf(code, message, details);
+}
+
+function hintOf(code: ErrorCode): string | undefined {
+  return code === 'unauthenticated'
+    ? 'Set GLOVEBOX_API_KEY to a key of this server, or pass `apiKey`.'
+    : undefined;
+}
+
+async function textOf(response: Response): Promise<string> {
+  const decoder = new TextDecoder();
+  let text = '';
+  try {
+    const reader = response.body?.getReader();
+    while (reader !== undefined && text.length < errorBytesMax) {
+      const { done, value } = await reader.read();
+      if (done) break;
+      text += decoder.decode(value, { stream: true });
+    }
+    await reader?.cancel();
+  } catch {
+    // The status is known; what it was to say besides is lost with the connection.
+  }
+  return text;
+}

@@ -1,0 +1,68 @@
+// Where the server is and what key it wants, when the caller does not say: environment variables first, then what a daemon of this
+// machine wrote into its home. The only file of this package that reads the environment. In a browser there is nothing to read.
+import { UnavailableError } from './errors.ts';
+
+export interface Where {
+  /** Without a slash at the end and without `/v1`. */
+  url: string;
+  apiKey: string | undefined;
+}
+
+interface Platform {
+  env?: Record<string, string | undefined>;
+  versions?: { node?: string };
+}
+
+const platform = (globalThis as { process?: Platform }).process ?? {};
+
+/** `$GLOVEBOX_HOME`, else `~/.glovebox`. */
+async function defaultHome(): Promise<string> {
+  const { homedir } = await import('node:os');
+  return platform.env?.GLOVEBOX_HOME || `${homedir()}/.glovebox`;
+}
+
+function fromEnvironment(): Where | undefined {
+  const env = platform.env ?? {};
+  const apiKey = env.GLOVEBOX_API_KEY || env.OPEN_SANDBOX_API_KEY || undefined;
+  if (env.GLOVEBOX_URL) return { url: env.GLOVEBOX_URL, apiKey };
+  if (!env.OPEN_SANDBOX_DOMAIN) return undefined;
+  const domain = env.OPEN_SANDBOX_DOMAIN;
+  return {
+    url: domain.includes('://') ? domain : `${env.OPEN_SANDBOX_PROTOCOL || 'http'}://${domain}`,
+    apiKey,
+  };
+}
+
+/** Reads `daemon.json` and `api-key`. Throws UnavailableError when no daemon has left them there. */
+async function fromHome(home: string): Promise<Where> {
+  const { readFile } = await import('node:fs/promises');
+  try {
+    const { url } = JSON.parse(await readFile(`${home}/daemon.json`, 'utf8')) as { url?: unknown };
+    if (typeof url !== 'string') throw new Error('daemon.json has no url');
+    const apiKey =
+      platform.env?.GLOVEBOX_API_KEY ||
+      (await readFile(`${home}/api-key`, 'utf8').catch((error: NodeJS.ErrnoException) => {
+        // A daemon without keys writes none; a key that is not for us is worth a word.
+        if (error.code === 'ENOENT') return undefined;
+        throw error;
+      }));
+    return { url, apiKey: apiKey?.trim() };
+  } catch (cause) {
+    const { code, message } = cause as NodeJS.ErrnoException;
+    throw new UnavailableError(
+      'unavailable',
+      code === 'ENOENT' ? `no daemon runs with the home ${home}` : `read ${home}: ${message}`,
+      { hint: 'Start one with `glovebox serve`, or set GLOVEBOX_URL and GLOVEBOX_API_KEY.', cause },
+    );
+  }
+}
+
+/** `home` goes before the environment, the environment before the default home. */
+export async function discover(home: string | undefined): Promise<Where> {
+  const found = home === undefined ? fromEnvironment() : undefined;
+  if (found) return found;
+  if (platform.versions?.node === undefined) {
+    throw new UnavailableError('unavailable', 'no server is named', { hint: 'Pass `url` and `apiKey`.' });
+  }
+  return await fromHome(home ?? (await defaultHome()));
+}

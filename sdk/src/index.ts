@@ -1,0 +1,57 @@
+// The public face of the package: what is exported here is what users may rely on.
+export {
+  type CreateOptions,
+  type Images,
+  type ListOptions,
+  type Resources,
+  SandboxClient,
+  type Volume,
+} from './client.ts';
+export type { ConnectionOptions } from './connection.ts';
+export {
+  AbortError,
+  AuthenticationError,
+  CommandError,
+  CommandNotFoundError,
+  ConflictError,
+  type ErrorCode,
+  type ErrorDetails,
+  FileError,
+  NotFoundError,
+  PermissionError,
+  ProtocolError,
+  QuotaError,
+  SandboxError,
+  SandboxLostError,
+  TimeoutError,
+  UnavailableError,
+  UnknownOutcomeError,
+  UnsupportedError,
+  ValidationError,
+} from './errors.ts';
+export type { FileContent, Files, ReadOptions, WriteOptions } from './files.ts';
+export type { PortAddress, Ports } from './ports.ts';
+export {
+  type OutputEvent,
+  Process,
+  type ProcessEvent,
+  type RunOptions,
+  type RunResult,
+  type SignalOptions,
+  type StartOptions,
+  type TerminalSize,
+} from './process.ts';
+export { type Command, Sandbox } from './sandbox.ts';
+export { quote } from './shell.ts';
+export { type Duration, milliseconds, type Size } from './units.ts';
+export type {
+  ExitStatus,
+  FileInfo,
+  ImageInfo,
+  ProcessInfo,
+  RuntimeInfo,
+  SandboxInfo,
+  SandboxLimits,
+  SandboxState,
+  SystemInfo,
+} from './wire.ts';

@@ -1,0 +1,303 @@
+// The transport on Node.js: requests over node:http without deadlines of its own, and a WebSocket client (RFC 6455) that lets a slow reader
+// slow the sender down and can tell what the other end has received. Zero dependencies is why it is written here.
+import { createHash, randomBytes } from 'node:crypto';
+import * as http from 'node:http';
+import * as https from 'node:https';
+import type { Socket as NetSocket } from 'node:net';
+import { Readable } from 'node:stream';
+import { pipeline } from 'node:stream/promises';
+import { ReadableStream } from 'node:stream/web';
+import {
+  HandshakeRefused,
+  MessageQueue,
+  messageBytesMax,
+  queuedBytesMax,
+  type Socket,
+  type SocketOptions,
+  type Transport,
+} from './transport.ts';
+
+/** Notices a peer that vanished without a word; a proxy or a daemon that dies closes the connection by itself. */
+const keepAliveAfterMs = 15_000;
+
+export function nodeTransport(): Transport {
+  const agents = {
+    'http:': new http.Agent({ keepAlive: true }),
+    'https:': new https.Agent({ keepAlive: true }),
+  };
+  return {
+    fetch: (input, init) => fetchOverHttp(input instanceof Request ? input.url : input, init ?? {}, agents),
+    connect,
+  };
+}
+
+function requesterFor(url: URL): typeof http.request {
+  return url.protocol === 'https:' ? https.request : http.request;
+}
+
+/** The part of fetch that this package uses: no redirects, no cache, no cookies, no decoding. */
+function fetchOverHttp(
+  input: string | URL,
+  init: RequestInit,
+  agents: Record<'http:' | 'https:', http.Agent>,
+): Promise<Response> {
+  const url = new URL(input);
+  const { promise, resolve, reject } = Promise.withResolvers<Response>();
+  const { body, signal } = init;
+  const request = requesterFor(url)(url, {
+    method: init.method ?? 'GET',
+    headers: init.headers as Record<string, string>,
+    agent: agents[url.protocol as 'http:' | 'https:'],
+    ...(signal ? { signal } : {}),
+  });
+  request.on('response', (incoming) => resolve(responseOf(incoming)));
+  // After the response this is too late to matter: the response's own body fails then.
+  request.on('error', (error) => reject(error));
+  if (body === undefined || body === null) request.end();
+  else if (typeof body === 'string' || body instanceof Uint8Array) request.end(body);
+  else pipeline(Readable.from(body as ReadableStream<Uint8Array>), request).catch(reject);
+  return promise;
+}
+
+function responseOf(incoming: http.IncomingMessage): Response {
+  const status = incoming.statusCode ?? 0;
+  const headers = new Headers();
+  for (let i = 0; i + 1 < incoming.rawHeaders.length; i += 2) {
+    headers.append(incoming.rawHeaders[i] ?? '', incoming.rawHeaders[i + 1] ?? '');
+  }
+  const bodiless = status === 204 || status === 205 || status === 304;
+  if (bodiless) incoming.resume();
+  return new Response(bodiless ? null : (bodyOf(incoming) as never), { status, headers });
+}
+
+/** Readable.toWeb, but several times faster: chunks are handed on as they are, with the socket's own back-pressure. */
+function bodyOf(incoming: http.IncomingMessage): ReadableStream<Uint8Array> {
+  return new ReadableStream<Uint8Array>(
+    {
+      start(controller) {
+        incoming.on('data', (chunk: Buffer) => {
+          controller.enqueue(chunk);
+          if ((controller.desiredSize ?? 0) <= 0) incoming.pause();
+        });
+        incoming.on('end', () => controller.close());
+        incoming.on('error', (error) => controller.error(error));
+      },
+      pull() {
+        incoming.resume();
+      },
+      cancel() {
+        incoming.destroy();
+      },
+    },
+    new ByteLengthQueuingStrategy({ highWaterMark: 256 * 1024 }),
+  );
+}
+
+function connect(url: URL, options: SocketOptions): Promise<Socket> {
+  const { promise, resolve, reject } = Promise.withResolvers<Socket>();
+  const key = randomBytes(16).toString('base64');
+  const target = new URL(url);
+  target.protocol = url.protocol === 'wss:' ? 'https:' : 'http:';
+  const request = requesterFor(target)(target, {
+    agent: false,
+    headers: {
+      ...options.headers,
+      connection: 'Upgrade',
+      upgrade: 'websocket',
+      'sec-websocket-version': '13',
+      'sec-websocket-key': key,
+      'sec-websocket-protocol': options.protocol,
+    },
+    ...(options.signal ? { signal: options.signal } : {}),
+  });
+  request.on('error', reject);
+  request.on('response', (incoming) => reject(new HandshakeRefused(responseOf(incoming))));
+  request.on('upgrade', (incoming, socket, head) => {
+    const accept = createHash('sha1').update(`${key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11`).digest('base64');
+    const { headers } = incoming;
+    if (
+      headers['sec-websocket-accept'] !== accept ||
+      headers['sec-websocket-protocol'] !== options.protocol
+    ) {
+      socket.destroy();
+      reject(new Error(`${url.host} does not speak the sub-protocol ${options.protocol}`));
+      return;
+    }
+    resolve(new NodeSocket(socket as NetSocket, head));
+  });
+  request.end();
+  return promise;
+}
+
+const opcode = { continuation: 0, text: 1, binary: 2, close: 8, ping: 9, pong: 10 } as const;
+
+class NodeSocket implements Socket {
+  readonly messages: MessageQueue;
+  closed: { code: number; reason: string } | undefined;
+  readonly #socket: NetSocket;
+  #received: Buffer[] = [];
+  #receivedBytes = 0;
+  /** The frames of a message that is not whole yet. */
+  #parts: Buffer[] = [];
+  #partsText = false;
+  #closeSent = false;
+  #pings = 0;
+  #pongs = new Map<number, () => void>();
+
+  constructor(socket: NetSocket, head: Buffer) {
+    this.#socket = socket;
+    this.messages = new MessageQueue(() => socket.resume());
+    socket.setNoDelay(true);
+    socket.setKeepAlive(true, keepAliveAfterMs);
+    socket.on('data', (bytes: Buffer) => this.#onData(bytes));
+    socket.on('error', (error) => this.messages.end(error));
+    socket.on('end', () => socket.end());
+    socket.on('close', () =>
+      this.messages.end(this.closed ? undefined : new Error('the connection dropped')),
+    );
+    if (head.length > 0) this.#onData(head);
+  }
+
+  async send(message: string | Uint8Array): Promise<void> {
+    const text = typeof message === 'string';
+    const bytes = text ? Buffer.from(message) : message;
+    if (this.#write(text ? opcode.text : opcode.binary, bytes)) return;
+    const socket = this.#socket;
+    await new Promise<void>((resolve, reject) => {
+      const onDrain = () => {
+        socket.off('close', onClose);
+        resolve();
+      };
+      const onClose = () => {
+        socket.off('drain', onDrain);
+        reject(new Error('the connection dropped'));
+      };
+      socket.once('drain', onDrain).once('close', onClose);
+    });
+  }
+
+  confirmed(): Promise<void> {
+    const ping = ++this.#pings;
+    const payload = Buffer.alloc(4);
+    payload.writeUInt32BE(ping);
+    this.#write(opcode.ping, payload);
+    return new Promise((resolve) => this.#pongs.set(ping, resolve));
+  }
+
+  close(): void {
+    if (this.#socket.destroyed) return;
+    if (!this.#closeSent) {
+      this.#closeSent = true;
+      this.#write(opcode.close, Buffer.from([1000 >> 8, 1000 & 0xff]));
+    }
+    // Whatever else arrives is for nobody; the other end needs no more than our goodbye.
+    this.messages.end();
+    this.#socket.destroySoon();
+  }
+
+  /** One frame, masked as a client's frames have to be. False means that the socket's buffer is full. */
+  #write(code: number, payload: Uint8Array): boolean {
+    if (this.#socket.destroyed || !this.#socket.writable) throw new Error('the connection dropped');
+    const { length } = payload;
+    const lengthBytes = length < 126 ? 0 : length < 65_536 ? 2 : 8;
+    const frame = Buffer.allocUnsafe(6 + lengthBytes + length);
+    frame[0] = 0x80 | code;
+    frame[1] = 0x80 | (lengthBytes === 0 ? length : lengthBytes === 2 ? 126 : 127);
+    if (lengthBytes === 2) frame.writeUInt16BE(length, 2);
+    if (lengthBytes === 8) frame.writeBigUInt64BE(BigInt(length), 2);
+    const mask = randomBytes(4);
+    const start = 2 + lengthBytes + 4;
+    frame.set(mask, start - 4);
+    for (let i = 0; i < length; i++) frame[start + i] = (payload[i] as number) ^ (mask[i & 3] as number);
+    return this.#socket.write(frame);
+  }
+
+  #onData(bytes: Buffer): void {
+    this.#received.push(bytes);
+    this.#receivedBytes += bytes.length;
+    try {
+      while (this.#readFrame());
+    } catch (error) {
+      this.messages.end(error as Error);
+      this.#socket.destroy();
+      return;
+    }
+    if (this.messages.bytes > queuedBytesMax) this.#socket.pause();
+  }
+
+  /** The first `count` received bytes in one piece, left where they are. */
+  #peek(count: number): Buffer {
+    const first = this.#received[0] as Buffer;
+    if (first.length >= count) return first;
+    const whole = Buffer.concat(this.#received);
+    this.#received = [whole];
+    return whole;
+  }
+
+  #readFrame(): boolean {
+    if (this.#receivedBytes < 2) return false;
+    let head = this.#peek(2);
+    const [first = 0, second = 0] = head;
+    const lengthBytes = (second & 0x7f) === 126 ? 2 : (second & 0x7f) === 127 ? 8 : 0;
+    if (this.#receivedBytes < 2 + lengthBytes) return false;
+    head = this.#peek(2 + lengthBytes);
+    const length =
+      lengthBytes === 0
+        ? second & 0x7f
+        : lengthBytes === 2
+          ? head.readUInt16BE(2)
+          : Number(head.readBigUInt64BE(2));
+    if ((first & 0x70) !== 0 || (second & 0x80) !== 0)
+      throw new Error('the server sent a malformed WebSocket frame');
+    if (length > messageBytesMax)
+      throw new Error(`the server sent a frame of ${length} bytes; the most is ${messageBytesMax}`);
+    const total = 2 + lengthBytes + length;
+    if (this.#receivedBytes < total) return false;
+    const whole = this.#peek(total);
+    const payload = whole.subarray(2 + lengthBytes, total);
+    this.#receivedBytes -= total;
+    if (whole.length === total) this.#received.shift();
+    else this.#received[0] = whole.subarray(total);
+    this.#onFrame(first & 0x0f, (first & 0x80) !== 0, payload);
+    return true;
+  }
+
+  #onFrame(code: number, final: boolean, payload: Buffer): void {
+    switch (code) {
+      case opcode.ping:
+        this.#write(opcode.pong, payload);
+        return;
+      case opcode.pong: {
+        const ping = payload.length === 4 ? payload.readUInt32BE() : 0;
+        this.#pongs.get(ping)?.();
+        this.#pongs.delete(ping);
+        return;
+      }
+      case opcode.close:
+        this.closed = {
+          code: payload.length >= 2 ? payload.readUInt16BE() : 1005,
+          reason: payload.subarray(2).toString(),
+        };
+        this.close();
+        return;
+      case opcode.text:
+      case opcode.binary:
+        if (this.#parts.length > 0) throw new Error('the server sent a message inside another');
+        this.#partsText = code === opcode.text;
+        break;
+      case opcode.continuation:
+        if (this.#parts.length === 0) throw new Error('the server continued a message that never began');
+        break;
+      default:
+        throw new Error(`the server sent a frame of unknown kind ${code}`);
+    }
+    this.#parts.push(payload);
+    const length = this.#parts.reduce((sum, part) => sum + part.length, 0);
+    if (length > messageBytesMax)
+      throw new Error(`the server sent a message beyond ${messageBytesMax} bytes`);
+    if (!final) return;
+    const message = this.#parts.length === 1 ? payload : Buffer.concat(this.#parts);
+    this.#parts = [];
+    this.messages.push(this.#partsText ? message.toString() : message);
+  }
+}
