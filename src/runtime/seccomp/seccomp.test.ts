@@ -46,10 +46,10 @@ function interpret(program: Buffer, { arch, number, args }: Call): { answer: Ans
 }
 
 const answers: Record<number, Answer> = {
-  [0x7fff_0000]: 'allow',
-  [0x0005_0001]: 'EPERM',
-  [0x0005_0026]: 'ENOSYS',
-  [0x8000_0000]: 'kill',
+  2147418112: 'allow',
+  327681: 'EPERM',
+  327718: 'ENOSYS',
+  2147483648: 'kill',
 };
 const archNumber = { x86_64: 0xc000_003e, aarch64: 0xc000_00b7 };
 

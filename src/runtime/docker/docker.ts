@@ -1,0 +1,477 @@
+// The runtime that keeps machines in containers of a Docker engine: hardened, without a network unless asked, and found again by their labels.
+//
+// create: image (pull if absent) → container → start → look that it is walled off as asked → machine.
+// A failure at any step undoes the steps before. What a dead daemon left half-made carries our label, and list() brings it back.
+import { randomUUID } from 'node:crypto';
+import { mkdir, readFile, rm, rmdir, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import { z } from 'zod';
+import { Failure } from '../../lib/failure.ts';
+import type {
+  ImageDefaults,
+  Machine,
+  MachineExit,
+  MachineSpec,
+  Pausing,
+  Runtime,
+  RuntimeCheck,
+} from '../runtime.ts';
+import { seccompDockerProfile } from '../seccomp/docker-profile.ts';
+import {
+  type ContainerOptions,
+  containerBody,
+  containerName,
+  hostsText,
+  labels,
+  validate,
+} from './container.ts';
+import { Engine } from './engine.ts';
+import { Exits, exitOfStopped, hasEnded, inspectContainer } from './exits.ts';
+import { askFacts, type EngineFacts, noCapabilities } from './facts.ts';
+import { ensureImage } from './image.ts';
+
+export interface DockerOptions {
+  /** Marks the machines of this daemon's home, so that two daemons on one engine do not meet. */
+  homeId: string;
+  /** Host folder of the agent bundle. */
+  agentFolder: string;
+  /** What the container runs, and the environment that the agent needs or must not see: `NAME=value`, or `NAME` alone to remove. */
+  agentCommand: string[];
+  agentEnvironment: string[];
+  /** Default `unix:///var/run/docker.sock`. */
+  host?: string;
+  /** The time limit of one call to the engine. Default 180,000. */
+  apiTimeoutMs?: number;
+  /** `none` (default), `bridge`, `host` or the name of a network. All but `none` let the guest past our own ways in and out. */
+  network?: string;
+  dropCapabilities?: string[];
+  noNewPrivileges?: boolean;
+  /** `default` is our own, `unconfined` none at all, anything else the path of a profile. */
+  seccompProfile?: string;
+  apparmorProfile?: string;
+  /** Processes and threads where the spec says nothing; null for no limit. Default 4,096. */
+  pidsLimit?: number | null;
+  /** Another OCI runtime of the engine, e.g. `runsc`. */
+  runtimeClass?: string;
+}
+
+/** OpenSandbox's list: what stays is what package managers and switching users need, and it reaches only the container's own files and processes. */
+export const droppedCapabilities = [
+  'AUDIT_WRITE',
+  'MKNOD',
+  'NET_ADMIN',
+  'NET_RAW',
+  'SYS_ADMIN',
+  'SYS_MODULE',
+  'SYS_PTRACE',
+  'SYS_TIME',
+  'SYS_TTY_CONFIG',
+];
+
+const defaultHost = 'unix:///var/run/docker.sock';
+const stateFolderLabel = 'glovebox.state-folder';
+const hostsName = 'hosts';
+const removalPollMs = 50;
+/** How long undoing waits for an engine that went away in the middle. */
+const undoPatience = { tries: 4, pauseMs: 500 };
+
+const Defaults = z.object({
+  env: z.record(z.string(), z.string()),
+  cwd: z.string().optional(),
+  user: z.string().optional(),
+  entrypoint: z.array(z.string()),
+});
+
+/** What of `GET /containers/json` we use. */
+interface ContainerSummary {
+  Id: string;
+  State: string;
+  Labels: Record<string, string>;
+}
+
+export class DockerRuntime implements Runtime, Disposable {
+  readonly name = 'docker';
+  readonly #options: DockerOptions;
+  readonly #engine: Engine;
+  readonly #exits: Exits;
+  readonly #homeLabel: string;
+  /** Attempts of create calls under way: their containers are not yet anybody's to adopt. */
+  readonly #underWay = new Set<string>();
+  #facts: Promise<EngineFacts> | undefined;
+  #seccomp: Promise<string> | undefined;
+  /** Whether a machine without network may do without the engine's network set-up. Until the first time that it cannot be verified. */
+  #bareNetworking: boolean;
+
+  constructor(options: DockerOptions) {
+    this.#options = options;
+    this.#engine = new Engine({
+      host: options.host ?? defaultHost,
+      timeoutMs: options.apiTimeoutMs ?? 180_000,
+    });
+    this.#homeLabel = `${labels.home}=${options.homeId}`;
+    this.#exits = new Exits(this.#engine, this.#homeLabel);
+    this.#bareNetworking =
+      (options.network ?? 'none') === 'none' &&
+      options.runtimeClass === undefined &&
+      this.#engine.socketPath !== undefined;
+  }
+
+  async check(signal: AbortSignal): Promise<RuntimeCheck> {
+    this.#facts = undefined;
+    try {
+      const facts = await this.#askedFacts(signal);
+      const problems = [...facts.problems, ...this.#ownProblems(facts)];
+      const usable = !problems.some((it) => it.fatal);
+      return { usable, version: facts.version, capabilities: facts.capabilities, problems };
+    } catch (error) {
+      const { message, hint } = Failure.from(error, 'ask the Docker engine what it is');
+      const problem = { message, hint: hint ?? 'See whether "docker info" works.', fatal: true };
+      return { usable: false, capabilities: noCapabilities, problems: [problem] };
+    }
+  }
+
+  async create(spec: MachineSpec, signal: AbortSignal): Promise<Machine> {
+    signal.throwIfAborted();
+    validate(spec, this.#engine.socketPath);
+    const facts = await this.#askedFacts(signal);
+    this.#refuseUnsupported(spec, facts);
+    const image = await ensureImage(this.#engine, spec, facts.arch, signal);
+    if (this.#bareNetworking) {
+      const machine = await this.#launch(spec, image, facts, true, signal);
+      if (machine !== undefined) return machine;
+      this.#bareNetworking = false;
+    }
+    const machine = await this.#launch(spec, image, facts, false, signal);
+    return machine as Machine;
+  }
+
+  async list(signal: AbortSignal): Promise<Machine[]> {
+    const containers = await this.#labelled(this.#homeLabel, signal);
+    const machines = containers
+      .filter((it) => !this.#underWay.has(it.Labels[labels.attempt] ?? ''))
+      .map(async (it) => {
+        const inspected = ['running', 'paused', 'restarting'].includes(it.State)
+          ? undefined
+          : await inspectContainer(this.#engine, it.Id, signal);
+        const exit = inspected !== undefined && hasEnded(inspected) ? exitOfStopped(inspected) : undefined;
+        return this.#machine({
+          id: it.Labels[labels.sandbox] ?? '',
+          containerId: it.Id,
+          defaults: defaultsIn(it.Labels[labels.defaults]),
+          paused: it.State === 'paused',
+          stateFolder: it.Labels[stateFolderLabel] ?? '',
+          exited: exit === undefined ? this.#exits.of(it.Id) : Promise.resolve(exit),
+        });
+      });
+    return Promise.all(machines);
+  }
+
+  /** Stops following the engine and closes connections. Machines go on. */
+  [Symbol.dispose](): void {
+    this.#exits.close();
+    this.#engine.close();
+  }
+
+  /**
+   * A started container with all it needs, or nothing at all. Resolves with undefined when bare networking was asked for and the
+   * container cannot be seen to have a network of its own.
+   */
+  async #launch(
+    spec: MachineSpec,
+    image: { id: string; defaults: ImageDefaults },
+    facts: EngineFacts,
+    bare: boolean,
+    signal: AbortSignal,
+  ): Promise<Machine | undefined> {
+    const attempt = randomUUID();
+    const hostsFile = join(spec.stateFolder, hostsName);
+    const options = await this.#containerOptions();
+    await using undo = new AsyncDisposableStack();
+    this.#underWay.add(attempt);
+    undo.defer(() => void this.#underWay.delete(attempt));
+    if (bare) {
+      undo.defer(() => removeStateFolder(spec.stateFolder));
+      await mkdir(spec.stateFolder, { recursive: true, mode: 0o700 });
+      await writeFile(hostsFile, hostsText(spec.id), { mode: 0o644 });
+    }
+    const labelled = bare
+      ? { ...spec, labels: { ...spec.labels, [stateFolderLabel]: spec.stateFolder } }
+      : spec;
+    const networking = bare ? ({ kind: 'bare', hostsFile } as const) : ({ kind: 'engine' } as const);
+    const body = containerBody(
+      { spec: labelled, imageId: image.id, defaults: image.defaults, attempt, networking },
+      options,
+      facts,
+    );
+    // Without the signal, here and below: an abort in the middle would leave us not knowing what the engine did.
+    undo.defer(() => this.#undoAttempt(attempt));
+    const { Id: containerId } = await this.#engine
+      .call<{ Id: string }>('POST', '/containers/create', {
+        doing: `create the container of ${spec.id}`,
+        query: { name: containerName(spec.id) },
+        body,
+      })
+      .catch((error) => Promise.reject(creationFailure(error, spec)));
+    signal.throwIfAborted();
+    await this.#engine
+      .call('POST', `/containers/${containerId}/start`, {
+        doing: `start the container of ${spec.id}`,
+        accept: [304],
+      })
+      .catch((error) => Promise.reject(creationFailure(error, spec)));
+    signal.throwIfAborted();
+    if (bare && !(await this.#hasOnlyLoopback(containerId, signal))) return undefined;
+    undo.move();
+    this.#underWay.delete(attempt);
+    return this.#machine({
+      id: spec.id,
+      containerId,
+      defaults: image.defaults,
+      paused: false,
+      stateFolder: bare ? spec.stateFolder : '',
+      exited: this.#exits.of(containerId),
+    });
+  }
+
+  /** Sees from the host that the container has a network of its own with nothing in it. False when that cannot be seen. */
+  async #hasOnlyLoopback(containerId: string, signal: AbortSignal): Promise<boolean> {
+    const container = await inspectContainer(this.#engine, containerId, signal);
+    // One that has ended already reaches nothing; its end is told as any other.
+    if (container === undefined || hasEnded(container)) return true;
+    try {
+      const folder = `/proc/${container.State.Pid}`;
+      const [cgroup, devices] = await Promise.all([
+        readFile(`${folder}/cgroup`, 'utf8'),
+        readFile(`${folder}/net/dev`, 'utf8'),
+      ]);
+      const names = [...devices.matchAll(/^\s*([^\s:]+):/gm)].map((it) => it[1]);
+      // The number may mean another process where we do not see the engine's processes, hence the look at the cgroup.
+      return cgroup.includes(containerId) && names.length === 1 && names[0] === 'lo';
+    } catch {
+      return false;
+    }
+  }
+
+  #machine(parts: {
+    id: string;
+    containerId: string;
+    defaults: ImageDefaults;
+    paused: boolean;
+    stateFolder: string;
+    exited: Promise<MachineExit>;
+  }): Machine {
+    const { id, containerId, defaults, paused, stateFolder, exited } = parts;
+    return {
+      id,
+      image: defaults,
+      paused,
+      exited,
+      remove: async (signal) => {
+        this.#exits.removing(containerId);
+        await this.#removeContainer(containerId, signal);
+        this.#exits.gone(containerId);
+        if (stateFolder !== '') await removeStateFolder(stateFolder);
+      },
+      pausing: this.#pausing(id, containerId),
+    };
+  }
+
+  #pausing(id: string, containerId: string): Pausing {
+    const turn = async (verb: 'pause' | 'unpause', wanted: string, signal: AbortSignal) => {
+      try {
+        await this.#engine.call(
+          'POST',
+          `/containers/${containerId}/${verb}`,
+          { doing: `${verb} ${id}` },
+          signal,
+        );
+      } catch (error) {
+        const container = await inspectContainer(this.#engine, containerId, signal);
+        if (container?.State.Status === wanted) return;
+        throw error;
+      }
+    };
+    return {
+      pause: (signal) => turn('pause', 'paused', signal),
+      resume: (signal) => turn('unpause', 'running', signal),
+    };
+  }
+
+  /** Resolves when the container is gone from the engine, whoever removed it. */
+  async #removeContainer(containerId: string, signal?: AbortSignal): Promise<void> {
+    const doing = 'remove a container';
+    const call = { doing, query: { force: '1', v: '1' }, accept: [404, 409] };
+    const deadline = performance.now() + (this.#options.apiTimeoutMs ?? 180_000);
+    for (;;) {
+      await this.#engine.call('DELETE', `/containers/${containerId}`, call, signal);
+      // 409: another removal is under way. Either way it is done when the container cannot be found.
+      const left = await this.#engine.call(
+        'GET',
+        `/containers/${containerId}/json`,
+        { doing, accept: [404] },
+        signal,
+      );
+      if (left === undefined) return;
+      if (performance.now() > deadline) {
+        throw new Failure('unavailable', `${doing}: the Docker engine does not get rid of ${containerId}`, {
+          hint: `See what docker rm -f ${containerId.slice(0, 12)} says.`,
+        });
+      }
+      await delay(removalPollMs, undefined, signal === undefined ? {} : { signal });
+    }
+  }
+
+  /** Removes what a create call has made, if anything; also when its answer was lost. What remains, list() finds. */
+  async #undoAttempt(attempt: string): Promise<void> {
+    for (let left = undoPatience.tries; left > 0; left--) {
+      try {
+        const made = await this.#labelled(`${labels.attempt}=${attempt}`);
+        for (const { Id: id } of made) await this.#removeContainer(id);
+        return;
+      } catch (error) {
+        if (!(error instanceof Failure) || left === 1) return;
+        await delay(undoPatience.pauseMs);
+      }
+    }
+  }
+
+  #labelled(label: string, signal?: AbortSignal): Promise<ContainerSummary[]> {
+    const query = { all: '1', filters: JSON.stringify({ label: [label] }) };
+    return this.#engine.call('GET', '/containers/json', { doing: 'list containers', query }, signal);
+  }
+
+  #refuseUnsupported(spec: MachineSpec, facts: EngineFacts): void {
+    for (const name of Object.keys(spec.limits) as (keyof typeof spec.limits)[]) {
+      if (spec.limits[name] === undefined || facts.capabilities.limits[name] !== undefined) continue;
+      throw new Failure('unsupported', `limit ${name}: this Docker engine cannot keep it`, {
+        hint: 'Leave the limit out; "glovebox doctor" shows which limits hold here.',
+        details: { limit: name },
+      });
+    }
+    const problem = this.#ownProblems(facts).find((it) => it.fatal);
+    if (problem !== undefined) throw new Failure('unsupported', problem.message, { hint: problem.hint });
+  }
+
+  /** What the configuration asks of the engine and does not get, or weakens. */
+  #ownProblems(facts: EngineFacts): RuntimeCheck['problems'] {
+    const problems: RuntimeCheck['problems'] = [];
+    const { runtimeClass, seccompProfile, network = 'none' } = this.#options;
+    if (runtimeClass !== undefined && !facts.runtimes.includes(runtimeClass)) {
+      const hint = `Add it to the engine's daemon.json; it has ${facts.runtimes.join(', ')}.`;
+      problems.push({ message: `the Docker engine has no runtime "${runtimeClass}"`, hint, fatal: true });
+    }
+    if (seccompProfile === 'unconfined') {
+      const hint = 'Leave docker.seccomp_profile out for our own profile.';
+      problems.push({ message: 'guests may make any system call', hint, fatal: false });
+    }
+    if (network !== 'none') {
+      const hint = 'Set docker.network_mode to "none".';
+      problems.push({
+        message: `guests are on the network "${network}", past every rule of ours`,
+        hint,
+        fatal: false,
+      });
+    }
+    return problems;
+  }
+
+  /** Asked once, on nobody's behalf, so that no caller's abort fails the others; asked again when it failed. */
+  async #askedFacts(signal: AbortSignal): Promise<EngineFacts> {
+    this.#facts ??= askFacts(this.#engine, new AbortController().signal).catch((error) => {
+      this.#facts = undefined;
+      throw error;
+    });
+    const facts = await this.#facts;
+    signal.throwIfAborted();
+    return facts;
+  }
+
+  async #containerOptions(): Promise<ContainerOptions> {
+    const options = this.#options;
+    this.#seccomp ??= seccompText(options.seccompProfile ?? 'default');
+    return {
+      homeId: options.homeId,
+      agentFolder: options.agentFolder,
+      agentCommand: options.agentCommand,
+      agentEnvironment: options.agentEnvironment,
+      network: options.network ?? 'none',
+      dropCapabilities: options.dropCapabilities ?? droppedCapabilities,
+      noNewPrivileges: options.noNewPrivileges ?? true,
+      seccomp: await this.#seccomp,
+      pidsLimit: options.pidsLimit === undefined ? 4096 : options.pidsLimit,
+      ...(options.apparmorProfile === undefined ? {} : { apparmorProfile: options.apparmorProfile }),
+      ...(options.runtimeClass === undefined ? {} : { runtimeClass: options.runtimeClass }),
+    };
+  }
+}
+
+async function seccompText(profile: string): Promise<string> {
+  if (profile === 'unconfined') return profile;
+  if (profile === 'default') return JSON.stringify(seccompDockerProfile());
+  const doing = `read the seccomp profile ${profile}`;
+  try {
+    return JSON.stringify(JSON.parse(await readFile(profile, 'utf8')));
+  } catch (cause) {
+    const problem = cause instanceof Error ? cause.message : String(cause);
+    throw new Failure('invalid', `${doing}: ${problem}`, {
+      cause,
+      hint: "Set docker.seccomp_profile to a profile in Docker's JSON form, or leave it out for our own.",
+    });
+  }
+}
+
+/** Only what we put there, so that a wrong path does no harm. */
+async function removeStateFolder(folder: string): Promise<void> {
+  await rm(join(folder, hostsName), { force: true });
+  await rmdir(folder).catch(() => {});
+}
+
+function defaultsIn(label: string | undefined): ImageDefaults {
+  try {
+    const { env, cwd, user, entrypoint } = Defaults.parse(JSON.parse(label ?? ''));
+    return {
+      env,
+      entrypoint,
+      ...(cwd === undefined ? {} : { cwd }),
+      ...(user === undefined ? {} : { user }),
+    };
+  } catch {
+    return { env: {}, entrypoint: [] };
+  }
+}
+
+// What the engine says of a container that it cannot make is prose. The first match tells the code.
+const creationTroubles: [pattern: RegExp, code: 'unsupported' | 'invalid' | 'not-found', hint: string][] = [
+  [/could not select device driver/i, 'unsupported', "Install the GPU vendor's container toolkit."],
+  [
+    /storage-opt is supported only|storage driver does not support/i,
+    'unsupported',
+    'Leave the disk limit out.',
+  ],
+  [
+    /unknown runtime specified|unknown or invalid runtime/i,
+    'unsupported',
+    "Add it to the engine's daemon.json.",
+  ],
+  [/no such image/i, 'not-found', 'It was removed in the meantime: create the sandbox again.'],
+  [
+    /network .* not found|no such network/i,
+    'not-found',
+    'Make it with docker network create, or choose another network_mode.',
+  ],
+  [
+    /bind source path does not exist/i,
+    'invalid',
+    'The engine must see the folder under the same path as the daemon.',
+  ],
+  [/range of cpus/i, 'invalid', 'Ask for no more processors than the host has.'],
+  [/minimum memory limit/i, 'invalid', 'Ask for more memory.'],
+];
+
+function creationFailure(error: unknown, { id }: MachineSpec): Failure {
+  const failure = Failure.from(error, `create the container of ${id}`);
+  const match = creationTroubles.find(([pattern]) => pattern.test(failure.message));
+  if (match === undefined) return failure;
+  return new Failure(match[1], failure.message, { cause: failure, hint: match[2] });
+}
