@@ -1,0 +1,158 @@
+// A machine made of bubblewrap's walls, whether this daemon started it or found it: how it ends, is frozen, and is taken away.
+import type { ChildProcess } from 'node:child_process';
+import { setTimeout as delay } from 'node:timers/promises';
+import { Failure } from '../../lib/failure.ts';
+import type { Cgroup } from '../cgroup/cgroup.ts';
+import type { ImageDefaults, Machine, MachineExit, MachineExitReason, Pausing } from '../runtime.ts';
+import { childrenOf, isAlive, type ProcessIdentity } from './process-identity.ts';
+import type { ProcessWatch } from './process-watch.ts';
+import { insideProcess } from './record.ts';
+import { removeTree } from './remove-tree.ts';
+
+const killDeadlineMs = 10_000;
+const killedExitCode = 137;
+
+/** What there is of a machine on the host. */
+export interface MachineTraces {
+  stateFolder: string;
+  cgroup: Cgroup | undefined;
+  /** Absent when no process ever was, or it is known to be gone. */
+  monitor: ProcessIdentity | undefined;
+}
+
+export interface BubblewrapMachineOptions {
+  id: string;
+  image: ImageDefaults;
+  traces: MachineTraces;
+  /** How its end is noticed: as our own child, by watching, or as something that has already happened. */
+  end: { child: ChildProcess } | { watch: ProcessWatch } | { happened: MachineExit };
+  /** Called once nothing is left of it. */
+  onRemoved: () => void;
+}
+
+export class BubblewrapMachine implements Machine {
+  readonly id: string;
+  readonly image: ImageDefaults;
+  readonly paused: boolean;
+  readonly exited: Promise<MachineExit>;
+  readonly pausing?: Pausing;
+  readonly #traces: MachineTraces;
+  readonly #onRemoved: () => void;
+  #removing: Promise<void> | undefined;
+
+  constructor(options: BubblewrapMachineOptions) {
+    this.id = options.id;
+    this.image = options.image;
+    this.#traces = options.traces;
+    this.#onRemoved = options.onRemoved;
+    const { cgroup } = options.traces;
+    this.paused = cgroup?.frozen ?? false;
+    if (cgroup?.freezes) this.pausing = pausingOf(cgroup);
+    this.exited =
+      'happened' in options.end ? Promise.resolve(options.end.happened) : this.#watchEnd(options.end);
+  }
+
+  remove(signal: AbortSignal): Promise<void> {
+    this.#removing ??= this.#remove(signal).catch((thrown) => {
+      // The next caller tries again.
+      this.#removing = undefined;
+      throw thrown;
+    });
+    return this.#removing;
+  }
+
+  async #remove(signal: AbortSignal): Promise<void> {
+    await removeTraces(this.#traces, signal);
+    this.#onRemoved();
+  }
+
+  async #watchEnd(end: { child: ChildProcess } | { watch: ProcessWatch }): Promise<MachineExit> {
+    const exitCode = 'child' in end ? await exitOf(end.child) : await this.#watched(end.watch);
+    // bubblewrap's monitor can be killed from outside, and then leaves its charge alive.
+    const left = await insideProcess(this.#traces.stateFolder);
+    if (left !== undefined) killQuietly(left.pid, 'SIGKILL');
+    return exitFor({
+      removed: this.#removing !== undefined,
+      oomKills: this.#traces.cgroup?.oomKills ?? 0,
+      exitCode,
+    });
+  }
+
+  async #watched(watch: ProcessWatch): Promise<undefined> {
+    if (this.#traces.monitor !== undefined) await watch.ended(this.#traces.monitor);
+  }
+}
+
+function pausingOf(cgroup: Cgroup): Pausing {
+  return { pause: (signal) => cgroup.freeze(signal), resume: (signal) => cgroup.thaw(signal) };
+}
+
+function exitOf(child: ChildProcess): Promise<number | undefined> {
+  if (child.exitCode !== null) return Promise.resolve(child.exitCode);
+  if (child.signalCode !== null) return Promise.resolve(undefined);
+  return new Promise((resolve) => child.once('exit', (code) => resolve(code ?? undefined)));
+}
+
+/** Puts the end of a machine into words. `exitCode` is absent when nobody could ask for it. */
+export function exitFor(seen: {
+  removed: boolean;
+  oomKills: number;
+  exitCode: number | undefined;
+}): MachineExit {
+  const { exitCode, oomKills } = seen;
+  const exit = (reason: MachineExitReason, message: string): MachineExit => ({
+    reason,
+    message,
+    at: new Date(),
+    ...(exitCode !== undefined && { exitCode }),
+  });
+  if (seen.removed) return exit('removed', 'it was removed');
+  const killed = exitCode === undefined || exitCode === killedExitCode;
+  if (oomKills > 0 && killed)
+    return exit('out-of-memory', 'the kernel killed its agent because the memory limit was reached');
+  if (exitCode === undefined) return exit('exited', 'its agent ended; nobody was there to see its exit code');
+  return exit('exited', `its agent ended with exit code ${exitCode}`);
+}
+
+/** Kills everything of a machine and takes away all that is left of it. Idempotent; works from whatever a crash has left. */
+export async function removeTraces(traces: MachineTraces, signal: AbortSignal): Promise<void> {
+  await killProcesses(traces, signal);
+  await traces.cgroup?.remove(signal);
+  await removeTree(traces.stateFolder, signal);
+}
+
+async function killProcesses(traces: MachineTraces, signal: AbortSignal): Promise<void> {
+  const { monitor } = traces;
+  let inside = await insideProcess(traces.stateFolder);
+  if (monitor !== undefined && inside === undefined && isAlive(monitor)) {
+    // bubblewrap has not told yet whom it started. Stopped, it cannot start anyone while we look.
+    killQuietly(monitor.pid, 'SIGSTOP');
+    inside = await insideProcess(traces.stateFolder);
+    for (const child of childrenOf(monitor.pid)) killQuietly(child, 'SIGKILL');
+  }
+  // The end of the first process inside is the end of all inside, frozen ones after the thaw.
+  if (inside !== undefined) killQuietly(inside.pid, 'SIGKILL');
+  if (monitor !== undefined && isAlive(monitor)) {
+    killQuietly(-monitor.pid, 'SIGKILL');
+    killQuietly(monitor.pid, 'SIGKILL');
+  }
+  traces.cgroup?.kill();
+  const left = [monitor, inside].filter((it) => it !== undefined);
+  const deadline = performance.now() + killDeadlineMs;
+  for (let waitMs = 1; left.some(isAlive); waitMs = Math.min(waitMs * 2, 50)) {
+    if (signal.aborted) throw new Failure('aborted', 'kill the machine: aborted', { cause: signal.reason });
+    if (performance.now() > deadline)
+      throw new Failure('timeout', `kill the machine: still alive after ${killDeadlineMs} ms`, {
+        hint: 'A process inside is stuck in the kernel; look at the host log.',
+      });
+    await delay(waitMs);
+  }
+}
+
+function killQuietly(pid: number, signal: NodeJS.Signals): void {
+  try {
+    process.kill(pid, signal);
+  } catch {
+    // It has gone already.
+  }
+}

@@ -1,0 +1,158 @@
+// Turns what a machine should be into what the chain and bubblewrap are told: folders to make, mounts, options. Starts nothing.
+import { chownSync, mkdirSync, statSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { guestFolder } from '../../contract/guest.ts';
+import { Failure } from '../../lib/failure.ts';
+import type { Mount } from '../runtime.ts';
+import { guestHostName } from './layers.ts';
+import { placeInside } from './rootfs.ts';
+
+/**
+ * What the guest's root may do inside its own walls: be a normal root over its own files, processes and users. Left out: mounts, networks, raw
+ * packets, devices, tracing, and everything else that mostly serves to attack the kernel.
+ */
+export const guestCapabilities = [
+  'CAP_CHOWN',
+  'CAP_DAC_OVERRIDE',
+  'CAP_FOWNER',
+  'CAP_FSETID',
+  'CAP_KILL',
+  'CAP_NET_BIND_SERVICE',
+  'CAP_SETGID',
+  'CAP_SETUID',
+  'CAP_SYS_CHROOT',
+] as const;
+
+/** Chromium and PostgreSQL want more than the 64 MiB that container engines give. Counts against the memory limit when used. */
+const sharedMemoryBytes = 256 * 1024 * 1024;
+const mountsMax = 64;
+const pathBytesMax = 4_095;
+/** Places that are ours to fill. */
+const reserved = ['/proc', '/dev', guestFolder];
+
+export interface MachineLayout {
+  stateFolder: string;
+  /** The read-only layers, the uppermost first. */
+  lower: readonly string[];
+  /** Paths of the host that are mounted read-only at the same place. */
+  shared: readonly string[];
+  agent: { folder: string; command: readonly string[]; environment: Readonly<Record<string, string>> };
+  runFolder: string;
+  mounts: readonly Mount[];
+  /** The writable layer is in memory. */
+  diskInMemory: boolean;
+  idBase: number | undefined;
+}
+
+/** Checks the mounts, makes the state folder's content, and says which options bubblewrap gets, the command included. */
+export async function layOut(layout: MachineLayout): Promise<string[]> {
+  const guestMounts = await planMounts(layout);
+  makeFolders(layout);
+  writeFileSync(join(layout.stateFolder, 'fstab'), fstab(layout));
+  return [
+    ...['--unshare-pid', '--unshare-net', '--unshare-ipc', '--unshare-uts', '--unshare-cgroup-try'],
+    // The agent is the first process: when it ends, the kernel ends all others, and no process inside can kill it.
+    ...['--as-pid-1', '--new-session', '--hostname', guestHostName],
+    ...['--bind', '/tmp/root', '/'],
+    ...layout.shared.flatMap((path) => ['--ro-bind', path, path]),
+    // The host's settings are read-only even where a guest's root would own a namespace's part of them.
+    ...['--proc', '/proc', '--ro-bind', '/proc/sys', '/proc/sys'],
+    ...['--dev', '/dev', '--perms', '1777', '--size', String(sharedMemoryBytes), '--tmpfs', '/dev/shm'],
+    // What is written into /dev itself would be memory without a bound.
+    ...['--remount-ro', '/dev'],
+    ...['--ro-bind', '/tmp/agent', `${guestFolder}/agent`, '--ro-bind', '/tmp/run', `${guestFolder}/run`],
+    ...guestMounts,
+    ...['--chdir', '/', '--clearenv'],
+    ...Object.entries(layout.agent.environment).flatMap(([name, value]) => ['--setenv', name, value]),
+    ...['--cap-drop', 'ALL', ...guestCapabilities.flatMap((it) => ['--cap-add', it])],
+    ...['--', ...layout.agent.command],
+  ];
+}
+
+/** bubblewrap adds nosuid and nodev to every mount by itself. */
+async function planMounts(layout: MachineLayout): Promise<string[]> {
+  if (layout.mounts.length > mountsMax)
+    throw new Failure('invalid', `${layout.mounts.length} mounts; the most is ${mountsMax}`);
+  const options: string[] = [];
+  for (const [index, mount] of layout.mounts.entries()) {
+    checkMount(mount);
+    // Only the lowest layer has links: the one above it is ours.
+    const place = await placeInside(layout.lower.at(-1) as string, mount.guestPath);
+    if (place.path === '/' || reserved.some((it) => place.path === it || place.path.startsWith(`${it}/`)))
+      throw new Failure('invalid', `mount at ${mount.guestPath}: that place is not yours to fill`, {
+        hint: `Choose a path other than / and outside of ${reserved.join(', ')}.`,
+      });
+    const parents = place.missing.filter((it) => it !== place.path);
+    options.push(...parents.flatMap((it) => ['--perms', '0755', '--dir', it]));
+    options.push(mount.readOnly ? '--ro-bind' : '--bind', `/tmp/mount-${index}`, place.path);
+  }
+  return options;
+}
+
+function checkMount(mount: Mount): void {
+  for (const path of [mount.hostPath, mount.guestPath])
+    if (!path.startsWith('/') || path.includes('\0') || Buffer.byteLength(path) > pathBytesMax)
+      throw new Failure('invalid', `mount ${mount.hostPath} at ${mount.guestPath}: not an absolute path`, {
+        hint: 'Write both paths from the root on.',
+      });
+  const found = statSync(mount.hostPath, { throwIfNoEntry: false });
+  if (found === undefined)
+    throw new Failure('invalid', `mount ${mount.hostPath}: there is no such file or folder on this host`, {
+      hint: 'Make the folder first, or correct its path.',
+    });
+  if (!found.isDirectory() && !found.isFile())
+    throw new Failure('invalid', `mount ${mount.hostPath}: neither a folder nor a regular file`);
+}
+
+function makeFolders(layout: MachineLayout): void {
+  const { stateFolder } = layout;
+  const stage = join(stateFolder, 'stage');
+  const lowers = layout.lower.map((_, index) => `lower-${index}`);
+  mkdirSync(stage, { mode: 0o755 });
+  for (const name of ['root', 'agent', 'run', ...lowers]) mkdirSync(join(stage, name), { mode: 0o755 });
+  for (const [index, mount] of layout.mounts.entries()) {
+    const target = join(stage, `mount-${index}`);
+    if (statSync(mount.hostPath).isDirectory()) mkdirSync(target, { mode: 0o755 });
+    else writeFileSync(target, '');
+  }
+  const upper = join(stateFolder, 'upper');
+  mkdirSync(upper, { mode: 0o755 });
+  if (layout.idBase !== undefined) chownSync(upper, layout.idBase, layout.idBase);
+  mkdirSync(join(stateFolder, layout.diskInMemory ? 'disk' : 'work'), { mode: 0o755 });
+}
+
+/**
+ * Everything is gathered below stage/, whose way is closed to the guest's ids, and then shown at /tmp, whose way is open to all: in the chain's own
+ * mount namespace nobody else sees it. The last line comes last because sources may lie in /tmp.
+ */
+function fstab(layout: MachineLayout): string {
+  const disk = layout.diskInMemory ? 'disk/' : '';
+  const overlay = [
+    'nosuid,nodev',
+    // Relative, because a path of the host may hold the characters that separate options.
+    `lowerdir=${layout.lower.map((_, index) => `stage/lower-${index}`).join(':')}`,
+    `upperdir=${disk}upper,workdir=${disk}work`,
+    // Marks of the overlay in attributes that an ordinary user may write.
+    ...(layout.idBase === undefined ? ['userxattr'] : []),
+  ];
+  const binds: [source: string, target: string][] = [
+    ...layout.lower.map((path, index): [string, string] => [path, `stage/lower-${index}`]),
+    [layout.agent.folder, 'stage/agent'],
+    [layout.runFolder, 'stage/run'],
+    ...layout.mounts.map((mount, index): [string, string] => [mount.hostPath, `stage/mount-${index}`]),
+  ];
+  return [
+    ...binds.map(([source, target]) => fstabLine(source, target, 'none', 'rbind')),
+    fstabLine('overlay', 'stage/root', 'overlay', overlay.join(',')),
+    fstabLine(join(layout.stateFolder, 'stage'), '/tmp', 'none', 'rbind'),
+    '',
+  ].join('\n');
+}
+
+function fstabLine(source: string, target: string, kind: string, options: string): string {
+  return [source, target, kind, options, '0', '0'].map(fstabField).join(' ');
+}
+
+function fstabField(text: string): string {
+  return text.replaceAll(/[ \t\n\r\v\f\\#"]/g, (it) => `\\${it.charCodeAt(0).toString(8).padStart(3, '0')}`);
+}

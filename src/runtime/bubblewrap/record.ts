@@ -1,0 +1,60 @@
+// What a machine leaves on disk so that a later daemon finds it again: who its processes are, and what its image said.
+import { readFileSync, renameSync, writeFileSync } from 'node:fs';
+import { readlink } from 'node:fs/promises';
+import { join } from 'node:path';
+import { z } from 'zod';
+import { identityOf, type ProcessIdentity } from './process-identity.ts';
+
+const text = z.string();
+
+/** `machine.json` in the state folder: written before anything of the guest can run, so that no running guest is without one. */
+const MachineRecord = z.object({
+  version: z.literal(1),
+  bootId: text,
+  /** The process outside of the machine's walls that waits for the one inside; it ends with it. */
+  monitor: z.object({ pid: z.int().positive(), startTime: text }),
+  image: z.object({
+    env: z.record(text, text),
+    cwd: text.exactOptional(),
+    user: text.exactOptional(),
+    entrypoint: z.array(text),
+  }),
+});
+export type MachineRecord = z.infer<typeof MachineRecord>;
+
+export function writeRecord(stateFolder: string, record: MachineRecord): void {
+  const path = join(stateFolder, 'machine.json');
+  writeFileSync(`${path}.new`, JSON.stringify(record), { mode: 0o600 });
+  renameSync(`${path}.new`, path);
+}
+
+/** Undefined for a machine that was never finished. */
+export function readRecord(stateFolder: string): MachineRecord | undefined {
+  return readJson(join(stateFolder, 'machine.json'), MachineRecord);
+}
+
+/** `bwrap.json`: written by bubblewrap itself as soon as the first process inside exists, before that one goes on. */
+export const bwrapFile = 'bwrap.json';
+
+const BwrapRecord = z.object({ 'child-pid': z.int().positive(), 'pid-namespace': z.number().optional() });
+
+/** The first process inside the walls, if it is still the one that bubblewrap wrote about. */
+export async function insideProcess(stateFolder: string): Promise<ProcessIdentity | undefined> {
+  const record = readJson(join(stateFolder, bwrapFile), BwrapRecord);
+  const found = record && identityOf(record['child-pid']);
+  if (record === undefined || found === undefined) return undefined;
+  try {
+    const namespace = await readlink(`/proc/${found.pid}/ns/pid`);
+    return namespace === `pid:[${record['pid-namespace']}]` ? found : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+function readJson<T>(path: string, schema: z.ZodType<T>): T | undefined {
+  try {
+    return schema.parse(JSON.parse(readFileSync(path, 'utf8')));
+  } catch {
+    return undefined;
+  }
+}
