@@ -113,3 +113,12 @@ export const PtyMessage = z.discriminatedUnion('type', [
   z.object({ type: z.literal('ping') }),
 ]);
 export type PtyMessage = z.infer<typeof PtyMessage>;
+
+export const IsolationCapabilities = z.object({
+  available: z.literal(false),
+  message: z.string(),
+  setpriv_available: z.boolean(),
+  userns_available: z.boolean(),
+  commit_supported: z.boolean(),
+  diff_supported: z.boolean(),
+});

@@ -1,0 +1,35 @@
+// Glovebox's own routes: health, this API's description, images, and what the daemon is.
+import { createOpenApi } from '../contract/openapi.ts';
+import type { ApiOptions, Handlers } from './handlers.ts';
+
+type AdminHandlers = Handlers<
+  'health' | 'openApi' | 'reportEvent' | 'system' | 'listImages' | 'importImage' | 'removeImage'
+>;
+
+/** Reports of clients are a few hundred bytes; nobody reads them, and no more is taken. */
+const reportBytesMax = 64 * 1024;
+
+export function adminHandlers({ images, system, version }: ApiOptions): AdminHandlers {
+  return {
+    health: () => ({ status: 200, json: { status: 'healthy' } }),
+    openApi: () => ({ status: 200, json: createOpenApi(version) }),
+    reportEvent: async ({ exchange }) => {
+      let bytes = 0;
+      for await (const chunk of exchange.body()) {
+        bytes += chunk.length;
+        if (bytes > reportBytesMax) break;
+      }
+      return { status: 204 };
+    },
+    system: async ({ exchange }) => ({ status: 200, json: await system(exchange.signal) }),
+    listImages: async () => ({ status: 200, json: { items: await images.list() } }),
+    importImage: async ({ query, exchange }) => ({
+      status: 201,
+      json: await images.import(exchange.body(), { name: query.name }, exchange.signal),
+    }),
+    removeImage: async ({ params }) => {
+      await images.remove(params.name ?? '');
+      return { status: 204 };
+    },
+  };
+}

@@ -1,0 +1,184 @@
+// One HTTP request and its answer, on Node's own streams: bodies pass through with back-pressure and are never held but for bounded JSON.
+import { randomUUID } from 'node:crypto';
+import type { IncomingMessage, ServerResponse } from 'node:http';
+import { Readable } from 'node:stream';
+import { pipeline } from 'node:stream/promises';
+import type { z } from 'zod';
+import { type Area, type ErrorBody, errorHeaders, httpStatusOf, wireCodeOf } from '../contract/errors.ts';
+import { Failure } from '../lib/failure.ts';
+import { Refusal } from './refusal.ts';
+
+/** A command line and its environment may reach the guest protocol's 4 MiB; as JSON it may take twice that. */
+const jsonBytesMax = 8 * 1024 * 1024;
+
+/** What a handler answers. `taken` means that it has written the answer by itself. */
+export type Answer =
+  | { status: number; headers?: Record<string, string> }
+  | { status: number; headers?: Record<string, string>; json: unknown }
+  | {
+      status: number;
+      headers?: Record<string, string>;
+      type: string;
+      bytes: AsyncIterable<Uint8Array>;
+      /** Sent as Content-Length; chunked when absent. More is cut off; less cuts the connection, so that nobody takes a part for the whole. */
+      length?: number;
+    }
+  | 'taken';
+
+export class Exchange {
+  readonly request: IncomingMessage;
+  readonly response: ServerResponse;
+  readonly requestId: string;
+  /** As in the request line, not decoded. */
+  readonly path: string;
+  readonly search: string;
+  /** The client has gone, or the daemon stops and has waited long enough. */
+  readonly signal: AbortSignal;
+  /** Runs until somebody ends it: `abort` comes at once when the daemon stops. */
+  endless = false;
+  readonly #gone = new AbortController();
+
+  constructor(request: IncomingMessage, response: ServerResponse) {
+    this.request = request;
+    this.response = response;
+    this.signal = this.#gone.signal;
+    const asked = request.headers['x-request-id'];
+    this.requestId = typeof asked === 'string' && /^[\x21-\x7e]{1,128}$/.test(asked) ? asked : randomUUID();
+    response.setHeader('X-Request-ID', this.requestId);
+    const url = request.url ?? '/';
+    const question = url.indexOf('?');
+    this.path = question < 0 ? url : url.slice(0, question);
+    this.search = question < 0 ? '' : url.slice(question + 1);
+    response.once('close', () => {
+      if (!response.writableFinished) this.abort(new Failure('aborted', 'the client has gone'));
+    });
+  }
+
+  abort(reason: Failure): void {
+    this.#gone.abort(reason);
+  }
+
+  /** The request's body. Leaving it half-read does not cut the connection, so that an answer can still be given. */
+  body(): AsyncIterable<Uint8Array> {
+    return { [Symbol.asyncIterator]: () => this.request.iterator({ destroyOnReturn: false }) };
+  }
+
+  async readJson<S extends z.ZodType>(schema: S, optional: boolean): Promise<z.output<S>> {
+    const encoding = this.request.headers['content-encoding'];
+    if (encoding !== undefined && encoding !== 'identity')
+      throw new Refusal('invalid', `the body is encoded as ${encoding}; send it as it is`, { status: 415 });
+    const chunks: Uint8Array[] = [];
+    let bytes = 0;
+    for await (const chunk of this.body()) {
+      bytes += chunk.length;
+      if (bytes > jsonBytesMax)
+        throw new Refusal('invalid', `the body is longer than ${jsonBytesMax} bytes`, { status: 413 });
+      chunks.push(chunk);
+    }
+    let value: unknown = {};
+    if (bytes > 0 || !optional)
+      try {
+        value = JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(Buffer.concat(chunks)));
+      } catch (error) {
+        throw new Failure('invalid', `the body is no JSON: ${(error as Error).message}`);
+      }
+    return checked(schema, value, 'the body');
+  }
+
+  async send(answer: Answer): Promise<void> {
+    if (answer === 'taken') return;
+    const { response } = this;
+    if ('json' in answer) {
+      const body = Buffer.from(JSON.stringify(answer.json));
+      response.writeHead(answer.status, {
+        'Content-Type': 'application/json',
+        'Content-Length': body.length,
+        ...answer.headers,
+      });
+      response.end(body);
+      return;
+    }
+    if (!('bytes' in answer)) {
+      // OpenSandbox's client cannot read an empty body that comes in chunks.
+      const length = answer.status === 204 ? {} : { 'Content-Length': 0 };
+      response.writeHead(answer.status, { ...length, ...answer.headers });
+      response.end();
+      return;
+    }
+    const { length } = answer;
+    const source = length === undefined ? answer.bytes : exactly(answer.bytes, length);
+    const bytes = source instanceof Readable ? source : Readable.from(source, { objectMode: false });
+    response.writeHead(answer.status, {
+      'Content-Type': answer.type,
+      ...(length === undefined ? {} : { 'Content-Length': length }),
+      ...answer.headers,
+    });
+    if (this.request.method === 'HEAD') {
+      bytes.destroy();
+      response.end();
+      return;
+    }
+    await pipeline(bytes, response, { signal: this.signal });
+  }
+
+  /** Answers with a failure, or cuts the connection when the answer has begun already. */
+  async fail(failure: Failure, area: Area): Promise<void> {
+    const { response } = this;
+    if (response.headersSent) {
+      response.destroy();
+      return;
+    }
+    const { status, code, headers } = errorAnswer(failure, area);
+    for (const name of response.getHeaderNames()) if (name !== 'x-request-id') response.removeHeader(name);
+    await this.send({ status, headers, json: { code, message: failure.message } satisfies ErrorBody });
+  }
+}
+
+async function* exactly(bytes: AsyncIterable<Uint8Array>, length: number): AsyncIterable<Uint8Array> {
+  let left = length;
+  for await (const chunk of bytes) {
+    yield chunk.subarray(0, left);
+    left -= Math.min(left, chunk.length);
+    if (left === 0) return;
+  }
+  if (left > 0) throw new Failure('io', `${left} of ${length} bytes did not come`);
+}
+
+function errorAnswer(failure: Failure, area: Area) {
+  const own = failure instanceof Refusal ? failure : undefined;
+  const headers: Record<string, string> = {
+    ...own?.headers,
+    [errorHeaders.failure]: headerText(guestWord(failure) ?? failure.code),
+  };
+  if (failure.hint) headers[errorHeaders.hint] = headerText(failure.hint);
+  return {
+    status: own?.status ?? httpStatusOf(failure.code),
+    code: own?.wireCode ?? wireCodeOf(failure.code, area),
+    headers,
+  };
+}
+
+/** The guest's own code, which is finer than ours. */
+function guestWord(failure: Failure): string | undefined {
+  const guest: unknown = failure.details?.guest;
+  if (typeof guest === 'string') return guest;
+  const code: unknown =
+    guest !== null && typeof guest === 'object' && 'code' in guest ? guest.code : undefined;
+  return typeof code === 'string' ? code : undefined;
+}
+
+/** What a header may hold, and no more of it than a person reads. */
+function headerText(text: string): string {
+  return text.replace(/[^\x20-\x7e]+/g, ' ').slice(0, 500);
+}
+
+/** The value as the schema sees it, or Failure('invalid') that says which field is wrong. */
+export function checked<S extends z.ZodType>(schema: S, value: unknown, what: string): z.output<S> {
+  const result = schema.safeParse(value);
+  if (result.success) return result.data;
+  const problems = result.error.issues.slice(0, 5).map((issue) => {
+    const where = issue.path.map(String).join('.');
+    return where === '' ? `${what}: ${issue.message}` : `${where}: ${issue.message}`;
+  });
+  throw new Failure('invalid', problems.join('; '));
+}

@@ -1,0 +1,182 @@
+// execd's terminals over WebSocket. A terminal is made first, its shell starts with the first client, and it outlives every client.
+//
+// Server to client, binary: 0x01 and output (0x02 and stderr, without a terminal); before `connected`, 0x03, an offset of eight bytes in network
+// order, and output from before. Text: {type: connected | exit | pong | error}. Client to server: 0x00 and input; text: contract/execd.ts PtyMessage.
+// Close codes: 1000 after the exit, 4001 when another client took over.
+import { randomBytes } from 'node:crypto';
+import { PtyMessage } from '../../contract/execd.ts';
+import { Failure } from '../../lib/failure.ts';
+import type { Execution, Executions } from '../../sandbox/sandbox.ts';
+import { checked } from '../exchange.ts';
+import type { ApiOptions, Handlers } from '../handlers.ts';
+import { Refusal } from '../refusal.ts';
+import type { Wire } from '../wire.ts';
+import { expandPath } from './paths.ts';
+import { framed } from './processes.ts';
+
+type PtyHandlers = Handlers<'createPty' | 'getPty' | 'deletePty' | 'attachPty'>;
+
+const size = { cols: 80, rows: 24 };
+/** Terminals that were made and have no client yet; the oldest are forgotten beyond this many. */
+const preparedMax = 4096;
+/** Whatever the image has; neither reads the start-up files of a login. */
+const shellLine = 'if command -v bash >/dev/null 2>&1; then exec bash --noprofile --norc; else exec sh; fi';
+
+interface Prepared {
+  sandboxId: string;
+  cwd: string | undefined;
+  command: string;
+  started?: Promise<Execution>;
+}
+
+export function ptyHandlers({ service }: ApiOptions): PtyHandlers {
+  const prepared = new Map<string, Prepared>();
+  const attached = new Map<string, Wire>();
+
+  /** The id of a terminal is that of its command, so that a terminal is found again after a restart of the daemon. */
+  const executionOf = (sandboxId: string, id: string): Execution => service.executions(sandboxId).get(id);
+  const preparedIn = (sandboxId: string, id: string): Prepared | undefined => {
+    const terminal = prepared.get(id);
+    return terminal?.sandboxId === sandboxId ? terminal : undefined;
+  };
+  const startOnce = async (id: string, terminal: Prepared, tty: boolean): Promise<Execution> => {
+    terminal.started ??= start(service.executions(terminal.sandboxId), id, terminal, tty);
+    try {
+      return await terminal.started;
+    } finally {
+      prepared.delete(id);
+    }
+  };
+
+  return {
+    createPty: ({ sandboxId, body }) => {
+      service.guest(sandboxId);
+      const id = randomBytes(16).toString('hex');
+      const cwd = body.cwd ? expandPath(body.cwd, service.executions(sandboxId).environment()) : undefined;
+      prepared.set(id, { sandboxId, cwd, command: body.command || shellLine });
+      for (const oldest of prepared.keys()) {
+        if (prepared.size <= preparedMax) break;
+        prepared.delete(oldest);
+      }
+      return { status: 201, json: { session_id: id } };
+    },
+
+    getPty: ({ sandboxId, params: { id = '' } }) => {
+      service.get(sandboxId);
+      const info = preparedIn(sandboxId, id) ? undefined : executionOf(sandboxId, id).info;
+      const running = info !== undefined && info.exit === undefined;
+      return { status: 200, json: { session_id: id, running, output_offset: info?.end ?? 0 } };
+    },
+
+    deletePty: async ({ sandboxId, params: { id = '' } }) => {
+      service.get(sandboxId);
+      if (preparedIn(sandboxId, id)) {
+        prepared.delete(id);
+        return { status: 200 };
+      }
+      await quietly(executionOf(sandboxId, id).signal('SIGKILL', { tree: true }));
+      return { status: 200 };
+    },
+
+    attachPty: async ({ sandboxId, params: { id = '' }, query, accept }) => {
+      service.guest(sandboxId);
+      const terminal = preparedIn(sandboxId, id);
+      if (terminal === undefined) executionOf(sandboxId, id);
+      if (attached.has(id) && !query.takeover)
+        throw new Refusal('conflict', `terminal ${id} has a client`, {
+          wireCode: 'ALREADY_CONNECTED',
+          hint: 'Add takeover=1 to take its place.',
+        });
+      const execution = terminal ? await startOnce(id, terminal, query.pty) : executionOf(sandboxId, id);
+      const wire = await accept();
+      attached.get(id)?.close(4001, 'TAKEN_OVER');
+      attached.set(id, wire);
+      wire.onMessage((message) => takeMessage(execution, wire, message));
+      try {
+        await sendOutput(execution, id, query.since, wire);
+      } finally {
+        if (attached.get(id) === wire) attached.delete(id);
+      }
+      return 'taken' as const;
+    },
+  };
+}
+
+function start(executions: Executions, id: string, terminal: Prepared, tty: boolean): Promise<Execution> {
+  return executions.start({
+    execId: id,
+    shell: terminal.command,
+    stdin: 'pipe',
+    ...(tty ? { pty: size } : {}),
+    ...(terminal.cwd === undefined ? {} : { cwd: terminal.cwd }),
+  });
+}
+
+async function takeMessage(execution: Execution, wire: Wire, message: string | Uint8Array): Promise<void> {
+  try {
+    if (typeof message !== 'string') {
+      if (message[0] !== 0) throw new Failure('invalid', 'binary messages begin with 0x00');
+      await execution.write(message.subarray(1));
+      return;
+    }
+    const asked = checked(PtyMessage, JSON.parse(message), 'the message');
+    switch (asked.type) {
+      case 'stdin':
+        return await execution.write(Buffer.from(asked.data));
+      case 'resize':
+        return execution.resize({ cols: asked.cols, rows: asked.rows });
+      case 'signal':
+        return await quietly(execution.signal(asked.signal));
+      case 'ping':
+        return await wire.sendJson({ type: 'pong' });
+      default:
+        asked satisfies never;
+    }
+  } catch (error) {
+    const { message: text } = Failure.from(error, 'read the message');
+    await wire.sendJson({ type: 'error', error: text, code: 'INVALID_MESSAGE' });
+  }
+}
+
+/** A command that has ended needs no signal. */
+async function quietly(signalled: Promise<void>): Promise<void> {
+  try {
+    await signalled;
+  } catch (error) {
+    if (!(error instanceof Failure && error.code === 'conflict')) throw error;
+  }
+}
+
+async function sendOutput(
+  execution: Execution,
+  id: string,
+  since: number | undefined,
+  wire: Wire,
+): Promise<void> {
+  const { signal } = wire;
+  const { end: present, tty } = execution.info;
+  try {
+    if (since !== undefined && since < present)
+      for await (const piece of execution.read(since, { follow: false }, signal)) {
+        if (piece.type === 'gap') continue;
+        if (piece.offset >= present) break;
+        await wire.send(framed(3, piece.offset, piece.bytes.subarray(0, present - piece.offset)));
+      }
+    await wire.sendJson({ type: 'connected', session_id: id, mode: tty ? 'pty' : 'pipe' });
+    for await (const piece of execution.read(present, { follow: true }, signal)) {
+      if (piece.type === 'output') {
+        await wire.send(Buffer.concat([Buffer.of(piece.lane === 'stdout' ? 1 : 2), piece.bytes]));
+      } else {
+        const error = `${piece.to - piece.from} bytes of output came faster than they were read and are lost`;
+        await wire.sendJson({ type: 'error', error, code: 'OUTPUT_LOST' });
+      }
+    }
+    if (signal.aborted) return;
+    const { code } = await execution.exit;
+    await wire.sendJson({ type: 'exit', exit_code: code ?? -1 });
+    wire.close(1000, 'process exited');
+  } catch (error) {
+    if (signal.aborted) return;
+    wire.close(1011, Failure.from(error, 'read output').message);
+  }
+}

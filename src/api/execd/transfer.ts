@@ -1,0 +1,167 @@
+// The content of files: uploads, downloads with ranges, and archives. All of it streams; no size is too big.
+import { posix } from 'node:path';
+import { UploadMetadata } from '../../contract/execd.ts';
+import { Failure } from '../../lib/failure.ts';
+import { type Answer, checked } from '../exchange.ts';
+import type { ApiOptions, Handlers } from '../handlers.ts';
+import { Refusal } from '../refusal.ts';
+import { ownershipOf } from './files.ts';
+import { boundaryOf, type Part, readParts } from './multipart.ts';
+import { expandPath } from './paths.ts';
+
+const metadataBytesMax = 64 * 1024;
+
+type TransferHandlers = Handlers<'uploadFiles' | 'downloadFile' | 'packArchive' | 'unpackArchive'>;
+
+export function transferHandlers({ service }: ApiOptions): TransferHandlers {
+  return {
+    uploadFiles: async ({ sandboxId, exchange }) => {
+      const guest = service.guest(sandboxId);
+      const environment = service.executions(sandboxId).environment();
+      const boundary = boundaryOf(exchange.request.headers['content-type']);
+      let metadata: UploadMetadata | undefined;
+      let files = 0;
+      for await (const part of readParts(exchange.body(), boundary)) {
+        if (part.name === 'metadata' && metadata === undefined) metadata = await metadataIn(part);
+        else if (part.name === 'file' && metadata !== undefined) {
+          const path = expandPath(metadata.path, environment);
+          await guest.write(path, part.bytes, ownershipOf(metadata), exchange.signal);
+          metadata = undefined;
+          files += 1;
+        } else
+          throw new Failure(
+            'invalid',
+            `multipart: part ${JSON.stringify(part.name.slice(0, 100))} is out of place: send pairs of metadata and file`,
+          );
+      }
+      if (metadata !== undefined)
+        throw new Failure('invalid', `multipart: no file part for ${metadata.path}`);
+      if (files === 0) throw new Failure('invalid', 'multipart: there is no part at all');
+      return { status: 200 };
+    },
+
+    downloadFile: async ({ sandboxId, query, exchange }) => {
+      const guest = service.guest(sandboxId);
+      const path = expandPath(query.path, service.executions(sandboxId).environment());
+      const { range } = exchange.request.headers;
+      const name = { 'Content-Disposition': dispositionOf(posix.basename(path)) };
+      if (query.offset !== undefined || query.limit !== undefined) {
+        if (range !== undefined)
+          throw new Failure('invalid', 'offset and limit count lines, Range counts bytes: give one of them');
+        const { bytes } = await guest.read(path, {}, exchange.signal);
+        const lines = linesOf(bytes, query.offset ?? 1, query.limit ?? Number.POSITIVE_INFINITY);
+        return { status: 200, type: 'text/plain; charset=utf-8', headers: name, bytes: lines };
+      }
+      const headers = { ...name, 'Accept-Ranges': 'bytes' };
+      if (range === undefined) return whole(await guest.read(path, {}, exchange.signal), headers);
+      const { size } = await guest.stat(path, { follow: true }, exchange.signal);
+      const { offset, length } = rangeOf(range, size);
+      const { bytes } = await guest.read(path, { offset, length }, exchange.signal);
+      return {
+        status: 206,
+        type: 'application/octet-stream',
+        headers: { ...headers, 'Content-Range': `bytes ${offset}-${offset + length - 1}/${size}` },
+        bytes,
+        length,
+      };
+    },
+
+    packArchive: async ({ sandboxId, query, exchange }) => ({
+      status: 200,
+      type: 'application/x-tar',
+      bytes: await service.guest(sandboxId).pack(query.path, exchange.signal),
+    }),
+
+    unpackArchive: async ({ sandboxId, query, exchange }) => {
+      await service.guest(sandboxId).unpack(query.path, exchange.body(), {}, exchange.signal);
+      return { status: 204 };
+    },
+  };
+}
+
+async function metadataIn(part: Part): Promise<UploadMetadata> {
+  const chunks: Uint8Array[] = [];
+  let bytes = 0;
+  for await (const chunk of part.bytes) {
+    bytes += chunk.length;
+    if (bytes > metadataBytesMax)
+      throw new Failure('invalid', `multipart: metadata is longer than ${metadataBytesMax} bytes`);
+    chunks.push(chunk);
+  }
+  let value: unknown;
+  try {
+    value = JSON.parse(Buffer.concat(chunks).toString());
+  } catch (error) {
+    throw new Failure('invalid', `multipart: metadata is no JSON: ${(error as Error).message}`);
+  }
+  return checked(UploadMetadata, value, 'metadata');
+}
+
+type Opened = { entry: { size: number }; bytes: AsyncIterable<Uint8Array> };
+
+/** Files of /proc say that they are empty and are not, so a size of 0 is not believed. */
+function whole({ entry, bytes }: Opened, headers: Record<string, string>): Answer {
+  const answer = { status: 200, type: 'application/octet-stream', headers, bytes };
+  return entry.size === 0 ? answer : { ...answer, length: entry.size };
+}
+
+/** One range of RFC 9110; several are not served. */
+function rangeOf(header: string, size: number): { offset: number; length: number } {
+  const match = /^bytes=(?:(\d{1,15})-(\d{1,15})?|-(\d{1,15}))$/.exec(header.replaceAll(' ', ''));
+  const [, first, last, suffix] = match ?? [];
+  const offset = suffix === undefined ? Number(first ?? Number.NaN) : Math.max(0, size - Number(suffix));
+  const end = last === undefined ? size : Math.min(size, Number(last) + 1);
+  // Also false for NaN.
+  if (offset < end) return { offset, length: end - offset };
+  throw new Refusal('invalid', `Range ${JSON.stringify(header.slice(0, 100))}: the file has ${size} bytes`, {
+    status: 416,
+    headers: { 'Content-Range': `bytes */${size}` },
+  });
+}
+
+/** The lines from the `first` one on (counted from 1), without the line end of the last one. */
+async function* linesOf(
+  bytes: AsyncIterable<Uint8Array>,
+  first: number,
+  count: number,
+): AsyncIterable<Uint8Array> {
+  let line = 1;
+  // A line end is given only once something follows it.
+  let owesLineEnd = false;
+  for await (const chunk of bytes) {
+    let from = 0;
+    while (from < chunk.length) {
+      const newline = chunk.indexOf(10, from);
+      const end = newline < 0 ? chunk.length : newline;
+      if (line >= first) {
+        if (owesLineEnd) yield Buffer.from('\n');
+        owesLineEnd = false;
+        if (end > from) yield chunk.subarray(from, end);
+      }
+      if (newline < 0) break;
+      line += 1;
+      if (line - first >= count) return;
+      owesLineEnd = line > first;
+      from = newline + 1;
+    }
+  }
+}
+
+/** RFC 6266, with RFC 5987 for names that are not plain ASCII. */
+function dispositionOf(name: string): string {
+  const plain = name.replace(/[^\x20-\x7e]|["\\%]/g, '_');
+  if (plain === name) return `attachment; filename="${name}"`;
+  const encoded = [...name].map(encodeCharacter).join('');
+  return `attachment; filename="${plain}"; filename*=UTF-8''${encoded}`;
+}
+
+/** Bytes that are no UTF-8 stand as U+DC80…U+DCFF in names. */
+function encodeCharacter(character: string): string {
+  const code = character.charCodeAt(0);
+  if (character.length === 1 && code >= 0xd800 && code < 0xe000)
+    return `%${(code & 0xff).toString(16).toUpperCase().padStart(2, '0')}`;
+  return encodeURIComponent(character).replace(
+    /['()*]/g,
+    (it) => `%${it.charCodeAt(0).toString(16).toUpperCase()}`,
+  );
+}

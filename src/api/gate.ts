@@ -1,0 +1,115 @@
+// Who may come in: the API key or a sandbox's access token, compared in constant time; and browsers that were led here by a foreign page may not.
+import { createHash, timingSafeEqual } from 'node:crypto';
+import type { IncomingMessage } from 'node:http';
+import { BlockList, isIP } from 'node:net';
+import { apiKeyHeader, secureAccessHeader } from '../contract/opensandbox.ts';
+import type { Access } from '../contract/routes.ts';
+import { Failure } from '../lib/failure.ts';
+import { Refusal } from './refusal.ts';
+
+/** execd's own name for the token, sent by clients that know nothing of the daemon in front of it. */
+const execdTokenHeader = 'x-execd-access-token';
+
+/** Request headers that are for the daemon alone and never reach a guest. */
+export const ownHeaders: ReadonlySet<string> = new Set([
+  apiKeyHeader.toLowerCase(),
+  secureAccessHeader.toLowerCase(),
+  execdTokenHeader,
+  'opensandbox-egress-auth',
+  'open-sandbox-client-ip',
+]);
+
+const loopback = new BlockList();
+loopback.addSubnet('127.0.0.0', 8, 'ipv4');
+loopback.addAddress('::1', 'ipv6');
+
+export function isLoopback(address: string): boolean {
+  const family = isIP(address);
+  return family !== 0 && loopback.check(address, family === 6 ? 'ipv6' : 'ipv4');
+}
+
+const digest = (text: string) => createHash('sha256').update(text).digest();
+
+function equal(given: string, secret: string): boolean {
+  return timingSafeEqual(digest(given), digest(secret));
+}
+
+function headerOf(request: IncomingMessage, name: string): string | undefined {
+  const value = request.headers[name];
+  return typeof value === 'string' && value !== '' ? value : undefined;
+}
+
+export interface GateOptions {
+  /** No key is asked for when undefined; only the configuration may decide so. */
+  apiKey: string | undefined;
+  /** Throws for sandboxes unknown. */
+  accessToken: (sandboxId: string) => string;
+}
+
+/** Throws a 401 unless the request may call what needs this access. An unknown sandbox and a wrong token look the same. */
+export function admit(
+  request: IncomingMessage,
+  access: Access,
+  sandboxId: string | undefined,
+  options: GateOptions,
+): void {
+  if (access === 'open' || options.apiKey === undefined) return;
+  const key = headerOf(request, apiKeyHeader.toLowerCase());
+  if (key !== undefined && equal(key, options.apiKey)) return;
+  const token = headerOf(request, secureAccessHeader.toLowerCase()) ?? headerOf(request, execdTokenHeader);
+  if (access === 'sandbox' && sandboxId !== undefined && token !== undefined) {
+    const secret = tokenOf(sandboxId, options);
+    if (secret !== undefined && equal(token, secret)) return;
+    throw new Refusal('unauthenticated', `${secureAccessHeader} does not fit this sandbox`, {
+      wireCode: 'INVALID_API_KEY',
+      hint: 'Ask GET /v1/sandboxes/{id}/endpoints/{port} for the headers to send.',
+    });
+  }
+  if (key !== undefined)
+    throw new Refusal('unauthenticated', `the API key in ${apiKeyHeader} is wrong`, {
+      wireCode: 'INVALID_API_KEY',
+    });
+  throw new Refusal('unauthenticated', `no API key: send it in the header ${apiKeyHeader}`, {
+    wireCode: 'MISSING_API_KEY',
+    hint: 'The daemon wrote its key to the file api-key in its home folder.',
+  });
+}
+
+function tokenOf(sandboxId: string, options: GateOptions): string | undefined {
+  try {
+    return options.accessToken(sandboxId);
+  } catch {
+    return undefined;
+  }
+}
+
+export interface HostRules {
+  /** Whether only programs of this machine can connect. */
+  boundToLoopback: boolean;
+  /** Names besides localhost under which the daemon is known. */
+  names: string[];
+}
+
+/**
+ * A page on the web can make a browser call 127.0.0.1 under a name of its own (DNS rebinding), or from its own origin.
+ * The first shows in Host, the second in Origin; programs that are no browsers send no Origin.
+ */
+export function refuseForeignPage(request: IncomingMessage, rules: HostRules): void {
+  const host = request.headers.host;
+  if (host !== undefined && !/^(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?$/.test(host))
+    throw new Failure('invalid', 'the header Host is malformed');
+  const name = (host ?? 'localhost')
+    .replace(/:\d+$/, '')
+    .replace(/^\[|\]$/g, '')
+    .toLowerCase();
+  const known =
+    isIP(name) !== 0 || name === 'localhost' || name.endsWith('.localhost') || rules.names.includes(name);
+  if (rules.boundToLoopback && !known)
+    throw new Refusal('permission', `this daemon is not known as ${JSON.stringify(name)}`, {
+      status: 421,
+      hint: 'Call it by its address, or set server.eip to the name it should be known by.',
+    });
+  const { origin } = request.headers;
+  if (origin !== undefined && origin !== `http://${host}` && origin !== `https://${host}`)
+    throw new Failure('permission', 'calls from pages of another origin are not allowed');
+}

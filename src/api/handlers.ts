@@ -1,0 +1,74 @@
+// What a handler gets and gives, derived from the route table: a route without a handler, or one with another body, does not compile.
+import type { z } from 'zod';
+import type { ImageInfo, SystemInfo } from '../contract/admin.ts';
+import type { OperationId, Routes } from '../contract/routes.ts';
+import type { Log } from '../lib/log.ts';
+import type { SandboxService } from '../sandbox/sandbox.ts';
+import type { Answer, Exchange } from './exchange.ts';
+import type { Wire } from './wire.ts';
+
+type Parsed<R, K extends string> = K extends keyof R
+  ? R[K] extends z.ZodType
+    ? z.output<R[K]>
+    : undefined
+  : undefined;
+
+export interface Call<R> {
+  exchange: Exchange;
+  params: Record<string, string>;
+  /** Of the path; empty for routes without one. */
+  sandboxId: string;
+  query: Parsed<R, 'query'>;
+  body: Parsed<R, 'body'>;
+  /** For what must not stop half-way because a client has gone: aborted only when the daemon's own patience ends. */
+  lifetime: AbortSignal;
+  /** Turns the exchange into a WebSocket; only on routes that say so. */
+  accept: () => Promise<Wire>;
+}
+
+export type Handlers<K extends OperationId = OperationId> = {
+  [Id in K]: (call: Call<Routes[Id]>) => Answer | Promise<Answer>;
+};
+
+/** The local image store, as far as the API uses it. */
+export interface Images {
+  list(): Promise<ImageInfo[]>;
+  /** The archive as it comes: a tar of a root file system, `docker save`, or an OCI layout; compressed or not. */
+  import(
+    source: AsyncIterable<Uint8Array>,
+    options: { name: string },
+    signal: AbortSignal,
+  ): Promise<ImageInfo>;
+  /** Failure('not-found'); Failure('conflict') while a sandbox uses it, and for the built-in one. */
+  remove(name: string): Promise<void>;
+}
+
+export interface ApiLimits {
+  /** The longest `timeout` of a new sandbox; any when absent. */
+  sandboxTimeoutSecondsMax?: number;
+  /** Requests at the same time; more are answered 503. 0 for no limit. */
+  concurrency: number;
+  /** To reach a port of a guest, and until its first byte of an answer. */
+  proxyConnectMs: number;
+  proxyFirstByteMs: number;
+}
+
+export const defaultLimits: ApiLimits = {
+  concurrency: 1024,
+  proxyConnectMs: 10_000,
+  proxyFirstByteMs: 180_000,
+};
+
+export interface ApiOptions {
+  service: SandboxService;
+  images: Images;
+  /** Undefined serves everybody who can connect; only the configuration may decide so. */
+  apiKey: string | undefined;
+  limits?: Partial<ApiLimits>;
+  /** Host of the endpoints that are handed out, with or without a port; else the one that the request came to. */
+  eip?: string;
+  log: Log;
+  version: string;
+  system: (signal: AbortSignal) => Promise<SystemInfo>;
+  now: () => Date;
+}

@@ -1,0 +1,84 @@
+// A create request of OpenSandbox as one of ours. What this build cannot do is refused here by name; nothing is read past.
+import { posix } from 'node:path';
+import { runtimeExtension } from '../../contract/admin.ts';
+import type { CreateSandboxRequest } from '../../contract/opensandbox.ts';
+import { parseLimits } from '../../contract/quantity.ts';
+import { Failure } from '../../lib/failure.ts';
+import type { Mount } from '../../runtime/runtime.ts';
+import type { CreateRequest } from '../../sandbox/sandbox.ts';
+import type { ApiLimits } from '../handlers.ts';
+import { Refusal } from '../refusal.ts';
+import { refuseLabel } from './metadata.ts';
+
+export function createRequestOf(body: CreateSandboxRequest, limits: ApiLimits): CreateRequest {
+  refuseAbsent(body);
+  const { image, timeout, platform, extensions = {}, metadata = {} } = body;
+  if (image === undefined) throw new Failure('invalid', 'image: is missing');
+  for (const [key, value] of Object.entries(metadata)) refuseLabel(key, value);
+  refuseExtensions(extensions);
+  const most = limits.sandboxTimeoutSecondsMax;
+  if (most !== undefined && (timeout ?? 0) > most)
+    throw new Failure('invalid', `timeout: ${timeout} s is more than the ${most} s that this server allows`);
+  const runtime = extensions[runtimeExtension];
+  const env = Object.entries(body.env ?? {}).filter((it): it is [string, string] => it[1] !== null);
+  for (const [name, value] of env)
+    if (value.includes('\0')) throw new Failure('invalid', `env.${name}: must not contain NUL`);
+  return {
+    image: image.uri,
+    ...(image.auth ? { imageCredentials: image.auth } : {}),
+    ...(platform ? { platform } : {}),
+    ...(runtime === undefined ? {} : { runtime }),
+    entrypoint: body.entrypoint ?? [],
+    env: Object.fromEntries(env),
+    metadata,
+    extensions,
+    limits: parseLimits(body.resourceLimits ?? {}),
+    mounts: mountsOf(body.volumes ?? []),
+    ...(timeout == null ? {} : { timeoutMs: timeout * 1000 }),
+  };
+}
+
+/** Parts of OpenSandbox that are not here yet. Ignoring one would give a sandbox that is not what was asked for. */
+function refuseAbsent(body: CreateSandboxRequest): void {
+  const absent: [boolean, string, string][] = [
+    [body.snapshotId != null, 'snapshotId', 'sandboxes are made from images only'],
+    [body.networkPolicy != null, 'networkPolicy', 'a sandbox has no network at all'],
+    [body.credentialProxy?.enabled === true, 'credentialProxy', 'a sandbox has no network at all'],
+    [body.secureAccess === true, 'secureAccess', 'leave it out: every endpoint asks for its access token'],
+    [Object.keys(body.resourceRequests ?? {}).length > 0, 'resourceRequests', 'there are limits only'],
+  ];
+  for (const [given, field, why] of absent)
+    if (given) throw new Failure('unsupported', `${field}: is not supported by this version: ${why}`);
+}
+
+function refuseExtensions(extensions: Record<string, string>): void {
+  if (extensions.poolRef !== undefined)
+    throw new Refusal('invalid', 'extensions.poolRef: there are no pools in this version', {
+      wireCode: 'SANDBOX::UNSUPPORTED_POOL_REF',
+    });
+  for (const key of Object.keys(extensions)) {
+    if (key === 'access.renew.extend.seconds' || key.startsWith('bootstrap.'))
+      throw new Failure(
+        'unsupported',
+        `extensions[${JSON.stringify(key)}]: is not supported by this version`,
+      );
+    if (key.startsWith('glovebox.') && key !== runtimeExtension)
+      throw new Failure(
+        'invalid',
+        `extensions[${JSON.stringify(key)}]: unknown; there is ${runtimeExtension}`,
+      );
+  }
+}
+
+function mountsOf(volumes: NonNullable<CreateSandboxRequest['volumes']>): Mount[] {
+  const names = new Set<string>();
+  return volumes.map(({ name, host, pvc, ossfs, mountPath, readOnly, subPath }) => {
+    if (names.has(name)) throw new Failure('invalid', `volumes: the name ${name} is there twice`);
+    names.add(name);
+    if ([host, pvc, ossfs].filter((it) => it !== undefined).length !== 1)
+      throw new Failure('invalid', `volumes.${name}: give exactly one of host, pvc and ossfs`);
+    if (host === undefined)
+      throw new Failure('unsupported', `volumes.${name}: only host volumes are supported by this version`);
+    return { hostPath: posix.join(host.path, subPath ?? ''), guestPath: mountPath, readOnly };
+  });
+}

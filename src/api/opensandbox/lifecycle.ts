@@ -1,0 +1,145 @@
+// OpenSandbox's lifecycle API: its JSON to calls of the sandbox service, and sandboxes back to its JSON.
+import {
+  type CreateSandboxResponse,
+  type Endpoint,
+  type Sandbox,
+  SandboxStatus,
+  secureAccessHeader,
+} from '../../contract/opensandbox.ts';
+import type { SandboxState } from '../../contract/sandbox.ts';
+import { Failure } from '../../lib/failure.ts';
+import type { SandboxFilter, SandboxInfo } from '../../sandbox/sandbox.ts';
+import type { Exchange } from '../exchange.ts';
+import type { ApiLimits, ApiOptions, Handlers } from '../handlers.ts';
+import { Refusal } from '../refusal.ts';
+import { parsePort } from '../router.ts';
+import { createRequestOf } from './create.ts';
+import { metadataFilterOf, refuseLabel } from './metadata.ts';
+
+type LifecycleHandlers = Handlers<
+  | 'listSandboxes'
+  | 'createSandbox'
+  | 'getSandbox'
+  | 'deleteSandbox'
+  | 'patchMetadata'
+  | 'pauseSandbox'
+  | 'resumeSandbox'
+  | 'renewExpiration'
+  | 'getEndpoint'
+>;
+
+export function lifecycleHandlers(options: ApiOptions, limits: ApiLimits): LifecycleHandlers {
+  const { service } = options;
+  return {
+    createSandbox: async ({ body, exchange }) => {
+      const info = await service.create(createRequestOf(body, limits), exchange.signal);
+      return { status: 202, json: createdOf(info), headers: { Location: `/v1/sandboxes/${info.id}` } };
+    },
+
+    listSandboxes: ({ query: { state, metadata, page, pageSize } }) => {
+      const filter: SandboxFilter = {};
+      if (state.length > 0) filter.states = state.map(stateOf);
+      if (metadata.length > 0) filter.metadata = metadataFilterOf(metadata);
+      const all = service.list(filter);
+      const totalPages = Math.ceil(all.length / pageSize);
+      return {
+        status: 200,
+        json: {
+          items: all.slice((page - 1) * pageSize, page * pageSize).map(sandboxOf),
+          pagination: { page, pageSize, totalItems: all.length, totalPages, hasNextPage: page < totalPages },
+        },
+      };
+    },
+
+    getSandbox: ({ sandboxId }) => ({ status: 200, json: sandboxOf(service.get(sandboxId)) }),
+
+    deleteSandbox: async ({ sandboxId, lifetime }) => {
+      await service.remove(sandboxId, lifetime);
+      return { status: 204 };
+    },
+
+    patchMetadata: ({ sandboxId, body }) => {
+      service.get(sandboxId);
+      for (const [key, value] of Object.entries(body)) refuseLabel(key, value ?? '');
+      return { status: 200, json: sandboxOf(service.patchMetadata(sandboxId, body)) };
+    },
+
+    pauseSandbox: async ({ sandboxId, lifetime }) => {
+      await service.pause(sandboxId, lifetime);
+      return { status: 202 };
+    },
+
+    resumeSandbox: async ({ sandboxId, lifetime }) => {
+      await service.resume(sandboxId, lifetime);
+      return { status: 202 };
+    },
+
+    renewExpiration: ({ sandboxId, body }) => {
+      const text = /(Z|[+-]\d\d:\d\d)$/.test(body.expiresAt) ? body.expiresAt : `${body.expiresAt}Z`;
+      const { expiresAt } = service.renew(sandboxId, new Date(text));
+      return { status: 200, json: { expiresAt: expiresAt?.toISOString() } };
+    },
+
+    getEndpoint: ({ sandboxId, params, query, exchange }) => {
+      const port = parsePort(params.port ?? '');
+      if (query.expires !== undefined)
+        throw new Refusal(
+          'invalid',
+          'signed endpoints (expires) are not part of this version; leave it out',
+          {
+            wireCode: query.use_server_proxy ? 'SANDBOX::INVALID_PARAMETER' : 'SANDBOX::API_NOT_SUPPORTED',
+          },
+        );
+      const headers = { [secureAccessHeader]: service.accessToken(sandboxId) };
+      const endpoint = `${publicHost(exchange, options.eip)}/sandboxes/${sandboxId}/proxy/${port}`;
+      return { status: 200, json: { endpoint, headers } satisfies Endpoint };
+    },
+  };
+}
+
+/** Under which host the client should come back: the configured one, else the one it came to. */
+function publicHost(exchange: Exchange, eip: string | undefined): string {
+  const { socket, headers } = exchange.request;
+  if (eip !== undefined) return /:\d+$/.test(eip) ? eip : `${eip}:${socket.localPort}`;
+  if (headers.host !== undefined) return headers.host;
+  const address = socket.localAddress ?? '127.0.0.1';
+  return `${address.includes(':') ? `[${address}]` : address}:${socket.localPort}`;
+}
+
+const states = SandboxStatus.shape.state.options;
+
+function stateOf(text: string): SandboxState {
+  const state = states.find((it) => it.toLowerCase() === text.toLowerCase());
+  if (state !== undefined) return state;
+  throw new Failure(
+    'invalid',
+    `state ${JSON.stringify(text.slice(0, 50))}: must be one of ${states.join(', ')}`,
+  );
+}
+
+function createdOf(info: SandboxInfo): CreateSandboxResponse {
+  return {
+    id: info.id,
+    status: {
+      state: info.state,
+      reason: info.reason,
+      message: info.message,
+      lastTransitionAt: info.lastTransitionAt.toISOString(),
+    },
+    metadata: info.metadata,
+    ...(info.platform ? { platform: info.platform as CreateSandboxResponse['platform'] } : {}),
+    ...(Object.keys(info.extensions).length > 0 ? { extensions: info.extensions } : {}),
+    ...(info.expiresAt ? { expiresAt: info.expiresAt.toISOString() } : {}),
+    createdAt: info.createdAt.toISOString(),
+    entrypoint: info.entrypoint,
+    glovebox: {
+      runtime: info.runtime,
+      limits: info.limits,
+      ...(info.exitCode === undefined ? {} : { exitCode: info.exitCode }),
+    },
+  };
+}
+
+function sandboxOf(info: SandboxInfo): Sandbox {
+  return { ...createdOf(info), image: { uri: info.image } };
+}

@@ -1,0 +1,298 @@
+// The HTTP server: takes a request, finds what it means, lets it in or not, checks what it brings, calls the handler, sends the answer.
+// Knows nothing of sandboxes; the handlers call the service. No state is shared between two servers of one process.
+import { createServer, type IncomingMessage, type Server, ServerResponse } from 'node:http';
+import type { AddressInfo, Socket } from 'node:net';
+import type { Area } from '../contract/errors.ts';
+import { egressPort } from '../contract/opensandbox.ts';
+import type { OperationId, Route } from '../contract/routes.ts';
+import { Failure } from '../lib/failure.ts';
+import { adminHandlers } from './admin.ts';
+import { type Answer, checked, Exchange } from './exchange.ts';
+import { commandHandlers } from './execd/command.ts';
+import { fileHandlers } from './execd/files.ts';
+import { metricsHandlers } from './execd/metrics.ts';
+import { processHandlers } from './execd/processes.ts';
+import { ptyHandlers } from './execd/pty.ts';
+import { transferHandlers } from './execd/transfer.ts';
+import { admit, isLoopback, refuseForeignPage } from './gate.ts';
+import { type ApiLimits, type ApiOptions, defaultLimits, type Handlers } from './handlers.ts';
+import { lifecycleHandlers } from './opensandbox/lifecycle.ts';
+import { proxyRequest, proxyUpgrade } from './proxy.ts';
+import { parseQuery } from './query.ts';
+import { Refusal } from './refusal.ts';
+import { find, parsePort, type Target } from './router.ts';
+import { type Upgrade, WireServer } from './wire.ts';
+
+export interface Listening {
+  /** Where programs of this machine reach it. */
+  url: string;
+  port: number;
+  /**
+   * Stops listening, ends what runs without an end of its own (streams, terminals), and waits for the rest; the signal ends the waiting
+   * and cuts the connections. Idempotent.
+   */
+  close(signal: AbortSignal): Promise<void>;
+}
+
+export interface Api {
+  /** Failure('unavailable') when the port is taken, Failure('permission') when it may not be used. */
+  listen(where: { host: string; port: number }): Promise<Listening>;
+}
+
+export function createApi(options: ApiOptions): Api {
+  const limits = { ...defaultLimits, ...options.limits };
+  const handlers: Handlers = {
+    ...lifecycleHandlers(options, limits),
+    ...adminHandlers(options),
+    ...commandHandlers(options),
+    ...processHandlers(options),
+    ...ptyHandlers(options),
+    ...fileHandlers(options),
+    ...transferHandlers(options),
+    ...metricsHandlers(options),
+  };
+  return { listen: (where) => new ApiServer(options, limits, handlers).listen(where) };
+}
+
+class ApiServer {
+  readonly #options: ApiOptions;
+  readonly #limits: ApiLimits;
+  readonly #handlers: Handlers;
+  readonly #server: Server;
+  readonly #wires = new WireServer();
+  readonly #active = new Map<Exchange, Promise<void>>();
+  readonly #forced = new AbortController();
+  readonly #hostRules = { boundToLoopback: true, names: [] as string[] };
+  #closing: Promise<void> | undefined;
+
+  constructor(options: ApiOptions, limits: ApiLimits, handlers: Handlers) {
+    this.#options = options;
+    this.#limits = limits;
+    this.#handlers = handlers;
+    const name = options.eip?.replace(/:\d+$/, '').toLowerCase();
+    if (name !== undefined) this.#hostRules.names.push(name);
+    this.#server = createServer({
+      // Uploads may take as long as they like; only the head of a request is timed.
+      requestTimeout: 0,
+      headersTimeout: 60_000,
+      keepAliveTimeout: 30_000,
+      maxHeaderSize: 64 * 1024,
+      // Other upgrades (h2c) are offers that a server may pass over.
+      shouldUpgradeCallback: (request) => request.headers.upgrade?.toLowerCase() === 'websocket',
+    });
+    this.#server.on('request', (request, response) =>
+      this.#begin(new Exchange(request, response), undefined),
+    );
+    this.#server.on('upgrade', (request, socket: Socket, head) => this.#upgrade(request, socket, head));
+    this.#server.on('clientError', refuseMalformed);
+  }
+
+  async listen({ host, port }: { host: string; port: number }): Promise<Listening> {
+    const server = this.#server;
+    await new Promise<void>((resolve, reject) => {
+      server.once('error', (error: NodeJS.ErrnoException) => reject(listenFailure(error, host, port)));
+      server.listen({ host, port }, resolve);
+    });
+    const address = server.address() as AddressInfo;
+    this.#hostRules.boundToLoopback = isLoopback(address.address);
+    const wildcard = { '0.0.0.0': '127.0.0.1', '::': '::1' }[address.address];
+    const shown = wildcard ?? address.address;
+    return {
+      url: `http://${shown.includes(':') ? `[${shown}]` : shown}:${address.port}`,
+      port: address.port,
+      close: (signal) => {
+        this.#closing ??= this.#close(signal);
+        return this.#closing;
+      },
+    };
+  }
+
+  async #close(signal: AbortSignal): Promise<void> {
+    const stopped = new Promise<void>((resolve) => this.#server.close(() => resolve()));
+    this.#server.closeIdleConnections();
+    for (const exchange of this.#active.keys())
+      if (exchange.endless) exchange.abort(new Failure('aborted', 'the daemon stops'));
+    const force = () => {
+      this.#forced.abort(new Failure('aborted', 'the daemon stops'));
+      for (const exchange of this.#active.keys()) {
+        exchange.abort(new Failure('aborted', 'the daemon stops'));
+        exchange.request.socket.destroy();
+      }
+    };
+    signal.addEventListener('abort', force, { once: true });
+    if (signal.aborted) force();
+    while (this.#active.size > 0) await Promise.all(this.#active.values());
+    signal.removeEventListener('abort', force);
+    this.#server.closeAllConnections();
+    await stopped;
+  }
+
+  #upgrade(request: IncomingMessage, socket: Socket, head: Buffer): void {
+    // Node has let go of the socket: an error on it would be nobody's.
+    socket.on('error', () => socket.destroy());
+    const response = new ServerResponse(request);
+    response.shouldKeepAlive = false;
+    response.assignSocket(socket);
+    response.once('finish', () => socket.destroySoon());
+    this.#begin(new Exchange(request, response), { socket, head });
+  }
+
+  #begin(exchange: Exchange, upgrade: Upgrade | undefined): void {
+    const work = this.#serve(exchange, upgrade).finally(() => this.#active.delete(exchange));
+    this.#active.set(exchange, work);
+  }
+
+  async #serve(exchange: Exchange, upgrade: Upgrade | undefined): Promise<void> {
+    const startedAt = performance.now();
+    let area: Area = 'request';
+    let operation = 'unknown';
+    try {
+      const { request } = exchange;
+      if (this.#closing) exchange.response.setHeader('Connection', 'close');
+      refuseForeignPage(request, this.#hostRules);
+      const target = find(request.method ?? 'GET', exchange.path);
+      area = areaOf(target);
+      operation = target.kind === 'route' ? target.id : target.kind;
+      const access =
+        target.kind === 'route' ? target.route.access : target.kind === 'port' ? 'sandbox' : 'key';
+      const sandboxId = target.kind === 'route' ? target.params.sandboxId : target.sandboxId;
+      const { apiKey, service } = this.#options;
+      admit(request, access, sandboxId, { apiKey, accessToken: (id) => service.accessToken(id) });
+      const { concurrency } = this.#limits;
+      if (access !== 'open' && concurrency > 0 && this.#active.size > concurrency)
+        throw new Refusal('unavailable', `more than ${concurrency} requests at the same time`, {
+          headers: { 'Retry-After': '1' },
+          hint: 'Try again in a moment, or raise server.limit_concurrency.',
+        });
+      await exchange.send(await this.#dispatch(exchange, target, upgrade));
+    } catch (thrown) {
+      await this.#fail(exchange, thrown, area, operation);
+    } finally {
+      const { requestId, response } = exchange;
+      const ms = Math.round(performance.now() - startedAt);
+      this.#options.log.debug({ requestId, operation, status: response.statusCode, ms }, 'request');
+    }
+  }
+
+  async #dispatch(exchange: Exchange, target: Target, upgrade: Upgrade | undefined): Promise<Answer> {
+    if (target.kind === 'absent')
+      throw new Failure('unsupported', `${target.what} are not part of this version of Glovebox`);
+    if (target.kind === 'port') {
+      const port = parsePort(target.port);
+      if (port === egressPort)
+        throw new Failure(
+          'unsupported',
+          `port ${egressPort} is kept for egress rules, which this version does not have`,
+        );
+      const { service } = this.#options;
+      const guest = service.guest(target.sandboxId);
+      const route = { guest, port, path: target.path, prefix: target.prefix, limits: this.#limits };
+      if (upgrade) exchange.endless = true;
+      await (upgrade ? proxyUpgrade(exchange, upgrade, route) : proxyRequest(exchange, route));
+      return 'taken';
+    }
+    const { route, params } = target;
+    if (route.webSocket !== undefined && upgrade === undefined)
+      throw new Refusal('invalid', 'this is a WebSocket', { status: 426, headers: { Upgrade: 'websocket' } });
+    if (route.webSocket === undefined && upgrade !== undefined)
+      throw new Refusal('invalid', 'this is no WebSocket');
+    exchange.endless = route.endless ?? false;
+    if (exchange.endless && this.#closing) throw new Failure('unavailable', 'the daemon stops');
+    const call = {
+      exchange,
+      params,
+      sandboxId: params.sandboxId ?? '',
+      query: parsedQuery(route, exchange.search),
+      body:
+        typeof route.body === 'object'
+          ? await exchange.readJson(route.body, route.bodyOptional ?? false)
+          : undefined,
+      lifetime: this.#forced.signal,
+      accept: () => {
+        if (upgrade === undefined) throw new Failure('internal', `${target.id} is no WebSocket`);
+        return this.#wires.accept(exchange, upgrade, route.webSocket ?? '');
+      },
+    };
+    return this.#handler(target.id)(call);
+  }
+
+  /** The schemas of the table have made sure that the call fits its own handler, which the compiler cannot follow. */
+  #handler(id: OperationId): (call: unknown) => Answer | Promise<Answer> {
+    return this.#handlers[id] as (call: unknown) => Answer | Promise<Answer>;
+  }
+
+  async #fail(exchange: Exchange, thrown: unknown, area: Area, operation: string): Promise<void> {
+    const { requestId, response } = exchange;
+    const failure = Failure.from(thrown, operation);
+    const ours = thrown instanceof Failure || failure.code !== 'internal';
+    if (failure.code === 'internal' || failure.code === 'unknown')
+      this.#options.log.error(
+        { requestId, operation, error: String((thrown as Error)?.stack ?? thrown) },
+        'request failed',
+      );
+    const shown = ours
+      ? failure
+      : new Failure('internal', `something went wrong in the daemon; its log tells what under ${requestId}`);
+    try {
+      if (response.destroyed || response.socket === null) exchange.request.socket.destroy();
+      else await exchange.fail(shown, area);
+    } catch {
+      exchange.request.socket.destroy();
+    }
+  }
+}
+
+function areaOf(target: Target): Area {
+  if (target.kind === 'port') return 'proxy';
+  return target.kind === 'route' ? target.route.area : target.area;
+}
+
+function parsedQuery(route: Route, search: string): unknown {
+  const given = parseQuery(search);
+  const { query: schema } = route;
+  if (schema === undefined) return undefined;
+  const value: Record<string, unknown> = {};
+  for (const [name, field] of Object.entries(schema.shape)) {
+    const values = given.get(name);
+    if (values === undefined) continue;
+    const many = field.safeParse([]).success;
+    if (!many && values.length > 1) throw new Failure('invalid', `${name}: give it once`);
+    value[name] = many ? values : values[0];
+  }
+  for (const [name, field] of Object.entries(schema.shape))
+    if (value[name] === undefined && !field.safeParse(undefined).success)
+      throw new Refusal(
+        'invalid',
+        `the query has no ${name}`,
+        route.area === 'execd' ? { wireCode: 'MISSING_QUERY' } : {},
+      );
+  return checked(schema, value, 'the query');
+}
+
+function listenFailure(error: NodeJS.ErrnoException, host: string, port: number): Failure {
+  const where = `listen on ${host}:${port}`;
+  if (error.code === 'EADDRINUSE')
+    return new Failure('unavailable', `${where}: the port is in use`, {
+      cause: error,
+      hint: 'Choose another with --port, or stop what uses it.',
+    });
+  return Failure.from(error, where);
+}
+
+/** What Node's parser refuses gets a JSON body like everything else, as far as it can still be written. */
+function refuseMalformed(error: NodeJS.ErrnoException, socket: import('node:stream').Duplex): void {
+  if (!socket.writable || error.code === 'ECONNRESET') {
+    socket.destroy();
+    return;
+  }
+  const [status, message] =
+    error.code === 'HPE_HEADER_OVERFLOW'
+      ? ['431 Request Header Fields Too Large', 'the head of the request is longer than 64 KiB']
+      : error.code === 'ERR_HTTP_REQUEST_TIMEOUT'
+        ? ['408 Request Timeout', 'the head of the request did not come in time']
+        : ['400 Bad Request', 'this is no HTTP request'];
+  const body = JSON.stringify({ code: 'REQUEST::INVALID_PARAMETER', message });
+  socket.end(
+    `HTTP/1.1 ${status}\r\nContent-Type: application/json\r\nContent-Length: ${body.length}\r\nConnection: close\r\n\r\n${body}`,
+  );
+}

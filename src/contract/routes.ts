@@ -1,0 +1,501 @@
+// Every route of the HTTP API in one table: the router, the checks of what comes in, the answers and openapi.json all come from it.
+// What is not described here is not served, but for the proxy to a guest's own ports (api/proxy.ts).
+import { z } from 'zod';
+import { ImageInfo, SystemInfo } from './admin.ts';
+import * as execd from './execd.ts';
+import * as lifecycle from './opensandbox.ts';
+import { ProcessInfo, SignalProcess, StartProcess } from './process.ts';
+
+/** Who may call it: anybody; who has the API key; or also who has the sandbox's own access token. */
+export type Access = 'open' | 'key' | 'sandbox';
+
+export interface Route {
+  method: 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE';
+  /** With {names}. `execd` routes lie below /sandboxes/{sandboxId}/proxy/44772; all are served with and without a leading /v1. */
+  path: string;
+  area: 'sandbox' | 'execd' | 'image' | 'request';
+  access: Access;
+  summary: string;
+  query?: z.ZodObject;
+  /** A schema for a JSON body; or the media type of a body that the handler reads by itself. */
+  body?: z.ZodType | string;
+  bodyOptional?: boolean;
+  status: number;
+  /** A schema for JSON, or a media type. Nothing when absent. */
+  answer?: z.ZodType | string;
+  /** Sub-protocol of a WebSocket, or the empty string for none. */
+  webSocket?: string;
+  /** Runs until somebody ends it, so a daemon that stops does not wait for it. */
+  endless?: boolean;
+}
+
+const route = <const R extends Route>(it: R): R => it;
+
+const decimal = (max: number) =>
+  z
+    .string()
+    .regex(/^(0|[1-9]\d{0,15})$/, 'must be a whole number')
+    .transform(Number)
+    .refine((it) => it <= max, `must be at most ${max}`);
+const positive = (max: number) => decimal(max).refine((it) => it >= 1, 'must be at least 1');
+const flag = z.enum(['true', 'false', '1', '0']).transform((it) => it === 'true' || it === '1');
+const offset = decimal(Number.MAX_SAFE_INTEGER);
+const path = z.string().min(1).max(16_384);
+const paths = z.object({ path: z.array(path).max(10_000).default([]) });
+const onePath = z.object({ path });
+
+const sandboxes = {
+  listSandboxes: route({
+    method: 'GET',
+    path: '/sandboxes',
+    area: 'sandbox',
+    access: 'key',
+    summary: 'List sandboxes, newest first',
+    query: z.object({
+      state: z
+        .array(z.string())
+        .default([])
+        .describe('Repeat it for one state or the other; case does not matter.'),
+      metadata: z.array(z.string()).default([]).describe('k=v&k2=v2, itself URL-encoded; all must match.'),
+      page: positive(1_000_000).default(1),
+      pageSize: positive(200).default(20),
+    }),
+    status: 200,
+    answer: lifecycle.ListSandboxesResponse,
+  }),
+  createSandbox: route({
+    method: 'POST',
+    path: '/sandboxes',
+    area: 'sandbox',
+    access: 'key',
+    summary: 'Create a sandbox; answered when it runs and its agent has answered',
+    body: lifecycle.CreateSandboxRequest,
+    status: 202,
+    answer: lifecycle.CreateSandboxResponse,
+  }),
+  getSandbox: route({
+    method: 'GET',
+    path: '/sandboxes/{sandboxId}',
+    area: 'sandbox',
+    access: 'key',
+    summary: 'Show a sandbox',
+    status: 200,
+    answer: lifecycle.Sandbox,
+  }),
+  deleteSandbox: route({
+    method: 'DELETE',
+    path: '/sandboxes/{sandboxId}',
+    area: 'sandbox',
+    access: 'key',
+    summary: 'Remove a sandbox; answered when nothing of it is left',
+    status: 204,
+  }),
+  patchMetadata: route({
+    method: 'PATCH',
+    path: '/sandboxes/{sandboxId}/metadata',
+    area: 'sandbox',
+    access: 'key',
+    summary: 'Change metadata by merge patch',
+    body: lifecycle.MetadataPatch,
+    status: 200,
+    answer: lifecycle.Sandbox,
+  }),
+  pauseSandbox: route({
+    method: 'POST',
+    path: '/sandboxes/{sandboxId}/pause',
+    area: 'sandbox',
+    access: 'key',
+    summary: 'Freeze every process of a sandbox',
+    status: 202,
+  }),
+  resumeSandbox: route({
+    method: 'POST',
+    path: '/sandboxes/{sandboxId}/resume',
+    area: 'sandbox',
+    access: 'key',
+    summary: 'Let a paused sandbox run on',
+    status: 202,
+  }),
+  renewExpiration: route({
+    method: 'POST',
+    path: '/sandboxes/{sandboxId}/renew-expiration',
+    area: 'sandbox',
+    access: 'key',
+    summary: 'Set when a sandbox expires',
+    body: lifecycle.RenewExpirationRequest,
+    status: 200,
+    answer: lifecycle.RenewExpirationResponse,
+  }),
+  getEndpoint: route({
+    method: 'GET',
+    path: '/sandboxes/{sandboxId}/endpoints/{port}',
+    area: 'sandbox',
+    access: 'key',
+    summary: 'The address of a port of a sandbox, and the headers to send there',
+    query: z.object({ use_server_proxy: flag.optional(), expires: z.string().optional() }),
+    status: 200,
+    answer: lifecycle.Endpoint,
+  }),
+};
+
+const admin = {
+  health: route({
+    method: 'GET',
+    path: '/health',
+    area: 'request',
+    access: 'open',
+    summary: 'Whether the daemon answers',
+    status: 200,
+    answer: lifecycle.HealthResponse,
+  }),
+  openApi: route({
+    method: 'GET',
+    path: '/openapi.json',
+    area: 'request',
+    access: 'open',
+    summary: 'This document',
+    status: 200,
+    answer: 'application/json',
+  }),
+  reportEvent: route({
+    method: 'POST',
+    path: '/metrics/events',
+    area: 'request',
+    access: 'key',
+    summary: 'Takes what clients report of themselves, and keeps nothing of it',
+    body: 'application/json',
+    status: 204,
+  }),
+  system: route({
+    method: 'GET',
+    path: '/system',
+    area: 'request',
+    access: 'key',
+    summary: 'What this daemon is, and what its runtimes can do',
+    status: 200,
+    answer: SystemInfo,
+  }),
+  listImages: route({
+    method: 'GET',
+    path: '/images',
+    area: 'image',
+    access: 'key',
+    summary: 'Images of the local store',
+    status: 200,
+    answer: z.object({ items: z.array(ImageInfo) }),
+  }),
+  importImage: route({
+    method: 'POST',
+    path: '/images',
+    area: 'image',
+    access: 'key',
+    summary: 'Import a root file system, a `docker save` archive or an OCI layout',
+    query: z.object({ name: z.string().min(1).max(255) }),
+    body: 'application/octet-stream',
+    status: 201,
+    answer: ImageInfo,
+  }),
+  removeImage: route({
+    method: 'DELETE',
+    path: '/images/{name}',
+    area: 'image',
+    access: 'key',
+    summary: 'Remove an image',
+    status: 204,
+  }),
+};
+
+/** What every execd route has in common. */
+const inside = { area: 'execd', access: 'sandbox' } as const;
+
+const commands = {
+  ping: route({ ...inside, method: 'GET', path: '/ping', summary: 'Whether the agent answers', status: 200 }),
+  runCommand: route({
+    ...inside,
+    method: 'POST',
+    path: '/command',
+    summary: 'Run a shell command and stream its output',
+    body: execd.RunCommandRequest,
+    status: 200,
+    answer: 'text/event-stream',
+    endless: true,
+  }),
+  interruptCommand: route({
+    ...inside,
+    method: 'DELETE',
+    path: '/command',
+    summary: 'SIGTERM to a command and all it started; SIGKILL after three seconds',
+    query: z.object({ id: z.string().min(1) }),
+    status: 200,
+  }),
+  commandStatus: route({
+    ...inside,
+    method: 'GET',
+    path: '/command/status/{id}',
+    summary: 'How a command is doing',
+    status: 200,
+    answer: execd.CommandStatus,
+  }),
+  commandLogs: route({
+    ...inside,
+    method: 'GET',
+    path: '/command/{id}/logs',
+    summary: 'Output of a background command, from a cursor on',
+    query: z.object({ cursor: offset.optional() }),
+    status: 200,
+    answer: 'text/plain; charset=utf-8',
+  }),
+  startProcess: route({
+    ...inside,
+    method: 'POST',
+    path: '/processes',
+    summary: 'Start a command, to be attached to',
+    body: StartProcess,
+    status: 201,
+    answer: ProcessInfo,
+  }),
+  listProcesses: route({
+    ...inside,
+    method: 'GET',
+    path: '/processes',
+    summary: 'Commands that run or are remembered',
+    status: 200,
+    answer: z.object({ items: z.array(ProcessInfo) }),
+  }),
+  getProcess: route({
+    ...inside,
+    method: 'GET',
+    path: '/processes/{id}',
+    summary: 'One command',
+    status: 200,
+    answer: ProcessInfo,
+  }),
+  signalProcess: route({
+    ...inside,
+    method: 'POST',
+    path: '/processes/{id}/signal',
+    summary: 'Send a signal to a command',
+    body: SignalProcess,
+    status: 204,
+  }),
+  processLogs: route({
+    ...inside,
+    method: 'GET',
+    path: '/processes/{id}/logs',
+    summary: 'The output that is held, both lanes in order',
+    query: z.object({ from: offset.default(0) }),
+    status: 200,
+    answer: 'application/octet-stream',
+  }),
+  attachProcess: route({
+    ...inside,
+    method: 'GET',
+    path: '/processes/{id}/attach',
+    summary: 'Follow a command and talk to it',
+    query: z.object({ from: offset.default(0) }),
+    status: 101,
+    webSocket: 'glovebox.process.v1',
+    endless: true,
+  }),
+  createPty: route({
+    ...inside,
+    method: 'POST',
+    path: '/pty',
+    summary: 'Prepare a terminal; its shell starts when the first client attaches',
+    body: execd.CreatePtyRequest,
+    bodyOptional: true,
+    status: 201,
+    answer: execd.CreatePtyResponse,
+  }),
+  getPty: route({
+    ...inside,
+    method: 'GET',
+    path: '/pty/{id}',
+    summary: 'How a terminal is doing',
+    status: 200,
+    answer: execd.PtyStatus,
+  }),
+  deletePty: route({
+    ...inside,
+    method: 'DELETE',
+    path: '/pty/{id}',
+    summary: 'End a terminal and what runs in it',
+    status: 200,
+  }),
+  attachPty: route({
+    ...inside,
+    method: 'GET',
+    path: '/pty/{id}/ws',
+    summary: 'Attach to a terminal',
+    query: z.object({ pty: flag.default(true), since: offset.optional(), takeover: flag.default(false) }),
+    status: 101,
+    webSocket: '',
+    endless: true,
+  }),
+};
+
+const files = {
+  filesInfo: route({
+    ...inside,
+    method: 'GET',
+    path: '/files/info',
+    summary: 'Describe files',
+    query: paths,
+    status: 200,
+    answer: execd.FileInfoMap,
+  }),
+  deleteFiles: route({
+    ...inside,
+    method: 'DELETE',
+    path: '/files',
+    summary: 'Delete files',
+    query: paths,
+    status: 200,
+  }),
+  setPermissions: route({
+    ...inside,
+    method: 'POST',
+    path: '/files/permissions',
+    summary: 'Change mode, owner and group',
+    body: execd.PermissionMap,
+    status: 200,
+  }),
+  moveFiles: route({
+    ...inside,
+    method: 'POST',
+    path: '/files/mv',
+    summary: 'Rename or move files; an existing target is refused',
+    body: execd.MoveList,
+    status: 200,
+  }),
+  searchFiles: route({
+    ...inside,
+    method: 'GET',
+    path: '/files/search',
+    summary: 'Find files by a glob on their base name',
+    query: z.object({ path, pattern: z.string().min(1).max(1024).default('**') }),
+    status: 200,
+    answer: execd.FileInfoList,
+  }),
+  replaceContents: route({
+    ...inside,
+    method: 'POST',
+    path: '/files/replace',
+    summary: 'Replace every occurrence of a text; counts are answered with verbose=true only',
+    query: z.object({ verbose: flag.default(false) }),
+    body: execd.ReplaceMap,
+    status: 200,
+    answer: execd.ReplaceResult,
+  }),
+  uploadFiles: route({
+    ...inside,
+    method: 'POST',
+    path: '/files/upload',
+    summary: 'Write files: pairs of a `metadata` part (JSON: path, mode, owner, group) and a `file` part',
+    body: 'multipart/form-data',
+    status: 200,
+  }),
+  downloadFile: route({
+    ...inside,
+    method: 'GET',
+    path: '/files/download',
+    summary: 'Read a file: all, a byte range, or lines',
+    query: z.object({
+      path,
+      offset: positive(Number.MAX_SAFE_INTEGER).optional(),
+      limit: positive(Number.MAX_SAFE_INTEGER).optional(),
+    }),
+    status: 200,
+    answer: 'application/octet-stream',
+  }),
+  listDirectory: route({
+    ...inside,
+    method: 'GET',
+    path: '/directories/list',
+    summary: 'List a directory',
+    query: z.object({ path, depth: decimal(64).default(1) }),
+    status: 200,
+    answer: execd.FileInfoList,
+  }),
+  makeDirectories: route({
+    ...inside,
+    method: 'POST',
+    path: '/directories',
+    summary: 'Make directories and their parents',
+    body: execd.PermissionMap,
+    status: 200,
+  }),
+  deleteDirectories: route({
+    ...inside,
+    method: 'DELETE',
+    path: '/directories',
+    summary: 'Delete directories and all below',
+    query: paths,
+    status: 200,
+  }),
+  packArchive: route({
+    ...inside,
+    method: 'GET',
+    path: '/archive',
+    summary: 'A file or folder as a tar archive',
+    query: onePath,
+    status: 200,
+    answer: 'application/x-tar',
+  }),
+  unpackArchive: route({
+    ...inside,
+    method: 'PUT',
+    path: '/archive',
+    summary: 'Unpack a tar archive below a folder',
+    query: onePath,
+    body: 'application/x-tar',
+    status: 204,
+  }),
+  metrics: route({
+    ...inside,
+    method: 'GET',
+    path: '/metrics',
+    summary: 'What the sandbox uses',
+    status: 200,
+    answer: execd.Metrics,
+  }),
+  watchMetrics: route({
+    ...inside,
+    method: 'GET',
+    path: '/metrics/watch',
+    summary: 'What the sandbox uses, every second',
+    status: 200,
+    answer: 'text/event-stream',
+    endless: true,
+  }),
+  isolationCapabilities: route({
+    ...inside,
+    method: 'GET',
+    path: '/v1/isolated/capabilities',
+    summary: 'Says that there are no sandboxes inside this sandbox',
+    status: 200,
+    answer: execd.IsolationCapabilities,
+  }),
+};
+
+export const routes = { ...sandboxes, ...admin, ...commands, ...files };
+export type Routes = typeof routes;
+export type OperationId = keyof Routes;
+
+/** Parts of OpenSandbox that this build does not have: answered 501 rather than 404, so that a caller knows it is not a typing error. */
+export const absent: { area: Route['area']; path: RegExp; what: string }[] = [
+  { area: 'execd', path: /^\/session(\/|$)/, what: 'Bash sessions' },
+  { area: 'execd', path: /^\/code(\/|$)/, what: 'Code contexts' },
+  { area: 'execd', path: /^\/v1\/isolated\//, what: 'Sandboxes inside a sandbox' },
+  { area: 'sandbox', path: /^\/snapshots(\/|$)/, what: 'Snapshots' },
+  { area: 'sandbox', path: /^\/sandboxes\/[^/]+\/snapshots$/, what: 'Snapshots' },
+  { area: 'sandbox', path: /^\/sandboxes\/[^/]+\/diagnostics\//, what: 'Diagnostics' },
+  { area: 'sandbox', path: /^\/pools(\/|$)/, what: 'Pools' },
+];
+
+export const execdBase = `/sandboxes/{sandboxId}/proxy/${lifecycle.execdPort}`;
+
+/** The path below the root, with {names}. */
+export function fullPathOf(it: Route): string {
+  return it.area === 'execd' ? execdBase + it.path : it.path;
+}
