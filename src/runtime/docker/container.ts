@@ -19,11 +19,7 @@ export const labels = {
 export interface ContainerOptions {
   /** Marks the machines of this daemon's home. */
   homeId: string;
-  /** Host folder of the agent bundle; mounted read-only at /.glovebox/agent. */
-  agentFolder: string;
-  agentCommand: string[];
-  /** `NAME=value` sets and `NAME` alone removes, for the agent itself, against what the image says. */
-  agentEnvironment: string[];
+  agent: { folder: string; command: readonly string[]; environment: Readonly<Record<string, string>> };
   /** `none`, `bridge`, `host` or the name of a network. */
   network: string;
   dropCapabilities: string[];
@@ -31,8 +27,6 @@ export interface ContainerOptions {
   /** The profile as JSON, or `unconfined`. */
   seccomp: string;
   apparmorProfile?: string;
-  /** For machines whose spec says nothing of it. */
-  pidsLimit: number | null;
   runtimeClass?: string;
 }
 
@@ -105,12 +99,12 @@ export function containerBody(
   return {
     Image: request.imageId,
     Hostname: hostname(spec.id),
-    Entrypoint: options.agentCommand,
+    Entrypoint: options.agent.command,
     Cmd: [],
     // The agent is the guest's root, so that it can start commands as any user; those of the image's user get no capabilities.
     User: '0:0',
     WorkingDir: '/',
-    Env: options.agentEnvironment,
+    Env: agentEnvironment(options.agent.environment, request.defaults.env),
     Labels: {
       ...spec.labels,
       [labels.home]: options.homeId,
@@ -125,7 +119,7 @@ export function containerBody(
       NetworkMode: options.network,
       Init: facts.initPresent,
       Mounts: [
-        mount(options.agentFolder, `${guestFolder}/agent`, true),
+        mount(options.agent.folder, `${guestFolder}/agent`, true),
         mount(spec.runFolder, `${guestFolder}/run`, true),
         ...(networking.kind === 'bare' ? [mount(networking.hostsFile, '/etc/hosts', false)] : []),
         ...spec.mounts.map((it) => mount(it.hostPath, normalize(it.guestPath), it.readOnly)),
@@ -140,7 +134,7 @@ export function containerBody(
       ReadonlyPaths: readonlyPaths,
       IpcMode: 'private',
       CgroupnsMode: 'private',
-      PidsLimit: limits.pids ?? options.pidsLimit,
+      ...(limits.pids === undefined ? {} : { PidsLimit: limits.pids }),
       // The same figure twice: no swap beside it.
       ...(limits.memoryBytes === undefined
         ? {}
@@ -163,6 +157,12 @@ export function containerBody(
       ...(options.runtimeClass === undefined ? {} : { Runtime: options.runtimeClass }),
     },
   };
+}
+
+/** The engine's form: `NAME=value` sets, and `NAME` alone removes what the image sets, for that is meant for commands and could harm the agent. */
+function agentEnvironment(ours: Readonly<Record<string, string>>, image: Record<string, string>): string[] {
+  const set = Object.entries(ours).map(([name, value]) => `${name}=${value}`);
+  return [...set, ...Object.keys(image).filter((name) => !(name in ours))];
 }
 
 function hostname(id: string): string {

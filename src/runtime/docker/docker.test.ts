@@ -71,12 +71,15 @@ describe.runIf(present)('machines on the Docker engine', () => {
     if (images.length > 0) docker('rmi', '-f', ...images);
   });
 
+  const agentWith = (command: string[]) => ({
+    folder: join(folder, 'agent'),
+    command,
+    environment: { AGENT: 'here' },
+  });
   const runtimeWith = (options: Partial<DockerOptions> = {}): DockerRuntime => {
     const runtime = new DockerRuntime({
       homeId,
-      agentFolder: join(folder, 'agent'),
-      agentCommand: ['/bin/sleep', '3600'],
-      agentEnvironment: ['AGENT=here', 'UNWANTED'],
+      agent: agentWith(['/bin/sleep', '3600']),
       ...options,
     });
     runtimes.push(runtime);
@@ -165,7 +168,7 @@ describe.runIf(present)('machines on the Docker engine', () => {
     expect(machine.image).toMatchObject({ ...defaults, env: expect.objectContaining(defaults.env) });
     const env = readFileSync(`/proc/${inspect(spec.id).State.Pid}/environ`, 'utf8').split('\0');
     expect(env).toContain('AGENT=here');
-    expect(env.some((it) => it.startsWith('UNWANTED'))).toBe(false);
+    expect(env.filter((it) => /^(GREETING|UNWANTED)/.test(it))).toEqual([]);
     const volumes = inspect(spec.id).Mounts.filter((it: { Type: string }) => it.Type === 'volume');
     expect(volumes).toHaveLength(1);
 
@@ -308,7 +311,7 @@ describe.runIf(present)('machines on the Docker engine', () => {
   });
 
   test('an agent that cannot start leaves nothing', async () => {
-    const failure = await runtimeWith({ agentCommand: ['/no/such/agent'], noNewPrivileges: true })
+    const failure = await runtimeWith({ agent: agentWith(['/no/such/agent']) })
       .create(specOf({ image: dockerImage('scratch') }), never)
       .catch((it) => it);
     // With the engine's init the container starts and ends at once; without it, the start fails.
@@ -334,6 +337,15 @@ describe.runIf(present)('machines on the Docker engine', () => {
     docker('rm', '-f', `glovebox-${gone.id}`);
     expect((await gone.exited).reason).toMatch(/exited|lost/);
     await Promise.all(machines.map((it) => it.remove(never)));
+  });
+
+  test('running out of memory is told as such, also when it is noticed late', async () => {
+    const runtime = runtimeWith({ agent: agentWith(['/bin/tail', '/dev/zero']) });
+    const machine = await runtime.create(specOf({ limits: { memoryBytes: 16 * 2 ** 20 } }), never);
+    expect(await machine.exited).toMatchObject({ reason: 'out-of-memory', exitCode: 137 });
+    const [found] = await runtimeWith().list(never);
+    expect(await found?.exited).toMatchObject({ reason: 'out-of-memory', exitCode: 137 });
+    await machine.remove(never);
   });
 
   test('pause freezes and resume thaws; a frozen machine is removed like any other', async () => {

@@ -10,6 +10,7 @@ import { z } from 'zod';
 import { Failure } from '../../lib/failure.ts';
 import type {
   ImageDefaults,
+  Limits,
   Machine,
   MachineExit,
   MachineSpec,
@@ -34,11 +35,10 @@ import { ensureImage } from './image.ts';
 export interface DockerOptions {
   /** Marks the machines of this daemon's home, so that two daemons on one engine do not meet. */
   homeId: string;
-  /** Host folder of the agent bundle. */
-  agentFolder: string;
-  /** What the container runs, and the environment that the agent needs or must not see: `NAME=value`, or `NAME` alone to remove. */
-  agentCommand: string[];
-  agentEnvironment: string[];
+  /** The agent's folder on the host, mounted at /.glovebox/agent, and how it is started in there. Of the image's environment it gets nothing. */
+  agent: { folder: string; command: readonly string[]; environment: Readonly<Record<string, string>> };
+  /** Limits for what a request leaves open. Those that this engine cannot hold are left out. */
+  defaults?: Limits;
   /** Default `unix:///var/run/docker.sock`. */
   host?: string;
   /** The time limit of one call to the engine. Default 180,000. */
@@ -50,7 +50,7 @@ export interface DockerOptions {
   /** `default` is our own, `unconfined` none at all, anything else the path of a profile. */
   seccompProfile?: string;
   apparmorProfile?: string;
-  /** Processes and threads where the spec says nothing; null for no limit. Default 4,096. */
+  /** Processes and threads where neither the request nor `defaults` say it; null for no limit. Default 4,096. */
   pidsLimit?: number | null;
   /** Another OCI runtime of the engine, e.g. `runsc`. */
   runtimeClass?: string;
@@ -73,6 +73,9 @@ const defaultHost = 'unix:///var/run/docker.sock';
 const stateFolderLabel = 'glovebox.state-folder';
 const hostsName = 'hosts';
 const removalPollMs = 50;
+const defaultPids = 4_096;
+/** Of the engine's memory: the rest keeps its host alive beside one greedy guest. */
+const defaultMemoryShare = 0.75;
 /** How long undoing waits for an engine that went away in the middle. */
 const undoPatience = { tries: 4, pauseMs: 500 };
 
@@ -136,13 +139,14 @@ export class DockerRuntime implements Runtime, Disposable {
     validate(spec, this.#engine.socketPath);
     const facts = await this.#askedFacts(signal);
     this.#refuseUnsupported(spec, facts);
+    const wanted = { ...spec, limits: this.#limitsFor(spec, facts) };
     const image = await ensureImage(this.#engine, spec, facts.arch, signal);
     if (this.#bareNetworking) {
-      const machine = await this.#launch(spec, image, facts, true, signal);
+      const machine = await this.#launch(wanted, image, facts, true, signal);
       if (machine !== undefined) return machine;
       this.#bareNetworking = false;
     }
-    const machine = await this.#launch(spec, image, facts, false, signal);
+    const machine = await this.#launch(wanted, image, facts, false, signal);
     return machine as Machine;
   }
 
@@ -353,6 +357,18 @@ export class DockerRuntime implements Runtime, Disposable {
     if (problem !== undefined) throw new Failure('unsupported', problem.message, { hint: problem.hint });
   }
 
+  /** What the request asks for, and for what it leaves open the defaults that this engine can hold. */
+  #limitsFor(spec: MachineSpec, { capabilities, memoryBytes }: EngineFacts): Limits {
+    const { pidsLimit = defaultPids, defaults = {} } = this.#options;
+    const standing: Limits = {
+      ...(memoryBytes > 0 ? { memoryBytes: Math.floor(memoryBytes * defaultMemoryShare) } : {}),
+      ...(pidsLimit === null ? {} : { pids: pidsLimit }),
+      ...defaults,
+    };
+    const held = Object.entries(standing).filter(([name]) => capabilities.limits[name as keyof Limits]);
+    return { ...Object.fromEntries(held), ...spec.limits };
+  }
+
   /** What the configuration asks of the engine and does not get, or weakens. */
   #ownProblems(facts: EngineFacts): RuntimeCheck['problems'] {
     const problems: RuntimeCheck['problems'] = [];
@@ -392,14 +408,11 @@ export class DockerRuntime implements Runtime, Disposable {
     this.#seccomp ??= seccompText(options.seccompProfile ?? 'default');
     return {
       homeId: options.homeId,
-      agentFolder: options.agentFolder,
-      agentCommand: options.agentCommand,
-      agentEnvironment: options.agentEnvironment,
+      agent: options.agent,
       network: options.network ?? 'none',
       dropCapabilities: options.dropCapabilities ?? droppedCapabilities,
       noNewPrivileges: options.noNewPrivileges ?? true,
       seccomp: await this.#seccomp,
-      pidsLimit: options.pidsLimit === undefined ? 4096 : options.pidsLimit,
       ...(options.apparmorProfile === undefined ? {} : { apparmorProfile: options.apparmorProfile }),
       ...(options.runtimeClass === undefined ? {} : { runtimeClass: options.runtimeClass }),
     };

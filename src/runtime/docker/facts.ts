@@ -8,6 +8,8 @@ export interface EngineFacts {
   version: string;
   /** `amd64`, `arm64`. */
   arch: string;
+  /** Of its host; 0 when it does not say. */
+  memoryBytes: number;
   /** Whether the engine brings an init that reaps zombies. */
   initPresent: boolean;
   capabilities: Capabilities;
@@ -25,6 +27,7 @@ interface Info {
   DockerRootDir?: string;
   CgroupVersion?: string;
   CgroupDriver?: string;
+  MemTotal?: number;
   MemoryLimit?: boolean;
   CpuCfsQuota?: boolean;
   PidsLimit?: boolean;
@@ -83,6 +86,7 @@ export async function askFacts(engine: Engine, signal: AbortSignal): Promise<Eng
   return {
     version: info.ServerVersion ?? 'unknown',
     arch: canonicalArch(info.Architecture ?? 'unknown'),
+    memoryBytes: info.MemTotal ?? 0,
     initPresent: info.InitCommit?.ID !== 'N/A',
     capabilities: { ...noCapabilities, limits },
     runtimes,

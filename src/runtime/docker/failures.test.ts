@@ -133,9 +133,7 @@ describe('the client', () => {
   test('check says what is missing instead of failing', async () => {
     using runtime = new DockerRuntime({
       homeId: 'x',
-      agentFolder: '/',
-      agentCommand: [],
-      agentEnvironment: [],
+      agent: { folder: '/', command: [], environment: {} },
       host: `unix://${path}`,
     });
     const check = await runtime.check(never);
@@ -208,9 +206,7 @@ describe.runIf(present)('a runtime whose engine breaks', () => {
     await breaker.start();
     runtime = new DockerRuntime({
       homeId,
-      agentFolder: join(folder, 'agent'),
-      agentCommand: ['/bin/sleep', '3600'],
-      agentEnvironment: [],
+      agent: { folder: join(folder, 'agent'), command: ['/bin/sleep', '3600'], environment: {} },
       host: `unix://${breaker.path}`,
     });
   });
