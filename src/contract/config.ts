@@ -1,0 +1,331 @@
+// The configuration file: OpenSandbox's sections and keys with safer defaults, and a few of our own. The one place that spells a key.
+// Keys of OpenSandbox that mean nothing here are named too, with the reason: the harmless ones bring a warning, the others are refused.
+// Reading it, with its sources and their order, is the work of daemon/config.ts.
+import { z } from 'zod';
+import { Failure } from '../lib/failure.ts';
+import { parseLimits } from './quantity.ts';
+
+/** One line without control characters: such values end up in headers, paths and logs. */
+const line = z
+  .string()
+  .min(1, 'must not be empty')
+  .max(4096)
+  .regex(/^\P{Cc}*$/u, 'must not hold control characters');
+const path = line.regex(/^(\/|~\/)/, 'must be an absolute path, or begin with ~/');
+
+/** A limit as requests write it, checked where it is read so that a mistake is found at start. */
+const quantity = (key: string) =>
+  line.superRefine((text, context) => {
+    try {
+      parseLimits({ [key]: text });
+    } catch (thrown) {
+      if (!(thrown instanceof Failure)) throw thrown;
+      context.addIssue({ code: 'custom', message: thrown.message.replace(/^resourceLimits\.\w+: /, '') });
+    }
+  });
+
+const server = z.strictObject({
+  host: line
+    .regex(/^[0-9A-Za-z.:_-]+$/, 'must be an address or a host name')
+    .default('127.0.0.1')
+    .describe('The address to listen at. Other machines reach only what is not a loopback address.'),
+  port: z.int().min(0).max(65_535).default(8080).describe('The TCP port; 0 for any free one.'),
+  api_key: line
+    .regex(/^[\x21-\x7e]+$/, 'must be printable ASCII without spaces')
+    .optional()
+    .describe(
+      'The key that clients must send. By default one is made at the first start, in `api-key` in the home folder.',
+    ),
+  eip: line
+    .regex(/^[0-9A-Za-z.:_[\]-]+$/, 'must be a host name or an address, perhaps with a port')
+    .optional()
+    .describe(
+      'The host part of the endpoints that are handed out, where clients know the server by another name.',
+    ),
+  max_sandbox_timeout_seconds: z
+    .int()
+    .min(60)
+    .max(2_147_483)
+    .optional()
+    .describe('The longest life that a request may ask for.'),
+  timeout_keep_alive: z
+    .int()
+    .min(1)
+    .max(86_400)
+    .default(30)
+    .describe('Seconds that an idle HTTP connection is kept.'),
+  limit_concurrency: z
+    .int()
+    .min(0)
+    .max(1_000_000)
+    .default(1024)
+    .describe('Requests at the same time; more are answered with 503. 0 for no limit.'),
+  backlog: z.int().min(1).max(65_535).default(2048).describe('Connections that may wait to be accepted.'),
+});
+
+const log = z.strictObject({
+  level: z
+    .string()
+    .regex(/^(debug|info|warn|warning|error|critical)$/i, 'must be DEBUG, INFO, WARNING, ERROR or CRITICAL')
+    .default('INFO')
+    .describe('The least important events that are logged: DEBUG, INFO, WARNING, ERROR or CRITICAL.'),
+  file_enabled: z.boolean().default(false).describe('Log to a file instead of standard error.'),
+  file_path: path.optional().describe('The log file. By default `daemon.log` in the home folder.'),
+});
+
+const runtime = z.strictObject({
+  type: z
+    .enum(['bubblewrap', 'docker', 'memory'])
+    .default('bubblewrap')
+    .describe(
+      'The walls of sandboxes whose request names none. `memory` has no walls at all: for tests only.',
+    ),
+});
+
+const docker = z.strictObject({
+  host: line
+    .regex(/^(unix:\/\/\/|tcp:\/\/|http:\/\/)/, 'must be unix:///path or tcp://host:port')
+    .default('unix:///var/run/docker.sock')
+    .describe('The address of the Docker engine.'),
+  network_mode: line
+    .regex(/^[A-Za-z0-9][A-Za-z0-9_.-]*$/, 'must be none, bridge, host or the name of a network')
+    .default('none')
+    .describe(
+      '`none`, `bridge`, `host` or the name of a network. All but `none` let sandboxes past the walls.',
+    ),
+  api_timeout: z
+    .int()
+    .min(1)
+    .max(86_400)
+    .default(180)
+    .describe('Seconds that one call to the engine may take.'),
+  drop_capabilities: z
+    .array(z.string().regex(/^(CAP_)?[A-Z_]+$/, 'must be the name of a capability, such as NET_RAW'))
+    .max(64)
+    .default([
+      ...['AUDIT_WRITE', 'MKNOD', 'NET_ADMIN', 'NET_RAW', 'SYS_ADMIN'],
+      ...['SYS_MODULE', 'SYS_PTRACE', 'SYS_TIME', 'SYS_TTY_CONFIG'],
+    ])
+    .describe('Capabilities that containers do without; `ALL` for all of them.'),
+  no_new_privileges: z
+    .boolean()
+    .default(true)
+    .describe(
+      'Whether programs in containers are kept from gaining rights, by set-user-id bits for example.',
+    ),
+  apparmor_profile: line
+    .optional()
+    .describe('The AppArmor profile of containers. By default the engine’s own.'),
+  seccomp_profile: line
+    .regex(/^(default|unconfined|\/.*|~\/.*)$/, 'must be default, unconfined or an absolute path')
+    .default('default')
+    .describe(
+      '`default` for our own filter of system calls, `unconfined` for none, or the path of a profile.',
+    ),
+  pids_limit: z
+    .int()
+    .min(0)
+    .max(4_194_304)
+    .default(4096)
+    .describe('Processes and threads of a container whose request says nothing of it; 0 for no limit.'),
+  runtime: line
+    .regex(/^[A-Za-z0-9][A-Za-z0-9_.-]*$/, 'must be the name of a runtime of the engine, such as runsc')
+    .optional()
+    .describe('Another OCI runtime of the engine, such as `runsc` (gVisor).'),
+});
+
+const bubblewrap = z.strictObject({
+  id_base: z
+    .int()
+    .min(65_536)
+    .max(4_294_836_224)
+    .default(1_879_048_192)
+    .describe(
+      'The host’s number for user 0 of sandboxes when the daemon runs as root; the 65,535 after it are taken too.',
+    ),
+  cpu: quantity('cpu')
+    .optional()
+    .describe('Cores for sandboxes whose request says nothing of them, such as `2` or `500m`.'),
+  memory: quantity('memory').optional().describe('The same for memory, such as `512Mi`.'),
+  pids: z.int().min(1).max(4_194_304).optional().describe('The same for processes and threads.'),
+  disk: quantity('disk').optional().describe('The same for what a sandbox may write, such as `2Gi`.'),
+});
+
+const storage = z.strictObject({
+  allowed_host_paths: z
+    .array(path)
+    .max(1024)
+    .default([])
+    .describe('Folders of the host that requests may mount. None by default.'),
+});
+
+const store = z.strictObject({
+  type: z.enum(['sqlite']).default('sqlite').describe('What keeps the records of sandboxes.'),
+  path: path.optional().describe('Its file. By default `glovebox.db` in the home folder.'),
+});
+
+const secureRuntime = z.strictObject({
+  type: z
+    .enum(['', 'gvisor', 'kata'])
+    .default('')
+    .describe(
+      '`gvisor` or `kata` for stronger walls around every Docker sandbox; needs `runtime.type = "docker"`.',
+    ),
+  docker_runtime: line
+    .regex(/^[A-Za-z0-9][A-Za-z0-9_.-]*$/, 'must be the name of a runtime of the engine')
+    .optional()
+    .describe(
+      'What the engine calls that runtime. By default `runsc` for gvisor and `kata-runtime` for kata.',
+    ),
+});
+
+/** Every section that has keys with an effect. */
+export const configSections = {
+  server,
+  log,
+  runtime,
+  docker,
+  bubblewrap,
+  storage,
+  store,
+  secure_runtime: secureRuntime,
+} as const;
+
+export const ConfigFile = z.strictObject({
+  server: server.prefault({}),
+  log: log.prefault({}),
+  runtime: runtime.prefault({}),
+  docker: docker.prefault({}),
+  bubblewrap: bubblewrap.prefault({}),
+  storage: storage.prefault({}),
+  store: store.prefault({}),
+  secure_runtime: secureRuntime.prefault({}),
+});
+export type ConfigFile = z.infer<typeof ConfigFile>;
+
+/** A key of OpenSandbox that cannot do here what it does there. `allow` names the one value that asks for nothing. */
+export interface ForeignKey {
+  key: string;
+  why: string;
+  allow?: unknown;
+}
+
+/** Accepted with a warning: leaving them out changes nothing. A key that ends in `.*` stands for all below it. */
+export const inertKeys: readonly ForeignKey[] = [
+  { key: 'server.thread_pool_size', why: 'the server has no thread pool' },
+  { key: 'server.loop', why: 'it chooses a part of Python’s server' },
+  { key: 'server.http', why: 'it chooses a part of Python’s server' },
+  { key: 'runtime.execd_image', why: 'the agent comes with Glovebox and needs no image' },
+  {
+    key: 'docker.host_ip',
+    why: 'ports of sandboxes are reached through the server, never on the engine’s host',
+  },
+  { key: 'storage.ossfs_mount_root', why: 'there are no OSS volumes, and requests for them are refused' },
+  {
+    key: 'storage.volume_default_size',
+    why: 'there are no volumes of a fixed size, and requests for them are refused',
+  },
+  { key: 'renew_intent.min_interval_seconds', why: 'sandboxes are not renewed by use' },
+  { key: 'renew_intent.redis.*', why: 'sandboxes are not renewed by use' },
+];
+
+/** Refused: who sets them counts on something that would not happen. */
+export const refusedKeys: readonly ForeignKey[] = [
+  { key: 'log.access_file_path', why: 'requests are in the one log, not in a file of their own' },
+  { key: 'log.file_max_bytes', why: 'the log file is not rotated; let logrotate do it, with copytruncate' },
+  {
+    key: 'log.file_backup_count',
+    why: 'the log file is not rotated; let logrotate do it, with copytruncate',
+  },
+  { key: 'secure_runtime.k8s_runtime_class', why: 'there is no Kubernetes runtime yet', allow: '' },
+  { key: 'renew_intent.enabled', why: 'sandboxes are not renewed by use; clients renew them', allow: false },
+  { key: 'ingress.mode', why: 'there is no ingress gateway yet', allow: 'direct' },
+  { key: 'ingress.*', why: 'there is no ingress gateway yet' },
+  { key: 'egress.*', why: 'there are no egress policies yet; sandboxes have no network at all' },
+  { key: 'kubernetes.*', why: 'there is no Kubernetes runtime yet' },
+  { key: 'agent_sandbox.*', why: 'there is no Kubernetes runtime yet' },
+];
+
+/** The entry of a list that stands for a key. */
+export function foreignKey(list: readonly ForeignKey[], key: string): ForeignKey | undefined {
+  return list.find((it) => it.key === key || (it.key.endsWith('.*') && key.startsWith(it.key.slice(0, -1))));
+}
+
+/** Variables of the environment that set a key, beside `GLOVEBOX_<SECTION>_<KEY>`, which wins over them. */
+export const namedVariables: Readonly<Record<string, string>> = {
+  OPENSANDBOX_SERVER_API_KEY: 'server.api_key',
+  DOCKER_HOST: 'docker.host',
+};
+
+export const variableOf = (section: string, key: string) => `GLOVEBOX_${section}_${key}`.toUpperCase();
+
+/** What kind of value a key takes, for conversions and for people. */
+export function kindOf(schema: z.ZodType): 'integer' | 'boolean' | 'list' | 'string' {
+  const { type } = z.toJSONSchema(schema, { io: 'input' });
+  if (type === 'integer' || type === 'number') return 'integer';
+  return type === 'boolean' ? 'boolean' : type === 'array' ? 'list' : 'string';
+}
+
+/** The page of the manual on configuration, as Markdown. */
+export function configurationReference(): string {
+  const sections = Object.entries(configSections).map(([section, schema]) => {
+    const rows = Object.entries(schema.shape).map(([key, field]: [string, z.ZodType]) => {
+      const { default: value } = z.toJSONSchema(field, { io: 'input' });
+      const shown = value === undefined ? '' : `\`${JSON.stringify(value).replaceAll(',', ', ')}\``;
+      return `| \`${key}\` | ${kindOf(field)} | ${shown} | ${cell(field.description ?? '')} |`;
+    });
+    return [
+      `## [${section}]`,
+      '',
+      '| key | kind | default | what it does |',
+      '|---|---|---|---|',
+      ...rows,
+      '',
+    ].join('\n');
+  });
+  const foreign = (list: readonly ForeignKey[]) =>
+    list.map(
+      ({ key, why, allow }) =>
+        `| \`${key}\` | ${cell(why)} | ${allow === undefined ? '' : `\`${JSON.stringify(allow)}\``} |`,
+    );
+  const variables = Object.entries(namedVariables).map(([name, key]) => `- \`${name}\` sets \`${key}\`.`);
+  return [
+    '# Configuration',
+    '',
+    '<!-- Generated from src/contract/config.ts by `npm run generate`; changes made here are lost. -->',
+    '',
+    'Glovebox needs no configuration. Where some is wanted, it is a TOML file with the sections and keys of OpenSandbox’s server.',
+    'Later sources win over earlier ones:',
+    '',
+    '1. the defaults below;',
+    '2. one file: the one named with `--config`, else by `GLOVEBOX_CONFIG`, else by `SANDBOX_CONFIG_PATH`, else `config.toml` in the home folder if there is one;',
+    '3. the environment: `GLOVEBOX_<SECTION>_<KEY>`, such as `GLOVEBOX_SERVER_PORT=9000`; lists are separated by commas;',
+    '4. the command line.',
+    '',
+    'The home folder holds everything that the daemon keeps. It is `~/.glovebox`, or what `GLOVEBOX_HOME` says.',
+    '',
+    'A key or section that does not exist, or a value that cannot be, stops the daemon with a list of all mistakes and their lines.',
+    '',
+    ...variables,
+    '',
+    ...sections,
+    '## Keys without an effect',
+    '',
+    'OpenSandbox has these; here they are accepted with a warning, because leaving them out changes nothing.',
+    '',
+    '| key | why | |',
+    '|---|---|---|',
+    ...foreign(inertKeys),
+    '',
+    '## Keys that are refused',
+    '',
+    'OpenSandbox has these too, but who sets them counts on something that would not happen here.',
+    '',
+    '| key | why | allowed value |',
+    '|---|---|---|',
+    ...foreign(refusedKeys),
+    '',
+  ].join('\n');
+}
+
+const cell = (text: string) => text.replaceAll('|', '\\|');

@@ -1,0 +1,385 @@
+import * as fs from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { configSections, configurationReference, inertKeys, refusedKeys } from '../contract/config.ts';
+import { Failure } from '../lib/failure.ts';
+import { hostIdBase } from '../runtime/bubblewrap/rootfs.ts';
+import { droppedCapabilities } from '../runtime/docker/docker.ts';
+import { type Config, loadConfig } from './config.ts';
+import { keyLines } from './toml.ts';
+
+let home: string;
+let file: string;
+
+beforeEach(async () => {
+  home = await fs.mkdtemp(join(tmpdir(), 'glovebox-config-'));
+  file = join(home, 'config.toml');
+});
+afterEach(() => fs.rm(home, { recursive: true, force: true }));
+
+const load = (env: Record<string, string> = {}, overrides: Record<string, unknown> = {}) =>
+  loadConfig({ env: { GLOVEBOX_HOME: home, ...env }, overrides });
+
+async function loadFile(document: string, env: Record<string, string> = {}): Promise<Config> {
+  await fs.writeFile(file, document, { mode: 0o600 });
+  return load(env);
+}
+
+async function problemsOf(promise: Promise<unknown>): Promise<string[]> {
+  const thrown = await promise.then(
+    () => undefined,
+    (error: unknown) => error,
+  );
+  expect(thrown).toBeInstanceOf(Failure);
+  const failure = thrown as Failure;
+  expect(failure.code).toBe('invalid');
+  return (failure.details?.problems as string[]) ?? [failure.message];
+}
+
+test('without any configuration the defaults are the safe ones', async () => {
+  const config = await load();
+  expect(config).toEqual({
+    home,
+    warnings: [],
+    paths: {
+      database: join(home, 'glovebox.db'),
+      apiKeyFile: join(home, 'api-key'),
+      addressFile: join(home, 'daemon.json'),
+      lockFile: join(home, 'daemon.lock'),
+      runFolder: join(home, 'run'),
+      stateRoot: join(home, 'state'),
+      imagesFolder: join(home, 'images'),
+      logFile: join(home, 'daemon.log'),
+    },
+    server: { host: '127.0.0.1', port: 8080, keepAliveMs: 30_000, requestsMax: 1024, backlog: 2048 },
+    log: { level: 'info' },
+    runtime: { type: 'bubblewrap' },
+    docker: {
+      host: 'unix:///var/run/docker.sock',
+      network: 'none',
+      apiTimeoutMs: 180_000,
+      dropCapabilities: droppedCapabilities,
+      noNewPrivileges: true,
+      seccompProfile: 'default',
+      pidsLimit: 4096,
+    },
+    bubblewrap: { idBase: hostIdBase, defaults: {} },
+    storage: { allowedHostPaths: [] },
+  });
+  expect(Object.isFrozen(config.docker.dropCapabilities)).toBe(true);
+});
+
+test('the home folder is ~/.glovebox unless something says otherwise', async () => {
+  const at = async (sources: Parameters<typeof loadConfig>[0]) => (await loadConfig(sources)).home;
+  expect(await at({ env: { HOME: home } })).toBe(join(home, '.glovebox'));
+  expect(await at({ env: { HOME: home, GLOVEBOX_HOME: '~/else' } })).toBe(join(home, 'else'));
+  expect(await at({ env: { GLOVEBOX_HOME: '/nowhere' }, home })).toBe(home);
+});
+
+test('a file may set everything', async () => {
+  const config = await loadFile(
+    `[server]
+host = "0.0.0.0"
+port = 9000
+api_key = "secret"
+eip = "sandboxes.example.com:443"
+max_sandbox_timeout_seconds = 86400
+timeout_keep_alive = 5
+limit_concurrency = 0
+backlog = 16
+[log]
+level = "WARNING"
+file_enabled = true
+file_path = "~/log/it.log"
+[runtime]
+type = "docker"
+[docker]
+host = "tcp://127.0.0.1:2375"
+network_mode = "my_net"
+api_timeout = 10
+drop_capabilities = ["ALL", "CAP_NET_RAW"]
+no_new_privileges = false
+apparmor_profile = "docker-default"
+seccomp_profile = "/etc/seccomp.json"
+pids_limit = 0
+[bubblewrap]
+id_base = 100000
+cpu = "500m"
+memory = "1Gi"
+pids = 64
+disk = "10Gi"
+[storage]
+allowed_host_paths = ["/srv/data", "~/shared/../work"]
+[store]
+type = "sqlite"
+path = "/var/lib/glovebox.db"
+[secure_runtime]
+type = "gvisor"
+`,
+    { HOME: '/home/someone' },
+  );
+  expect(config.server).toEqual({
+    host: '0.0.0.0',
+    port: 9000,
+    apiKey: 'secret',
+    eip: 'sandboxes.example.com:443',
+    maxSandboxTimeoutMs: 86_400_000,
+    keepAliveMs: 5_000,
+    backlog: 16,
+  });
+  expect(config.file).toBe(file);
+  expect(config.log).toEqual({ level: 'warn', file: '/home/someone/log/it.log' });
+  expect(config.docker).toEqual({
+    host: 'tcp://127.0.0.1:2375',
+    network: 'my_net',
+    apiTimeoutMs: 10_000,
+    dropCapabilities: ['ALL', 'NET_RAW'],
+    noNewPrivileges: false,
+    apparmorProfile: 'docker-default',
+    seccompProfile: '/etc/seccomp.json',
+    pidsLimit: null,
+    runtimeClass: 'runsc',
+  });
+  expect(config.bubblewrap).toEqual({
+    idBase: 100_000,
+    defaults: { cpu: 0.5, memoryBytes: 2 ** 30, pids: 64, diskBytes: 10 * 2 ** 30 },
+  });
+  expect(config.storage.allowedHostPaths).toEqual(['/srv/data', '/home/someone/work']);
+  expect(config.paths.database).toBe('/var/lib/glovebox.db');
+  expect(config.warnings.join('\n')).not.toContain('secret');
+  expect(config.warnings).toEqual([
+    expect.stringContaining('server.host is 0.0.0.0'),
+    expect.stringContaining('docker.network_mode is my_net'),
+    expect.stringContaining('docker.no_new_privileges is off'),
+  ]);
+});
+
+const variables: [name: string, value: string, read: (config: Config) => unknown, expected: unknown][] = [
+  ['GLOVEBOX_SERVER_PORT', '0', (it) => it.server.port, 0],
+  ['GLOVEBOX_SERVER_API_KEY', 'k', (it) => it.server.apiKey, 'k'],
+  ['OPENSANDBOX_SERVER_API_KEY', 'o', (it) => it.server.apiKey, 'o'],
+  ['DOCKER_HOST', 'tcp://docker:2375', (it) => it.docker.host, 'tcp://docker:2375'],
+  ['GLOVEBOX_DOCKER_NO_NEW_PRIVILEGES', 'false', (it) => it.docker.noNewPrivileges, false],
+  ['GLOVEBOX_STORAGE_ALLOWED_HOST_PATHS', '/a, /b', (it) => it.storage.allowedHostPaths, ['/a', '/b']],
+  ['GLOVEBOX_BUBBLEWRAP_MEMORY', '64Mi', (it) => it.bubblewrap.defaults.memoryBytes, 2 ** 26],
+  ['GLOVEBOX_RUNTIME_TYPE', 'memory', (it) => it.runtime.type, 'memory'],
+  ['GLOVEBOX_SECURE_RUNTIME_TYPE', '', (it) => it.docker.runtimeClass, undefined],
+  ['GLOVEBOX_TEST_REQUIRE', 'docker', (it) => it.runtime.type, 'bubblewrap'],
+];
+test.each(variables)('the environment variable %s=%s is understood', async (name, value, read, expected) => {
+  expect(read(await load({ [name]: value }))).toEqual(expected);
+});
+
+test('later sources win: file, environment, command line', async () => {
+  await fs.writeFile(file, '[server]\nhost = "file"\nport = 1\nbacklog = 1\napi_key = "file"\n', {
+    mode: 0o600,
+  });
+  const env = {
+    GLOVEBOX_SERVER_HOST: 'variable',
+    GLOVEBOX_SERVER_PORT: '2',
+    OPENSANDBOX_SERVER_API_KEY: 'foreign',
+    GLOVEBOX_SERVER_API_KEY: 'ours',
+  };
+  const { server } = await load(env, { 'server.port': 3, 'server.host': undefined });
+  expect(server).toMatchObject({ host: 'variable', port: 3, backlog: 1, apiKey: 'ours' });
+});
+
+test('one file is read: the flag’s, GLOVEBOX_CONFIG’s, SANDBOX_CONFIG_PATH’s, or the home’s', async () => {
+  const named = async (name: string, port: number) => {
+    const path = join(home, name);
+    await fs.writeFile(path, `[server]\nport = ${port}\n`);
+    return path;
+  };
+  const [flag, ours, theirs] = [await named('a', 1), await named('b', 2), await named('c', 3)];
+  await named('config.toml', 4);
+  const portOf = async (env: Record<string, string>, configPath?: string) =>
+    (await loadConfig({ env, home, ...(configPath && { configPath }) })).server.port;
+  expect(await portOf({ GLOVEBOX_CONFIG: ours, SANDBOX_CONFIG_PATH: theirs }, flag)).toBe(1);
+  expect(await portOf({ GLOVEBOX_CONFIG: ours, SANDBOX_CONFIG_PATH: theirs })).toBe(2);
+  expect(await portOf({ SANDBOX_CONFIG_PATH: theirs })).toBe(3);
+  expect(await portOf({})).toBe(4);
+});
+
+test.each([
+  ['--config', { configPath: '/nowhere/x.toml', env: {} }],
+  ['GLOVEBOX_CONFIG', { env: { GLOVEBOX_CONFIG: '/nowhere/x.toml' } }],
+  ['SANDBOX_CONFIG_PATH', { env: { SANDBOX_CONFIG_PATH: '/nowhere/x.toml' } }],
+])('a file that is named by %s must be there', async (_name, sources) => {
+  await expect(loadConfig({ home, ...sources })).rejects.toMatchObject({
+    code: 'not-found',
+    message: 'there is no configuration file /nowhere/x.toml',
+  });
+});
+
+const mistakes: [document: string, line: number | null, says: string][] = [
+  ['[server]\n\nprot = 1', 3, 'unknown key "server.prot"; did you mean "server.port"?'],
+  ['[server]\napi-key = "x"', 2, 'unknown key "server.api-key"; did you mean "server.api_key"?'],
+  [
+    '[server]\nallowed_host_paths = []',
+    2,
+    'unknown key "server.allowed_host_paths"; there is "storage.allowed_host_paths"',
+  ],
+  ['[server]\nsomething = 1', 2, 'unknown key "server.something"'],
+  ['[sever]\nport = 1', 1, 'unknown section [sever]; did you mean [server]?'],
+  ['[zebra]\nport = 1', 1, 'unknown section [zebra]'],
+  ['port = 1', 1, '"port" is not a section; it belongs into [server]'],
+  ['server = 1', 1, '"server" is not a section; write it as a table: [server]'],
+  ['[[server]]\nport = 1', 1, '"server" is not a section'],
+  ['server.prot = 1', 1, 'did you mean "server.port"?'],
+  ['server = { prot = 1 }', 1, 'did you mean "server.port"?'],
+  ['[server]\nport = "8080"', 2, 'server.port: expected number, received string'],
+  ['[server]\nport = 70000', 2, 'server.port: Too big'],
+  ['[server]\nport = 1.5', 2, 'server.port: expected a whole number'],
+  ['[server.port]\nx = 1', 2, 'unknown key "server.port.x"'],
+  ['[server]\nhost = ""', 2, 'server.host: must not be empty'],
+  ['[server]\nhost = "a\\nb"', 2, 'server.host: must not hold control characters'],
+  ['[server]\napi_key = "with space"', 2, 'server.api_key: must be printable ASCII'],
+  ['[server]\nmax_sandbox_timeout_seconds = 59', 2, 'server.max_sandbox_timeout_seconds: Too small'],
+  ['[log]\nlevel = "loud"', 2, 'log.level: must be DEBUG, INFO'],
+  ['[log]\nfile_path = "here.log"', 2, 'log.file_path: must be an absolute path'],
+  ['[log]\nfile_max_bytes = 1', 2, 'log.file_max_bytes is refused: the log file is not rotated'],
+  ['[log]\naccess_file_path = "/x"', 2, 'log.access_file_path is refused'],
+  ['[runtime]\ntype = "kubernetes"', 2, 'runtime.type: '],
+  ['[docker]\nhost = "docker"', 2, 'docker.host: must be unix:///path or tcp://host:port'],
+  ['[docker]\nno_new_privileges = "yes"', 2, 'docker.no_new_privileges: expected boolean'],
+  [
+    '[docker]\ndrop_capabilities = [\n  "NET_RAW",\n  "net_raw",\n]',
+    2,
+    'docker.drop_capabilities (item 2): must be the name of a capability',
+  ],
+  [
+    '[docker]\nseccomp_profile = "x.json"',
+    2,
+    'docker.seccomp_profile: must be default, unconfined or an absolute path',
+  ],
+  ['[bubblewrap]\nmemory = "lots"', 2, 'bubblewrap.memory: "lots" is not a size above zero'],
+  ['[bubblewrap]\nmemory = "1Mi"', 2, 'at least 6Mi'],
+  ['[bubblewrap]\ncpu = "0"', 2, 'bubblewrap.cpu: "0" is not a number of cores'],
+  ['[bubblewrap]\nid_base = 0', 2, 'bubblewrap.id_base: Too small'],
+  [
+    '[storage]\nallowed_host_paths = ["relative"]',
+    2,
+    'storage.allowed_host_paths (item 1): must be an absolute path',
+  ],
+  ['[store]\ntype = "postgres"', 2, 'store.type: '],
+  ['[secure_runtime]\ntype = "gvisor"', 2, 'secure_runtime.type is for Docker; runtime.type is "bubblewrap"'],
+  ['[secure_runtime]\ndocker_runtime = "runsc"', 2, 'needs secure_runtime.type'],
+  [
+    '[runtime]\ntype = "docker"\n[docker]\nruntime = "runc"\n[secure_runtime]\ntype = "kata"',
+    6,
+    'both name a runtime',
+  ],
+  ['[secure_runtime]\nk8s_runtime_class = "gvisor"', 2, 'there is no Kubernetes runtime yet'],
+  ['[renew_intent]\nenabled = true', 2, 'renew_intent.enabled is refused'],
+  ['[ingress]\nmode = "gateway"', 2, 'ingress.mode is refused: there is no ingress gateway yet'],
+  ['[ingress.gateway]\naddress = "x"', 2, 'ingress.gateway.address is refused'],
+  ['[egress]\nmode = "dns"', 2, 'egress.mode is refused: there are no egress policies yet'],
+  ['[kubernetes]\nnamespace = "x"', 2, 'kubernetes.namespace is refused'],
+  ['[agent_sandbox]\ntemplate_file = "x"', 2, 'agent_sandbox.template_file is refused'],
+  ['__proto__ = 1', 1, '"__proto__" is not a section'],
+  ['[server]\n__proto__ = 1\nconstructor = 2', 2, 'unknown key "server.__proto__"'],
+];
+test.each(mistakes)('%j is refused', async (document, line, says) => {
+  const problems = await problemsOf(loadFile(document));
+  expect(problems[0]).toContain(says);
+  expect(problems[0]?.startsWith(`${file}:${line}: `), problems[0]).toBe(true);
+});
+
+test.each([
+  ['[server\nport = 1', ':1:'],
+  ['[server]\nport = 1\nport = 2', ':3:1: this is not TOML: trying to redefine'],
+  ['[server]\nhost = ', ':2:8: this is not TOML: invalid value'],
+])('%j is not TOML, and the message says where', async (document, says) => {
+  expect((await problemsOf(loadFile(document)))[0]).toContain(`${file}${says}`);
+});
+
+test('a file too large to be one is not read', async () => {
+  expect((await problemsOf(loadFile(`# ${'x'.repeat(1024 * 1024)}`)))[0]).toContain('the most is 1048576');
+});
+
+test('all mistakes of all sources come in one list', async () => {
+  const document = '[server]\nport = -1\nprot = 2\n[kubernetes]\nnamespace = "x"\n';
+  const problems = await problemsOf(
+    loadFile(document, {
+      GLOVEBOX_DOCKER_HOSTS: 'x',
+      GLOVEBOX_SEVRER_PORT: '1',
+      GLOVEBOX_LOG_FILE_ENABLED: 'maybe',
+    }),
+  );
+  expect(problems).toEqual([
+    expect.stringMatching(/config\.toml:3: .*"server\.port"/),
+    expect.stringMatching(/config\.toml:5: kubernetes\.namespace is refused/),
+    expect.stringMatching(
+      /variable GLOVEBOX_DOCKER_HOSTS: unknown key "docker\.hosts"; did you mean "docker\.host"/,
+    ),
+    expect.stringMatching(/variable GLOVEBOX_SEVRER_PORT: .*did you mean GLOVEBOX_SERVER_PORT/),
+    expect.stringMatching(/config\.toml:2: server\.port: Too small/),
+    expect.stringMatching(/variable GLOVEBOX_LOG_FILE_ENABLED: log\.file_enabled: expected boolean/),
+  ]);
+});
+
+test('harmless keys of OpenSandbox bring a warning each, and values that ask for nothing none', async () => {
+  const { warnings } = await loadFile(
+    '[server]\nloop = "auto"\n[runtime]\nexecd_image = "x"\n[renew_intent]\nenabled = false\n[renew_intent.redis]\ndsn = "x"\n[ingress]\nmode = "direct"\n',
+    { OPENSANDBOX_INSECURE_SERVER: 'YES' },
+  );
+  expect(warnings).toEqual([
+    `${file}:2: server.loop has no effect: it chooses a part of Python’s server`,
+    `${file}:4: runtime.execd_image has no effect: the agent comes with Glovebox and needs no image`,
+    `${file}:8: renew_intent.redis.dsn has no effect: sandboxes are not renewed by use`,
+    'environment variable OPENSANDBOX_INSECURE_SERVER has no effect: an API key is always required',
+  ]);
+});
+
+test('an API key in a file that others may read brings a warning', async () => {
+  await fs.writeFile(file, '[server]\napi_key = "secret"\n', { mode: 0o644 });
+  await fs.chmod(file, 0o644);
+  expect((await load()).warnings).toEqual([expect.stringContaining('chmod 600')]);
+});
+
+describe('the reference', () => {
+  const page = configurationReference();
+
+  test('describes every key', () => {
+    for (const [section, schema] of Object.entries(configSections)) {
+      const part = page.split(`## [${section}]\n`)[1]?.split('\n## ')[0] ?? '';
+      for (const [key, field] of Object.entries(schema.shape)) {
+        expect(part, `${section}.${key}`).toContain(`| \`${key}\` |`);
+        expect(field.description, `${section}.${key}`).toMatch(/\.$/);
+      }
+    }
+    for (const { key } of [...inertKeys, ...refusedKeys]) expect(page).toContain(`| \`${key}\` |`);
+  });
+});
+
+test('lines of keys are found through strings, lists, quotes and comments', () => {
+  const document = [
+    '# [no]', // 1
+    'a.b = 1', // 2
+    '["quoted sec".sub] # x', // 3
+    'text = """', // 4
+    'fake = 1', // 5
+    '"""', // 6
+    "raw = '''x''' # [", // 7
+    'list = [ # ]', // 8
+    '  "]", {k = 1},', // 9
+    '  [1]', // 10
+    ']', // 11
+    '"odd.key" = "a = # \\" ["', // 12
+    '[[array]]', // 13
+    'x = 1', // 14
+  ].join('\n');
+  expect(Object.fromEntries(keyLines(document))).toEqual({
+    a: 2,
+    'a.b': 2,
+    'quoted sec': 3,
+    'quoted sec.sub': 3,
+    'quoted sec.sub.text': 4,
+    'quoted sec.sub.raw': 7,
+    'quoted sec.sub.list': 8,
+    'quoted sec.sub.odd.key': 12,
+    array: 13,
+    'array.x': 14,
+  });
+});

@@ -1,0 +1,468 @@
+// Finds the configuration and makes one object of it: defaults, then one file, then the environment, then the command line.
+// Nothing is ignored in silence: every mistake is found in one go, with its place and a suggestion, and stops the start.
+import { readFile, stat } from 'node:fs/promises';
+import { homedir } from 'node:os';
+import { join, resolve } from 'node:path';
+import { parse, TomlError } from 'smol-toml';
+import type { z } from 'zod';
+import {
+  ConfigFile,
+  configSections,
+  foreignKey,
+  inertKeys,
+  kindOf,
+  namedVariables,
+  refusedKeys,
+  variableOf,
+} from '../contract/config.ts';
+import { parseLimits } from '../contract/quantity.ts';
+import { Failure } from '../lib/failure.ts';
+import type { LogLevel } from '../lib/log.ts';
+import type { Limits } from '../runtime/runtime.ts';
+import { keyLines } from './toml.ts';
+
+/** Everything that the daemon is told from outside. Frozen, paths absolute, times in milliseconds. */
+export interface Config {
+  readonly home: string;
+  /** The file that was read, if any. */
+  readonly file?: string;
+  /** For the log, one sentence each. */
+  readonly warnings: readonly string[];
+  readonly paths: {
+    readonly database: string;
+    /** Holds the API key that was made at the first start. */
+    readonly apiKeyFile: string;
+    /** Tells clients of this home where the daemon is. */
+    readonly addressFile: string;
+    readonly lockFile: string;
+    /** Parent of every sandbox's channel folder. */
+    readonly runFolder: string;
+    /** Parent of every machine's disk state. */
+    readonly stateRoot: string;
+    readonly imagesFolder: string;
+    /** Where a daemon without a terminal logs. */
+    readonly logFile: string;
+  };
+  readonly server: {
+    readonly host: string;
+    readonly port: number;
+    readonly apiKey?: string;
+    readonly eip?: string;
+    readonly maxSandboxTimeoutMs?: number;
+    readonly keepAliveMs: number;
+    /** Absent means no limit. */
+    readonly requestsMax?: number;
+    readonly backlog: number;
+  };
+  /** Without `file`, to standard error. */
+  readonly log: { readonly level: LogLevel; readonly file?: string };
+  readonly runtime: { readonly type: 'bubblewrap' | 'docker' | 'memory' };
+  readonly docker: {
+    readonly host: string;
+    readonly network: string;
+    readonly apiTimeoutMs: number;
+    readonly dropCapabilities: readonly string[];
+    readonly noNewPrivileges: boolean;
+    readonly apparmorProfile?: string;
+    /** `default`, `unconfined` or a path. */
+    readonly seccompProfile: string;
+    /** Null means no limit. */
+    readonly pidsLimit: number | null;
+    readonly runtimeClass?: string;
+  };
+  readonly bubblewrap: { readonly idBase: number; readonly defaults: Readonly<Limits> };
+  readonly storage: { readonly allowedHostPaths: readonly string[] };
+}
+
+export interface ConfigSources {
+  /** Instead of GLOVEBOX_HOME. */
+  home?: string;
+  /** Instead of GLOVEBOX_CONFIG and SANDBOX_CONFIG_PATH. */
+  configPath?: string;
+  env: Readonly<Record<string, string | undefined>>;
+  /** From the command line: values by dotted key, e.g. `server.port`. */
+  overrides?: Readonly<Record<string, unknown>>;
+}
+
+const fileBytesMax = 1024 * 1024;
+
+/** Throws Failure('invalid') with a list of all that is wrong, Failure('not-found') for a file that was named and is not there. */
+export async function loadConfig(sources: ConfigSources): Promise<Config> {
+  const { env } = sources;
+  const userHome = env.HOME || homedir();
+  const home = resolve(
+    expanded(sources.home ?? (env.GLOVEBOX_HOME || join(userHome, '.glovebox')), userHome),
+  );
+  const settings = new Settings();
+  const named = sources.configPath ?? (env.GLOVEBOX_CONFIG || env.SANDBOX_CONFIG_PATH || undefined);
+  const file = resolve(expanded(named ?? join(home, 'config.toml'), userHome));
+  const found = await settings.addFile(file, { required: named !== undefined });
+  settings.addEnvironment(env);
+  for (const [key, value] of Object.entries(sources.overrides ?? {})) {
+    if (value !== undefined) settings.set(key, value, `command line (${key})`);
+  }
+  const parsed = settings.parse();
+  if (parsed === undefined) throw settings.failure();
+  const config = configOf(parsed, { home, userHome, file: found ? file : undefined });
+  await warnOfSecretInFile(settings, file);
+  warnOfRisks(settings, config);
+  return deepFrozen({ ...config, warnings: settings.warnings });
+}
+
+/** Values of all sources, with the place that each came from, and what is wrong with them. */
+class Settings {
+  readonly warnings: string[] = [];
+  readonly #values: Record<string, Record<string, unknown>> = {};
+  /** By dotted key. */
+  readonly #origins = new Map<string, string>();
+  readonly #problems: string[] = [];
+
+  originOf(key: string): string | undefined {
+    return this.#origins.get(key);
+  }
+
+  /** Later calls win. Checks that there is such a key. */
+  set(dotted: string, value: unknown, origin: string): void {
+    const refused = foreignKey(refusedKeys, dotted);
+    if (refused) {
+      if (refused.allow === undefined || value !== refused.allow)
+        this.#problem(origin, `${dotted} is refused: ${refused.why}`);
+      return;
+    }
+    const inert = foreignKey(inertKeys, dotted);
+    if (inert) {
+      this.warnings.push(`${origin}: ${dotted} has no effect: ${inert.why}`);
+      return;
+    }
+    const [section = '', key = ''] = dotted.split('.');
+    if (!Object.hasOwn(fieldsOf(section), key) || dotted.split('.').length > 2) {
+      this.#problem(origin, `unknown key ${quoted(dotted)}${suggestionFor(section, key)}`);
+      return;
+    }
+    this.#values[section] ??= {};
+    this.#values[section][key] = value;
+    this.#origins.set(dotted, origin);
+  }
+
+  /** Whether there was a file. */
+  async addFile(file: string, { required }: { required: boolean }): Promise<boolean> {
+    let document: string;
+    try {
+      const { size } = await stat(file);
+      if (size > fileBytesMax)
+        throw new Failure(
+          'invalid',
+          `the configuration ${file} has ${size} bytes; the most is ${fileBytesMax}`,
+        );
+      document = await readFile(file, 'utf8');
+    } catch (thrown) {
+      const missing = (thrown as NodeJS.ErrnoException).code === 'ENOENT';
+      if (missing && !required) return false;
+      const failure = Failure.from(thrown, `read the configuration ${file}`);
+      throw missing
+        ? new Failure('not-found', `there is no configuration file ${file}`, {
+            cause: thrown,
+            hint: 'Check --config, GLOVEBOX_CONFIG and SANDBOX_CONFIG_PATH.',
+          })
+        : failure;
+    }
+    const lines = keyLines(document);
+    const at = (key: string) => {
+      for (let path = key; path !== ''; path = path.slice(0, Math.max(path.lastIndexOf('.'), 0))) {
+        const line = lines.get(path);
+        if (line !== undefined) return `${file}:${line}`;
+      }
+      return file;
+    };
+    for (const [section, values] of Object.entries(parsedToml(document, file))) {
+      const known = isSection(section);
+      if (!isTable(values)) {
+        const belongs = sectionOf(section);
+        const hint = known
+          ? `; write it as a table: [${section}]`
+          : belongs
+            ? `; it belongs into [${belongs}]`
+            : suggestionForSection(section);
+        this.#problem(at(section), `${quoted(section)} is not a section${hint}`);
+      } else if (known) {
+        for (const [key, value] of leavesOf(section, values)) this.set(key, value, at(key));
+      } else {
+        this.#problem(at(section), `unknown section [${section}]${suggestionForSection(section)}`);
+      }
+    }
+    return true;
+  }
+
+  addEnvironment(env: Readonly<Record<string, string | undefined>>): void {
+    const given = Object.entries(env).filter(
+      (it): it is [string, string] => it[1] !== undefined && it[1] !== '',
+    );
+    for (const [name, value] of given) {
+      const key = Object.hasOwn(namedVariables, name) ? namedVariables[name] : undefined;
+      if (key !== undefined) this.set(key, value, `environment variable ${name}`);
+    }
+    for (const [name, text] of given) {
+      if (!name.startsWith('GLOVEBOX_')) continue;
+      const origin = `environment variable ${name}`;
+      const section = sections.find((it) => name.startsWith(variableOf(it, '')));
+      if (section !== undefined) {
+        const key = name.slice(variableOf(section, '').length).toLowerCase();
+        this.set(`${section}.${key}`, converted(fieldsOf(section)[key], text), origin);
+        continue;
+      }
+      // Other programs of ours have variables too, so only what looks like a slip of the pen is a mistake.
+      const meant = nearest(name.split('_')[1]?.toLowerCase() ?? '', sections);
+      if (meant !== undefined && name.split('_').length > 2)
+        this.#problem(
+          origin,
+          `there is no section for it; did you mean ${variableOf(meant, name.split('_').slice(2).join('_'))}?`,
+        );
+    }
+    if (env.OPENSANDBOX_INSECURE_SERVER)
+      this.warnings.push(
+        'environment variable OPENSANDBOX_INSECURE_SERVER has no effect: an API key is always required',
+      );
+  }
+
+  parse(): ConfigFile | undefined {
+    const result = ConfigFile.safeParse(this.#values);
+    for (const issue of result.error?.issues ?? []) {
+      const key = issue.path.slice(0, 2).join('.');
+      const within = issue.path.length > 2 ? ` (item ${Number(issue.path[2]) + 1})` : '';
+      this.#problem(this.#origins.get(key), `${key}${within}: ${plain(issue.message)}`);
+    }
+    if (result.success) this.#checkSecureRuntime(result.data);
+    return this.#problems.length === 0 ? result.data : undefined;
+  }
+
+  failure(): Failure {
+    const count = this.#problems.length;
+    const intro = count === 1 ? 'the configuration has a mistake' : `the configuration has ${count} mistakes`;
+    return new Failure('invalid', `${intro}:\n${this.#problems.map((it) => `  ${it}`).join('\n')}`, {
+      hint: 'All keys are described in docs/reference/configuration.md.',
+      details: { problems: [...this.#problems] },
+    });
+  }
+
+  /** Stronger walls that were asked for are never left out because another key says something else. */
+  #checkSecureRuntime({ secure_runtime: secure, runtime, docker }: ConfigFile): void {
+    const problem = (key: string, text: string) =>
+      this.#problem(this.#origins.get(`secure_runtime.${key}`), text);
+    if (secure.type === '') {
+      if (secure.docker_runtime !== undefined)
+        problem('docker_runtime', 'secure_runtime.docker_runtime needs secure_runtime.type');
+      return;
+    }
+    if (runtime.type !== 'docker')
+      problem(
+        'type',
+        `secure_runtime.type is for Docker; runtime.type is ${quoted(runtime.type)}, which cannot give it`,
+      );
+    if (docker.runtime !== undefined)
+      problem('type', 'secure_runtime.type and docker.runtime both name a runtime; leave one out');
+  }
+
+  #problem(origin: string | undefined, text: string): void {
+    this.#problems.push(origin === undefined ? text : `${origin}: ${text}`);
+  }
+}
+
+const sections = Object.keys(configSections);
+
+/** Sections that exist for their refused or inert keys alone. */
+const foreignSections = [...new Set([...inertKeys, ...refusedKeys].map((it) => it.key.split('.')[0] ?? ''))];
+
+const isSection = (name: string) => sections.includes(name) || foreignSections.includes(name);
+
+function fieldsOf(section: string): Readonly<Record<string, z.ZodType>> {
+  return Object.hasOwn(configSections, section)
+    ? configSections[section as keyof typeof configSections].shape
+    : {};
+}
+
+const isTable = (value: unknown): value is Record<string, unknown> =>
+  typeof value === 'object' && value !== null && !Array.isArray(value) && !(value instanceof Date);
+
+/** Every value with its dotted key; tables that are not sections are taken apart too, so that their keys can be named. */
+function* leavesOf(prefix: string, table: Record<string, unknown>): Generator<[key: string, value: unknown]> {
+  for (const [name, value] of Object.entries(table)) {
+    const key = `${prefix}.${name}`;
+    if (isTable(value) && Object.keys(value).length > 0) yield* leavesOf(key, value);
+    else yield [key, value];
+  }
+}
+
+function parsedToml(document: string, file: string): Record<string, unknown> {
+  try {
+    return parse(document);
+  } catch (cause) {
+    if (!(cause instanceof TomlError)) throw cause;
+    const why = (cause.message.split('\n')[0] ?? '').replace(/^Invalid TOML document: /, '');
+    throw new Failure('invalid', `${file}:${cause.line}:${cause.column}: this is not TOML: ${why}`, {
+      cause,
+    });
+  }
+}
+
+/** A variable's text as the kind of value that its key takes; what does not fit is left for the schema to refuse. */
+function converted(field: z.ZodType | undefined, text: string): unknown {
+  switch (field && kindOf(field)) {
+    case 'integer':
+      return /^-?\d+$/.test(text) ? Number(text) : text;
+    case 'boolean':
+      return /^(true|1|yes|on)$/i.test(text) ? true : /^(false|0|no|off)$/i.test(text) ? false : text;
+    case 'list':
+      return text.split(',').map((it) => it.trim());
+    default:
+      return text;
+  }
+}
+
+function suggestionFor(section: string, key: string): string {
+  const near = nearest(key, Object.keys(fieldsOf(section)));
+  if (near !== undefined) return `; did you mean ${quoted(`${section}.${near}`)}?`;
+  const belongs = sectionOf(key);
+  return belongs ? `; there is ${quoted(`${belongs}.${key}`)}` : '';
+}
+
+const sectionOf = (key: string) => sections.find((it) => Object.hasOwn(fieldsOf(it), key));
+
+function suggestionForSection(section: string): string {
+  const near = nearest(section, [...sections, ...foreignSections]);
+  return near === undefined ? '' : `; did you mean [${near}]?`;
+}
+
+/** The candidate that a few slips of the pen away from `text`, if there is one. */
+function nearest(text: string, candidates: readonly string[]): string | undefined {
+  const allowed = Math.max(1, Math.floor(text.length / 3));
+  const close = candidates
+    .map((it) => ({ it, distance: editDistance(text.slice(0, 64), it) }))
+    .filter(({ distance }) => distance > 0 && distance <= allowed);
+  return close.sort((a, b) => a.distance - b.distance)[0]?.it;
+}
+
+/** How many letters were added, left out, mistaken or swapped with their neighbour. */
+function editDistance(a: string, b: string): number {
+  const rows: number[][] = [Array.from({ length: b.length + 1 }, (_, index) => index)];
+  const at = (i: number, j: number) => rows[i]?.[j] ?? 0;
+  for (let i = 1; i <= a.length; i++) {
+    const row = [i];
+    rows.push(row);
+    for (let j = 1; j <= b.length; j++) {
+      const mistaken = at(i - 1, j - 1) + (a[i - 1] === b[j - 1] ? 0 : 1);
+      const swapped = i > 1 && j > 1 && a[i - 1] === b[j - 2] && a[i - 2] === b[j - 1];
+      const least = Math.min(mistaken, at(i - 1, j) + 1, at(i, j - 1) + 1);
+      row.push(swapped ? Math.min(least, at(i - 2, j - 2) + 1) : least);
+    }
+  }
+  return at(a.length, b.length);
+}
+
+const quoted = (text: string) => JSON.stringify(text.slice(0, 200));
+
+const plain = (message: string) =>
+  message.replace(/^Invalid (input|option): /, '').replace('expected int', 'expected a whole number');
+
+const expanded = (path: string, userHome: string) =>
+  path === '~' || path.startsWith('~/') ? join(userHome, path.slice(1)) : path;
+
+function configOf(
+  parsed: ConfigFile,
+  { home, userHome, file }: { home: string; userHome: string; file: string | undefined },
+): Omit<Config, 'warnings'> {
+  const { server, log, docker, bubblewrap, storage, store, secure_runtime: secure } = parsed;
+  const absolute = (path: string) => resolve(expanded(path, userHome));
+  const logFile = absolute(log.file_path ?? join(home, 'daemon.log'));
+  const secureClass = { '': undefined, gvisor: 'runsc', kata: 'kata-runtime' }[secure.type];
+  const runtimeClass = docker.runtime ?? (secureClass && (secure.docker_runtime ?? secureClass));
+  const { cpu, memory, pids, disk } = bubblewrap;
+  return {
+    home,
+    ...(file !== undefined && { file }),
+    paths: {
+      database: absolute(store.path ?? join(home, 'glovebox.db')),
+      apiKeyFile: join(home, 'api-key'),
+      addressFile: join(home, 'daemon.json'),
+      lockFile: join(home, 'daemon.lock'),
+      runFolder: join(home, 'run'),
+      stateRoot: join(home, 'state'),
+      imagesFolder: join(home, 'images'),
+      logFile,
+    },
+    server: {
+      host: server.host,
+      port: server.port,
+      ...(server.api_key !== undefined && { apiKey: server.api_key }),
+      ...(server.eip !== undefined && { eip: server.eip }),
+      ...(server.max_sandbox_timeout_seconds !== undefined && {
+        maxSandboxTimeoutMs: server.max_sandbox_timeout_seconds * 1000,
+      }),
+      keepAliveMs: server.timeout_keep_alive * 1000,
+      ...(server.limit_concurrency > 0 && { requestsMax: server.limit_concurrency }),
+      backlog: server.backlog,
+    },
+    log: { level: logLevel(log.level), ...(log.file_enabled && { file: logFile }) },
+    runtime: parsed.runtime,
+    docker: {
+      host: docker.host,
+      network: docker.network_mode,
+      apiTimeoutMs: docker.api_timeout * 1000,
+      dropCapabilities: docker.drop_capabilities.map((it) => it.replace(/^CAP_/, '')),
+      noNewPrivileges: docker.no_new_privileges,
+      ...(docker.apparmor_profile !== undefined && { apparmorProfile: docker.apparmor_profile }),
+      seccompProfile: docker.seccomp_profile.startsWith('~/')
+        ? absolute(docker.seccomp_profile)
+        : docker.seccomp_profile,
+      pidsLimit: docker.pids_limit === 0 ? null : docker.pids_limit,
+      ...(runtimeClass !== undefined && { runtimeClass }),
+    },
+    bubblewrap: {
+      idBase: bubblewrap.id_base,
+      defaults: parseLimits({
+        ...(cpu !== undefined && { cpu }),
+        ...(memory !== undefined && { memory }),
+        ...(pids !== undefined && { pids: String(pids) }),
+        ...(disk !== undefined && { disk }),
+      }),
+    },
+    storage: { allowedHostPaths: storage.allowed_host_paths.map(absolute) },
+  };
+}
+
+function logLevel(text: string): LogLevel {
+  const level = text.toLowerCase();
+  if (level === 'debug' || level === 'info') return level;
+  return level.startsWith('warn') ? 'warn' : 'error';
+}
+
+async function warnOfSecretInFile(settings: Settings, file: string): Promise<void> {
+  if (!settings.originOf('server.api_key')?.startsWith(file)) return;
+  const { mode } = await stat(file);
+  if ((mode & 0o077) !== 0)
+    settings.warnings.push(`${file} holds the API key and other users may read it; run: chmod 600 ${file}`);
+}
+
+function warnOfRisks(settings: Settings, { server, docker, runtime }: Omit<Config, 'warnings'>): void {
+  if (!/^(127\.|localhost$|::1$)/.test(server.host))
+    settings.warnings.push(
+      `server.host is ${server.host}: other machines can reach the API, and without TLS the key can be read on the way; put a proxy with TLS in front`,
+    );
+  if (docker.network !== 'none')
+    settings.warnings.push(
+      `docker.network_mode is ${docker.network}: Docker sandboxes reach the network without any rule`,
+    );
+  if (docker.seccompProfile === 'unconfined')
+    settings.warnings.push(
+      'docker.seccomp_profile is unconfined: Docker sandboxes may use every system call',
+    );
+  if (!docker.noNewPrivileges)
+    settings.warnings.push('docker.no_new_privileges is off: programs in Docker sandboxes may gain rights');
+  if (runtime.type === 'memory')
+    settings.warnings.push('runtime.type is memory: sandboxes have no walls and run as the daemon itself');
+}
+
+function deepFrozen<T extends object>(value: T): T {
+  for (const inner of Object.values(value))
+    if (typeof inner === 'object' && inner !== null) deepFrozen(inner);
+  return Object.freeze(value);
+}
