@@ -20,6 +20,9 @@ import {
 /** Notices a peer that vanished without a word; a proxy or a daemon that dies closes the connection by itself. */
 const keepAliveAfterMs = 15_000;
 
+/** A reader that waits leaves the server's pings unread, so signs of life are sent without being asked (RFC 6455, section 5.5.3). */
+const signOfLifeEveryMs = 15_000;
+
 export function nodeTransport(): Transport {
   const agents = {
     'http:': new http.Agent({ keepAlive: true }),
@@ -149,6 +152,10 @@ class NodeSocket implements Socket {
     this.messages = new MessageQueue(() => socket.resume());
     socket.setNoDelay(true);
     socket.setKeepAlive(true, keepAliveAfterMs);
+    const signsOfLife = setInterval(() => {
+      if (socket.writable && !socket.writableNeedDrain) this.#write(opcode.pong, new Uint8Array());
+    }, signOfLifeEveryMs).unref();
+    socket.on('close', () => clearInterval(signsOfLife));
     socket.on('data', (bytes: Buffer) => this.#onData(bytes));
     socket.on('error', (error) => this.messages.end(error));
     socket.on('end', () => socket.end());

@@ -38,9 +38,17 @@ export interface SignalOptions {
   signal?: AbortSignal;
 }
 
+/** A piece of output. `offset` is that of its first byte, counted over stdout and stderr together. */
+export interface OutputPiece {
+  bytes: Uint8Array;
+  /** The bytes as UTF-8; characters that are cut between two pieces come whole, in the later one. Ask for it of every piece, or of none. */
+  readonly text: string;
+  offset: number;
+}
+
 export type OutputEvent =
-  /** `text` decodes the bytes as UTF-8; characters that are cut between two events come whole, in the later one. */
-  | { type: 'stdout' | 'stderr'; bytes: Uint8Array; readonly text: string; offset: number }
+  | ({ type: 'stdout' } & OutputPiece)
+  | ({ type: 'stderr' } & OutputPiece)
   /** The bytes from `from` to `to` are no longer held by the server: the reader came too late. */
   | { type: 'gap'; from: number; to: number };
 
@@ -95,6 +103,7 @@ export class Process implements AsyncIterable<ProcessEvent> {
   /** Messages of input, and how many of them the server has confirmed: after a drop nobody can tell whether the others arrived. */
   #sent = 0;
   #confirmed = 0;
+  #inputLost = false;
 
   /** @internal Made by Sandbox.start() and Sandbox.attach(). */
   constructor(
@@ -197,7 +206,12 @@ export class Process implements AsyncIterable<ProcessEvent> {
   /** Stops reading, and leaves the command to itself: disposing does not end it any more. Idempotent. */
   detach(): void {
     this.#owned = false;
-    this.#detached.abort();
+    this.#stop();
+  }
+
+  /** `reason`: the client's own signal has fired. */
+  #stop(reason?: unknown): void {
+    this.#detached.abort(reason);
     this.#unlink();
   }
 
@@ -217,6 +231,9 @@ export class Process implements AsyncIterable<ProcessEvent> {
     const { promise, resolve } = Promise.withResolvers<void>();
     this.#reader = promise;
     const decoders = { stdout: new TextDecoder(), stderr: new TextDecoder() };
+    const clientSignal = this.#origin.connection.joined(undefined);
+    const onAbort = () => this.#stop(clientSignal?.reason);
+    clientSignal?.addEventListener('abort', onAbort);
     try {
       while (this.#status === undefined) {
         const socket = await this.#linked();
@@ -225,7 +242,7 @@ export class Process implements AsyncIterable<ProcessEvent> {
         try {
           for await (const message of socket.messages) {
             this.#failures = 0;
-            const event = this.#eventOf(message);
+            const event = this.#eventOf(message, decoders);
             if (event === undefined) continue;
             if (event.type === 'exit') {
               const { exitCode, signal, reason } = event;
@@ -233,7 +250,7 @@ export class Process implements AsyncIterable<ProcessEvent> {
               yield event;
               return;
             }
-            yield event.type === 'gap' ? event : withText(event, decoders[event.type]);
+            yield event;
           }
         } catch (error) {
           if (error instanceof SandboxError) throw error;
@@ -251,6 +268,7 @@ export class Process implements AsyncIterable<ProcessEvent> {
         this.#unlink();
       }
     } finally {
+      clientSignal?.removeEventListener('abort', onAbort);
       this.#unlink();
       this.#reader = undefined;
       resolve();
@@ -273,6 +291,7 @@ export class Process implements AsyncIterable<ProcessEvent> {
   #unlink(): void {
     const link = this.#link;
     this.#link = undefined;
+    if (this.#sent > this.#confirmed) this.#inputLost = true;
     link?.then(
       (socket) => socket.close(),
       () => {},
@@ -280,7 +299,9 @@ export class Process implements AsyncIterable<ProcessEvent> {
   }
 
   #throwIfDetached(): void {
-    if (this.#detached.signal.aborted) throw errorOf('aborted', `${this.#doing('read')}: detached`);
+    const { signal } = this.#detached;
+    if (signal.aborted)
+      throw errorOf('aborted', `${this.#doing('read')}: detached`, { cause: signal.reason });
   }
 
   /** A connection at the present offset, tried again for about half a minute. */
@@ -311,10 +332,9 @@ export class Process implements AsyncIterable<ProcessEvent> {
   async #send(message: string | Uint8Array, verb: string): Promise<void> {
     const doing = this.#doing(verb);
     if (this.#status) throw errorOf('conflict', `${doing}: it has ended`);
-    const fresh = this.#link === undefined;
+    // The fate of what went over an earlier connection is unknown, and input with a hole in it is worse than an error.
+    if (this.#inputLost) throw this.#inputUnknown(doing);
     const socket = await this.#linked();
-    // On a new connection the fate of what went over the old one is unknown, and input with a hole in it is worse than an error.
-    if (fresh && this.#sent > this.#confirmed) throw this.#inputUnknown(doing);
     const sequence = ++this.#sent;
     try {
       await socket.send(message);
@@ -339,9 +359,8 @@ export class Process implements AsyncIterable<ProcessEvent> {
   /** Output that was seen before the connection dropped comes again and is cut off here. */
   #eventOf(
     message: string | Uint8Array,
-  ):
-    | (Omit<Extract<OutputEvent, { bytes: unknown }>, 'text'> | Exclude<ProcessEvent, { bytes: unknown }>)
-    | undefined {
+    decoders: Record<'stdout' | 'stderr', TextDecoder>,
+  ): ProcessEvent | undefined {
     const doing = this.#doing('read');
     if (typeof message === 'string') {
       const event = expectFields<{ type: string }>(parseJson(message, doing), { type: 'string' }, doing);
@@ -382,20 +401,25 @@ export class Process implements AsyncIterable<ProcessEvent> {
     const bytes = message.subarray(headerBytes + this.#offset - from);
     const offset = this.#offset;
     this.#offset = to;
-    return { type: lane === 1 ? 'stdout' : 'stderr', bytes, offset };
+    const type = lane === 1 ? 'stdout' : 'stderr';
+    return pieceOf(type, bytes, offset, decoders[type]);
   }
 }
 
-/** Decoding costs time, so it is done when asked for; the first asking of each event counts, in order. */
-function withText(
-  event: { type: 'stdout' | 'stderr'; bytes: Uint8Array; offset: number },
+/** Decoding costs time, so it is done when asked for. */
+function pieceOf(
+  type: 'stdout' | 'stderr',
+  bytes: Uint8Array,
+  offset: number,
   decoder: TextDecoder,
 ): OutputEvent {
   let text: string | undefined;
   return {
-    ...event,
+    type,
+    bytes,
+    offset,
     get text() {
-      text ??= decoder.decode(event.bytes, { stream: true });
+      text ??= decoder.decode(bytes, { stream: true });
       return text;
     },
   };

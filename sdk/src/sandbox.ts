@@ -87,7 +87,8 @@ export class Sandbox {
     const { stdin, check, outputBytesMax, ...rest } = options;
     const process = await this.start(command, { ...rest, stdin: stdin !== undefined });
     const shown = shownAs(command);
-    const result = await collect(process, `run ${shown}`, options);
+    const signal = this.#connection.joined(options.signal);
+    const result = await collect(process, `run ${shown}`, { ...options, ...(signal ? { signal } : {}) });
     const complete: RunResult = { ...result, durationMs: performance.now() - began };
     if (check && complete.exitCode !== 0) throw new CommandError(shown, complete, { sandboxId: this.id });
     return complete;

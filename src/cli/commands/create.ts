@@ -1,0 +1,80 @@
+// glovebox create: makes a sandbox and prints its id.
+import type { CreateOptions as SandboxOptions } from '../../../sdk/src/index.ts';
+import { connect } from '../connect.ts';
+import { usageError } from '../exit-codes.ts';
+import { print, printJson } from '../output.ts';
+import { durationOf, numberOf, pairsOf, wholeNumberOf } from '../values.ts';
+
+export interface CreateOptions {
+  name?: string;
+  runtime?: string;
+  cpus?: string;
+  memory?: string;
+  pids?: string;
+  disk?: string;
+  env?: string[];
+  label?: string[];
+  volume?: string[];
+  timeout?: string;
+  entrypoint?: string;
+  platform?: string;
+  json?: boolean;
+}
+
+export async function create(
+  image: string | undefined,
+  command: string[],
+  options: CreateOptions,
+): Promise<void> {
+  const { cpus, pids, memory, disk, timeout } = options;
+  const entrypoint = [...(options.entrypoint === undefined ? [] : [options.entrypoint]), ...command];
+  const request: SandboxOptions = {
+    ...(image === undefined ? {} : { image }),
+    ...(options.name === undefined ? {} : { name: options.name }),
+    ...(options.runtime === undefined ? {} : { runtime: options.runtime }),
+    ...(options.platform === undefined ? {} : { platform: platformOf(options.platform) }),
+    // A sandbox that a person makes lives until that person removes it; programs say otherwise.
+    timeout: timeout === undefined ? null : durationOf('--timeout', timeout),
+    resources: {
+      ...(cpus === undefined ? {} : { cpu: numberOf('--cpus', cpus, 0.01) }),
+      ...(pids === undefined ? {} : { pids: wholeNumberOf('--pids', pids, 1) }),
+      ...(memory === undefined ? {} : { memory: sizeOf('--memory', memory) }),
+      ...(disk === undefined ? {} : { disk: sizeOf('--disk', disk) }),
+    },
+    env: pairsOf('--env', options.env ?? [], process.env),
+    metadata: pairsOf('--label', options.label ?? []),
+    volumes: (options.volume ?? []).map(volumeOf),
+    entrypoint,
+  };
+  const sandbox = await (await connect()).create(request);
+  await (options.json ? printJson(await sandbox.info()) : print(sandbox.id));
+}
+
+/** As Docker reads them: `512m` and `2g` are powers of 1024. */
+function sizeOf(option: string, value: string): string {
+  const match = /^(\d+(?:\.\d+)?)([kmgt])?i?b?$/i.exec(value.trim());
+  if (!match) throw usageError(`${option}: '${value}' is not a size`, "Write e.g. '512m', '2g' or '4Gi'.");
+  return match[2] === undefined ? value : `${match[1]}${match[2]}i`;
+}
+
+function volumeOf(text: string): { hostPath: string; path: string; readOnly: boolean } {
+  const [hostPath, path, mode = 'rw', ...more] = text.split(':');
+  if (
+    !hostPath?.startsWith('/') ||
+    !path?.startsWith('/') ||
+    !['ro', 'rw'].includes(mode) ||
+    more.length > 0
+  ) {
+    throw usageError(
+      `--volume: '${text}' is not of the form HOST_PATH:PATH[:ro]`,
+      'Both paths have to be absolute.',
+    );
+  }
+  return { hostPath, path, readOnly: mode === 'ro' };
+}
+
+function platformOf(text: string): { os: 'linux'; arch: 'amd64' | 'arm64' } {
+  const match = /^linux\/(amd64|arm64)$/.exec(text);
+  if (!match) throw usageError(`--platform: '${text}' is not one of linux/amd64, linux/arm64`);
+  return { os: 'linux', arch: match[1] as 'amd64' | 'arm64' };
+}

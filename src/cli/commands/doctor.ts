@@ -1,0 +1,101 @@
+// glovebox doctor: what works here, and what to do about the rest.
+import { accessSync, constants, existsSync } from 'node:fs';
+import { dirname } from 'node:path';
+import type { SystemInfo } from '../../../sdk/src/index.ts';
+import { connect, homeFolder, serverIsNamed } from '../connect.ts';
+import { CliError } from '../exit-codes.ts';
+import { clean, paint, print, printJson } from '../output.ts';
+
+interface Check {
+  name: string;
+  status: 'pass' | 'warn' | 'fail';
+  message: string;
+  hint?: string;
+}
+
+export async function doctor(options: { json?: boolean }): Promise<void> {
+  const checks = [
+    nodeCheck(),
+    ...(serverIsNamed() ? [] : [homeCheck(homeFolder())]),
+    ...(await serverChecks()),
+  ];
+  const usable = checks.some((it) => it.name.startsWith('runtime ') && it.status !== 'fail');
+  if (options.json) await printJson({ usable, checks });
+  else await print(checks.map(lineOf).join('\n'));
+  if (!usable) throw new CliError('no runtime is usable here', { hint: 'Mend one of the runtimes above.' });
+}
+
+function lineOf({ status, name, message, hint }: Check): string {
+  const mark = { pass: paint('green', 'ok  '), warn: paint('yellow', 'warn'), fail: paint('red', 'FAIL') }[
+    status
+  ];
+  return `${mark}  ${name}: ${clean(message)}${hint ? `\n      ${paint('dim', clean(hint))}` : ''}`;
+}
+
+function nodeCheck(): Check {
+  const [major = 0, minor = 0] = process.versions.node.split('.').map(Number);
+  const enough = major > 24 || (major === 24 && minor >= 11);
+  return {
+    ...{ name: 'node', status: enough ? 'pass' : 'fail', message: process.version },
+    ...(enough ? {} : { hint: 'Run `npm ci` in the folder of glovebox: it brings the right one.' }),
+  };
+}
+
+function homeCheck(home: string): Check {
+  let nearest = home;
+  while (!existsSync(nearest)) nearest = dirname(nearest);
+  try {
+    accessSync(nearest, constants.W_OK | constants.X_OK);
+    return { name: 'home', status: 'pass', message: home };
+  } catch {
+    return {
+      name: 'home',
+      status: 'fail',
+      message: `${home} cannot be written`,
+      hint: 'Set GLOVEBOX_HOME to a folder that you may write.',
+    };
+  }
+}
+
+async function serverChecks(): Promise<Check[]> {
+  let system: SystemInfo;
+  let url: string;
+  try {
+    const client = await connect();
+    system = await client.system();
+    url = await client.url();
+  } catch (error) {
+    const { message, hint } = error as CliError;
+    return [{ name: 'daemon', status: 'fail', message, ...(hint ? { hint } : {}) }];
+  }
+  const daemon: Check = {
+    name: 'daemon',
+    status: 'pass',
+    message: `${system.version} at ${url}, ${system.sandboxes} sandboxes`,
+  };
+  return [daemon, ...system.runtimes.flatMap(runtimeChecks)];
+}
+
+function runtimeChecks(runtime: SystemInfo['runtimes'][number]): Check[] {
+  const { isolation, pause, limits, users } = runtime.capabilities;
+  const name = `runtime ${runtime.name}`;
+  const kept = Object.entries(limits).map(([limit, means]) => `${limit} (${means})`);
+  const can = [
+    `walls: ${isolation}`,
+    `limits: ${kept.join(', ') || 'none'}`,
+    `users: ${users}`,
+    ...(pause ? ['pause'] : []),
+  ];
+  const summary: Check = runtime.usable
+    ? {
+        ...{ name, status: 'pass' },
+        message: `${runtime.version ?? 'usable'}${runtime.default ? ', the default' : ''}; ${can.join('; ')}`,
+      }
+    : { name, status: 'fail', message: 'not usable here' };
+  return [
+    summary,
+    ...runtime.problems.map((it): Check => {
+      return { name: runtime.name, status: it.fatal ? 'fail' : 'warn', message: it.message, hint: it.hint };
+    }),
+  ];
+}

@@ -1,0 +1,35 @@
+// The glovebox command: reads the line, runs one verb, and turns whatever goes wrong into one message and an exit code.
+import { CommanderError } from 'commander';
+import { type CliError, exitCodeOf, exitCodes } from './exit-codes.ts';
+import { endQuietlyOnBrokenPipe, sayError } from './output.ts';
+import { makeProgram } from './program.ts';
+
+endQuietlyOnBrokenPipe();
+process.exit(await run(process.argv.slice(2)));
+
+async function run(args: string[]): Promise<number> {
+  try {
+    const program = makeProgram();
+    await program.parseAsync(args, { from: 'user' });
+    return Number(process.exitCode ?? exitCodes.ok);
+  } catch (error) {
+    return failed(error);
+  }
+}
+
+function failed(error: unknown): number {
+  if (error instanceof CommanderError) {
+    // --help and --version end like this, too.
+    if (error.exitCode === 0) return exitCodes.ok;
+    // Commander's messages begin in its own way, and a suggestion stands on a line of its own.
+    const [message = '', suggestion] = error.message.replace(/^error: /, '').split('\n');
+    if (!message.startsWith('('))
+      sayError(message, suggestion?.replace(/^\(|\)$/g, '') ?? 'See `glovebox --help`.');
+    return exitCodes.usage;
+  }
+  const { message, hint, code } = error as CliError & NodeJS.ErrnoException;
+  if (code === 'EPIPE') return exitCodes.brokenPipe;
+  // Several things were wrong, and each has been said.
+  if (message !== '') sayError(message, hint);
+  return exitCodeOf(error);
+}
