@@ -158,8 +158,9 @@ class ApiServer {
       const sandboxId = target.kind === 'route' ? target.params.sandboxId : target.sandboxId;
       const { apiKey, service } = this.#options;
       admit(request, access, sandboxId, { apiKey, accessToken: (id) => service.accessToken(id) });
+      // This one is not counted yet.
       const { concurrency } = this.#limits;
-      if (access !== 'open' && concurrency > 0 && this.#active.size > concurrency)
+      if (access !== 'open' && concurrency > 0 && this.#active.size >= concurrency)
         throw new Refusal('unavailable', `more than ${concurrency} requests at the same time`, {
           headers: { 'Retry-After': '1' },
           hint: 'Try again in a moment, or raise server.limit_concurrency.',

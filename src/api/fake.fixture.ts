@@ -1,0 +1,499 @@
+// A sandbox service without sandboxes, for tests of the API: files in a map, commands that are functions of the test, ports of this machine.
+import { EventEmitter, once } from 'node:events';
+import { connect } from 'node:net';
+import type { Duplex } from 'node:stream';
+import { Readable } from 'node:stream';
+import type { ExecExit, FileEntry } from '../contract/guest.ts';
+import type { Guest, Output } from '../guest/guest.ts';
+import { Failure } from '../lib/failure.ts';
+import type {
+  CreateRequest,
+  Execution,
+  ExecutionInfo,
+  Executions,
+  SandboxFilter,
+  SandboxInfo,
+  SandboxService,
+} from '../sandbox/sandbox.ts';
+import type { ApiOptions } from './handlers.ts';
+import { createApi, type Listening } from './server.ts';
+
+export const exited = (code: number): ExecExit => ({ code, signal: null, reason: 'exited' });
+
+/** What a command does. `signals` gives the next signal that is sent to it. */
+export type Program = (io: ProgramIo) => Promise<ExecExit>;
+export interface ProgramIo {
+  spec: Parameters<Executions['start']>[0];
+  out(text: string | Uint8Array): void;
+  err(text: string | Uint8Array): void;
+  /** The next piece of stdin; null at its end. */
+  input(): Promise<string | null>;
+  signalled(): Promise<string>;
+}
+
+class FakeExecution implements Execution {
+  readonly exit: Promise<ExecExit>;
+  readonly signals: string[] = [];
+  readonly sizes: { cols: number; rows: number }[] = [];
+  readonly #events = new EventEmitter().setMaxListeners(100);
+  readonly #pieces: Extract<Output, { type: 'output' }>[] = [];
+  readonly #info: Omit<ExecutionInfo, 'start' | 'end'>;
+  readonly #input: (string | null)[] = [];
+  #start = 0;
+
+  constructor(id: string, spec: ProgramIo['spec'], program: Program) {
+    this.#info = {
+      id,
+      command: spec.argv ?? [spec.shell ?? ''],
+      pid: 42,
+      startedAt: new Date(),
+      background: spec.background ?? false,
+      tty: spec.pty !== undefined,
+    };
+    const next = async <T>(list: T[], event: string): Promise<T> => {
+      while (list.length === 0) await once(this.#events, event);
+      return list.shift() as T;
+    };
+    const io: ProgramIo = {
+      spec,
+      out: (text) => this.#push('stdout', text),
+      err: (text) => this.#push('stderr', text),
+      input: () => next(this.#input, 'input'),
+      signalled: async () => {
+        while (this.signals.length === 0) await once(this.#events, 'signal');
+        return this.signals.at(-1) as string;
+      },
+    };
+    this.exit = program(io).then((exit) => {
+      this.#info.exit = exit;
+      this.#info.finishedAt = new Date();
+      this.#events.emit('output');
+      return exit;
+    });
+  }
+
+  get info(): ExecutionInfo {
+    return { ...this.#info, start: this.#start, end: this.#end };
+  }
+
+  get #end(): number {
+    const last = this.#pieces.at(-1);
+    return last ? last.offset + last.bytes.length : this.#start;
+  }
+
+  #push(lane: 'stdout' | 'stderr', text: string | Uint8Array): void {
+    this.#pieces.push({ type: 'output', lane, bytes: Buffer.from(text as string), offset: this.#end });
+    this.#events.emit('output');
+  }
+
+  /** As if the first bytes were no longer held. */
+  forget(bytes: number): void {
+    while ((this.#pieces[0]?.offset ?? bytes) < bytes) this.#pieces.shift();
+    this.#start = bytes;
+  }
+
+  async *read(from: number, { follow }: { follow: boolean }, signal?: AbortSignal): AsyncIterable<Output> {
+    let at = from;
+    if (at < this.#start) {
+      yield { type: 'gap', from: at, to: this.#start };
+      at = this.#start;
+    }
+    for (;;) {
+      if (signal?.aborted) return;
+      const piece = this.#pieces.find((it) => it.offset + it.bytes.length > at);
+      if (piece) {
+        const bytes = piece.bytes.subarray(at - piece.offset);
+        yield { ...piece, bytes, offset: at };
+        at += bytes.length;
+      } else if (!follow || this.#info.exit !== undefined) return;
+      else await once(this.#events, 'output', signal ? { signal } : {}).catch(() => undefined);
+    }
+  }
+
+  async write(bytes: Uint8Array): Promise<void> {
+    this.#input.push(Buffer.from(bytes).toString());
+    this.#events.emit('input');
+  }
+
+  end(): void {
+    this.#input.push(null);
+    this.#events.emit('input');
+  }
+
+  resize(size: { cols: number; rows: number }): void {
+    this.sizes.push(size);
+    this.#push('stdout', `[${size.cols}x${size.rows}]`);
+  }
+
+  async signal(name: string): Promise<void> {
+    if (this.#info.exit) throw new Failure('conflict', 'it has ended');
+    this.signals.push(name);
+    this.#events.emit('signal');
+  }
+}
+
+interface FakeFile {
+  kind: FileEntry['kind'];
+  bytes: Uint8Array;
+  mode: number;
+  owner: string;
+  group: string;
+}
+
+/** Enough of a guest for the file routes; folders are whatever is a prefix of a path. */
+export class FakeGuest {
+  readonly files = new Map<string, FakeFile>();
+  /** Where the ports of the guest really are. */
+  readonly ports = new Map<number, number>();
+  pings = 0;
+  /** Dials that never come to an end. */
+  deaf = false;
+
+  put(path: string, text: string | Uint8Array, kind: FileEntry['kind'] = 'file'): void {
+    this.files.set(path, {
+      kind,
+      bytes: Buffer.from(text as string),
+      mode: 0o644,
+      owner: 'root',
+      group: 'root',
+    });
+  }
+
+  #find(path: string): FakeFile {
+    const file = this.files.get(path);
+    if (file === undefined)
+      throw new Failure('not-found', `${path}: no such file`, { details: { guest: 'not-found' } });
+    return file;
+  }
+
+  #entry(path: string): FileEntry {
+    const { kind, bytes, mode, owner, group } = this.#find(path);
+    return {
+      path,
+      kind,
+      size: bytes.length,
+      mode,
+      owner,
+      group,
+      uid: 0,
+      gid: 0,
+      modifiedAt: 1e12,
+      createdAt: 1e12,
+    };
+  }
+
+  asGuest(): Guest {
+    const guest: Partial<Guest> = {
+      ping: async () => {
+        this.pings += 1;
+      },
+      stat: async (path) => this.#entry(path),
+      list: async (path) =>
+        [...this.files.keys()]
+          .filter((it) => it.startsWith(`${path}/`))
+          .sort()
+          .map((it) => this.#entry(it)),
+      search: async (path, pattern) =>
+        [...this.files.keys()]
+          .filter(
+            (it) => it.startsWith(`${path}/`) && (pattern === '**' || it.endsWith(pattern.replace('*', ''))),
+          )
+          .map((it) => this.#entry(it)),
+      read: async (path, range = {}) => {
+        const { bytes } = this.#find(path);
+        const from = range.offset ?? 0;
+        const part = bytes.subarray(from, range.length === undefined ? undefined : from + range.length);
+        return { entry: this.#entry(path), bytes: Readable.from(cut(part), { objectMode: false }) };
+      },
+      write: async (path, source, options = {}) => {
+        const chunks: Uint8Array[] = [];
+        for await (const chunk of source) chunks.push(Buffer.from(chunk));
+        const bytes = Buffer.concat(chunks);
+        const { mode = 0o644, owner = 'root', group = 'root' } = options;
+        this.files.set(path, { kind: 'file', bytes, mode, owner, group });
+        return bytes.length;
+      },
+      mkdir: async (path, options = {}) => {
+        const { mode = 0o755, owner = 'root', group = 'root' } = options;
+        this.files.set(path, { kind: 'directory', bytes: Buffer.alloc(0), mode, owner, group });
+      },
+      remove: async (path, { recursive }) => {
+        if (!recursive && this.files.get(path)?.kind === 'directory')
+          throw new Failure('invalid', `${path}: is a directory`, { details: { guest: 'is-a-directory' } });
+        this.files.delete(path);
+        if (recursive)
+          for (const it of [...this.files.keys()]) if (it.startsWith(`${path}/`)) this.files.delete(it);
+      },
+      rename: async (from, to) => {
+        if (this.files.has(to))
+          throw new Failure('conflict', `${to}: exists`, { details: { guest: 'exists' } });
+        this.files.set(to, this.#find(from));
+        this.files.delete(from);
+      },
+      chmod: async (path, change) => void Object.assign(this.#find(path), change),
+      replace: async (path, change) => {
+        const file = this.#find(path);
+        const parts = Buffer.from(file.bytes).toString().split(change.old);
+        file.bytes = Buffer.from(parts.join(change.new));
+        return parts.length - 1;
+      },
+      pack: async (path) => Readable.from([Buffer.from(`tar of ${path}`)], { objectMode: false }),
+      unpack: async (path, tar) => {
+        const chunks: Uint8Array[] = [];
+        for await (const chunk of tar) chunks.push(chunk);
+        this.put(path, Buffer.concat(chunks));
+      },
+      metrics: async () => ({
+        cpuCount: 2,
+        cpuUsageUsec: performance.now() * 1000,
+        memoryTotalBytes: 2 ** 30,
+        memoryUsedBytes: 2 ** 20,
+        at: Date.now(),
+      }),
+      dial: (port, signal) => this.#dial(port, signal),
+    };
+    return guest as Guest;
+  }
+
+  async #dial(port: number, signal?: AbortSignal): Promise<Duplex> {
+    if (this.deaf)
+      await new Promise((_, reject) => signal?.addEventListener('abort', () => reject(signal.reason)));
+    const real = this.ports.get(port);
+    if (real === undefined) throw new Failure('unavailable', `port ${port}: connection refused`);
+    const socket = connect({ port: real, host: '127.0.0.1', allowHalfOpen: true });
+    await once(socket, 'connect', signal ? { signal } : {});
+    return socket;
+  }
+}
+
+function* cut(bytes: Uint8Array): Iterable<Uint8Array> {
+  for (let at = 0; at < bytes.length; at += 1000) yield bytes.subarray(at, at + 1000);
+}
+
+export class FakeService implements SandboxService {
+  readonly sandboxes = new Map<string, SandboxInfo>();
+  readonly created: CreateRequest[] = [];
+  readonly guests = new Map<string, FakeGuest>();
+  readonly kept = new Map<string, Map<string, FakeExecution>>();
+  programs: Record<string, Program> = {};
+  now = new Date('2026-01-01T00:00:00Z');
+
+  /** A sandbox that runs. */
+  add(id: string, changes: Partial<SandboxInfo> = {}): FakeGuest {
+    this.now = new Date(this.now.getTime() + 1);
+    const at = this.now;
+    this.sandboxes.set(id, {
+      id,
+      runtime: 'memory',
+      state: 'Running',
+      reason: 'running',
+      message: 'it runs',
+      lastTransitionAt: at,
+      image: 'host',
+      entrypoint: [],
+      metadata: {},
+      extensions: {},
+      limits: {},
+      createdAt: at,
+      ...changes,
+    });
+    const guest = new FakeGuest();
+    this.guests.set(id, guest);
+    this.kept.set(id, new Map());
+    return guest;
+  }
+
+  get(id: string): SandboxInfo {
+    const info = this.sandboxes.get(id);
+    if (info === undefined)
+      throw new Failure('not-found', `there is no sandbox ${id}`, { hint: 'See glovebox ls.' });
+    return info;
+  }
+
+  async create(request: CreateRequest, signal: AbortSignal): Promise<SandboxInfo> {
+    signal.throwIfAborted();
+    if (request.image === 'missing') throw new Failure('not-found', 'there is no image missing');
+    this.created.push(request);
+    const id = `made-${this.created.length}`;
+    const { image, entrypoint, metadata, extensions, limits, timeoutMs, platform } = request;
+    this.add(id, {
+      ...{ image, entrypoint, metadata, extensions, limits },
+      ...(platform ? { platform } : {}),
+      ...(timeoutMs === undefined ? {} : { expiresAt: new Date(this.now.getTime() + timeoutMs) }),
+    });
+    return this.get(id);
+  }
+
+  list(filter: SandboxFilter = {}): SandboxInfo[] {
+    return [...this.sandboxes.values()]
+      .filter((it) => filter.states?.includes(it.state) ?? true)
+      .filter((it) =>
+        Object.entries(filter.metadata ?? {}).every(([key, value]) => it.metadata[key] === value),
+      )
+      .reverse();
+  }
+
+  async remove(id: string): Promise<void> {
+    this.get(id);
+    this.sandboxes.delete(id);
+  }
+
+  async pause(id: string): Promise<void> {
+    const info = this.get(id);
+    if (info.state !== 'Running') throw new Failure('conflict', `sandbox ${id} is ${info.state}`);
+    info.state = 'Paused';
+  }
+
+  async resume(id: string): Promise<void> {
+    const info = this.get(id);
+    if (info.state !== 'Paused') throw new Failure('conflict', `sandbox ${id} is ${info.state}`);
+    info.state = 'Running';
+  }
+
+  renew(id: string, expiresAt: Date): SandboxInfo {
+    const info = this.get(id);
+    if (info.expiresAt === undefined) throw new Failure('conflict', 'it has no expiry');
+    if (expiresAt <= this.now) throw new Failure('invalid', 'expiresAt is not in the future');
+    info.expiresAt = expiresAt;
+    return info;
+  }
+
+  patchMetadata(id: string, patch: Record<string, string | null>): SandboxInfo {
+    const info = this.get(id);
+    const merged = Object.entries({ ...info.metadata, ...patch }).filter(([, value]) => value !== null);
+    info.metadata = Object.fromEntries(merged) as Record<string, string>;
+    return info;
+  }
+
+  guest(id: string): Guest {
+    const { state } = this.get(id);
+    if (state !== 'Running') throw new Failure('conflict', `sandbox ${id} is ${state}`);
+    return (this.guests.get(id) as FakeGuest).asGuest();
+  }
+
+  executions(id: string): Executions {
+    this.get(id);
+    const kept = this.kept.get(id) as Map<string, FakeExecution>;
+    return {
+      start: async (spec) => {
+        const line = spec.shell ?? spec.argv?.join(' ') ?? '';
+        const program = this.programs[line];
+        if (program === undefined)
+          throw new Failure('not-found', `${line}: command not found`, {
+            details: { exitCode: 127, guest: 'command-not-found' },
+          });
+        const execution = new FakeExecution(spec.execId ?? `exec-${kept.size + 1}`, spec, program);
+        kept.set(execution.info.id, execution);
+        return execution;
+      },
+      get: (execId) => {
+        const execution = kept.get(execId);
+        if (execution === undefined) throw new Failure('not-found', `there is no command ${execId}`);
+        return execution;
+      },
+      environment: () => ({ HOME: '/root', PLACE: '/srv' }),
+      list: () => [...kept.values()].map((it) => it.info),
+    };
+  }
+
+  accessToken(id: string): string {
+    this.get(id);
+    return `token-of-${id}`;
+  }
+
+  async runtimes(): Promise<never[]> {
+    return [];
+  }
+}
+
+export interface TestApi extends AsyncDisposable {
+  service: FakeService;
+  url: string;
+  server: Listening;
+  logged: { fields: Record<string, unknown>; message: string }[];
+  /** With the API key; `path` as it is. */
+  call(method: string, path: string, body?: unknown, headers?: Record<string, string>): Promise<TestAnswer>;
+  /** Below the execd API of the sandbox `s`. */
+  execd(method: string, path: string, body?: unknown, headers?: Record<string, string>): Promise<TestAnswer>;
+}
+
+export interface TestAnswer {
+  status: number;
+  headers: Headers;
+  text: string;
+  // biome-ignore lint/suspicious/noExplicitAny: tests look into answers of every shape
+  json: any;
+}
+
+export const testKey = 'the-key-of-this-test';
+
+/** An API on a port of its own with one running sandbox, `s`. */
+export async function startTestApi(options: Partial<ApiOptions> = {}): Promise<TestApi> {
+  const service = new FakeService();
+  service.add('s');
+  const logged: TestApi['logged'] = [];
+  const write = (fields: Record<string, unknown>, message: string) => void logged.push({ fields, message });
+  const server = await createApi({
+    service,
+    images: fakeImages(),
+    apiKey: testKey,
+    log: { debug: () => undefined, info: write, warn: write, error: write },
+    version: '0.0.0-test',
+    system: async () => ({
+      version: '0.0.0-test',
+      pid: 1,
+      home: '/home',
+      startedAt: '2026-01-01T00:00:00.000Z',
+      sandboxes: service.sandboxes.size,
+      runtimes: [],
+    }),
+    now: () => service.now,
+    ...options,
+  }).listen({ host: '127.0.0.1', port: 0 });
+  const call: TestApi['call'] = async (method, path, body, headers = {}) => {
+    const raw = body instanceof Uint8Array || typeof body === 'string' || body instanceof FormData;
+    const reply = await fetch(`${server.url}${path}`, {
+      method,
+      headers: { 'OPEN-SANDBOX-API-KEY': testKey, ...headers },
+      ...(body === undefined ? {} : { body: raw ? (body as string) : JSON.stringify(body) }),
+    });
+    const text = await reply.text();
+    const isJson = text !== '' && reply.headers.get('content-type')?.startsWith('application/json');
+    const json = isJson ? JSON.parse(text) : undefined;
+    return { status: reply.status, headers: reply.headers, text, json };
+  };
+  return {
+    service,
+    url: server.url,
+    server,
+    logged,
+    call,
+    execd: (method, path, body, headers) => call(method, `/sandboxes/s/proxy/44772${path}`, body, headers),
+    [Symbol.asyncDispose]: () => server.close(AbortSignal.timeout(2_000)),
+  };
+}
+
+function fakeImages(): ApiOptions['images'] {
+  const images = new Map<string, number>();
+  const info = (name: string) => ({
+    name,
+    digest: 'sha256:0',
+    arch: 'amd64',
+    sizeBytes: images.get(name) ?? 0,
+    createdAt: '2026-01-01T00:00:00.000Z',
+    builtin: false,
+  });
+  return {
+    list: async () => [...images.keys()].map(info),
+    import: async (source, { name }) => {
+      let bytes = 0;
+      for await (const chunk of source) bytes += chunk.length;
+      if (bytes === 0) throw new Failure('invalid', `import image ${name}: the archive is empty`);
+      images.set(name, bytes);
+      return info(name);
+    },
+    remove: async (name) => {
+      if (!images.delete(name)) throw new Failure('not-found', `there is no image ${name}`);
+    },
+  };
+}
