@@ -297,7 +297,6 @@ export class ImageStore {
     await this.#discard(folder);
     await fs.rm(join(work, 'parts'), { recursive: true });
     await this.#writeJson(join(work, 'image.json'), info);
-    await this.#guard(work);
     await fs.rename(work, folder);
   }
 
@@ -371,19 +370,11 @@ export class ImageStore {
     return join(this.#roots, digest.replace(/^sha256:/, ''));
   }
 
+  /** Closed to other users: images hold set-user-id programs. Runtimes mount an image with the daemon's own rights. */
   async #prepare(): Promise<void> {
     await fs.mkdir(this.#options.folder, { recursive: true, mode: 0o700 });
     for (const folder of [this.#names, this.#roots, this.#tmp])
       await fs.mkdir(folder, { recursive: true, mode: 0o700 });
-    await this.#guard(this.#options.folder);
-    await this.#guard(this.#roots);
-  }
-
-  /** Sandboxes with ids of their own must be able to pass through; other users of the host must not, for images hold set-user-id programs. */
-  async #guard(folder: string): Promise<void> {
-    if (!this.#options.idShift) return;
-    await fs.chown(folder, 0, this.#options.idShift.gidBase);
-    await fs.chmod(folder, 0o710);
   }
 
   async #writeJson(path: string, value: unknown): Promise<void> {
