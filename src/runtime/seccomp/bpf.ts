@@ -74,11 +74,11 @@ function spans(arch: SeccompArch): Span[] {
 }
 
 function search(spans: Span[]): Instruction[] {
-  if (spans.length === 1) return leaf(spans[0]!.verdict);
   const middle = spans.length >> 1;
+  const { start, verdict } = spans[middle] as Span;
+  if (spans.length === 1) return leaf(verdict);
   const low = search(spans.slice(0, middle));
   const high = search(spans.slice(middle));
-  const start = spans[middle]!.start;
   // A conditional jump reaches 255 instructions; beyond that it takes an unconditional one for help.
   if (low.length <= 255) return [ifAtLeast(start, low.length, 0), ...low, ...high];
   return [ifAtLeast(start, 0, 1), jump(low.length), ...low, ...high];

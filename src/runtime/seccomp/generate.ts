@@ -46,7 +46,9 @@ const headers = {
 function numbersOf({ file, defines }: { file: string; defines: string[] }): Map<string, number> {
   const flags = defines.map((it) => `-D${it}`);
   const text = execFileSync('cpp', ['-dM', ...flags, file], { encoding: 'utf8' });
-  const macros = new Map([...text.matchAll(/^#define (__NR\w*) (\S+)$/gm)].map((it) => [it[1]!, it[2]!]));
+  const macros = new Map<string, string>();
+  for (const [, name = '', value = ''] of text.matchAll(/^#define (__NR\w*) (\S+)$/gm))
+    macros.set(name, value);
   const numbers = new Map<string, number>();
   for (const [macro, value] of macros) {
     const name = macro.slice('__NR_'.length);

@@ -1,0 +1,694 @@
+// What every runtime owes, as tests: a driver's test file calls `runtimeConformance`. Nothing is skipped in silence: which facts apply follows from
+// the capabilities that the driver states, and where an ability is missing, the test is that it is refused.
+// The guest is asked from inside, as its root, through the same channel and agent as in the product.
+import { randomBytes } from 'node:crypto';
+import { createSocket } from 'node:dgram';
+import { once } from 'node:events';
+import { existsSync, readFileSync, rmSync } from 'node:fs';
+import { mkdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { type AddressInfo, createServer, isIPv4, type Server } from 'node:net';
+import { networkInterfaces } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
+import { type AgentBoot, guestProtocol } from '../contract/guest.ts';
+import type { Guest } from '../guest/guest.ts';
+import { Failure } from '../lib/failure.ts';
+import { type AgentDoor, openDoor } from '../sandbox/door.ts';
+import type { Capabilities, ImageDefaults, Limits, Machine, MachineSpec, Runtime } from './runtime.ts';
+import { probeFile, refusalAnswers, refusalCalls, refusals } from './seccomp/probe.ts';
+import { hostArch, type SeccompArch, syscallNumber } from './seccomp/profile.ts';
+
+export interface ConformanceHarness {
+  /** As `check` must state them. */
+  capabilities: Capabilities;
+  /** Another Runtime object over the same home, as a daemon would make after a restart. */
+  open(): Runtime;
+  /** An image with a shell and busybox's tools, and one with nothing but the file /busybox. */
+  images: { shell: string; scratch: string };
+  /** What the first of them says about commands. */
+  defaults: ImageDefaults;
+  /** How a guest runs Bun from the agent's folder, and where it finds libc there. */
+  bun: { command: readonly string[]; libc: string };
+  /** Host folders below which each machine gets one of its own. */
+  folders: { run: string; state: string };
+  /** Ids of the host's processes in a machine. */
+  processes(id: string): number[];
+  /** Everything on the host that bears the home's mark: containers, processes, mounts, control groups, sockets, folders. Empty when all is clean. */
+  leftovers(): string[];
+  close(): void;
+}
+
+interface Running {
+  machine: Machine;
+  guest: Guest;
+  door: AgentDoor;
+  spec: MachineSpec;
+}
+
+interface Ran {
+  code: number | null;
+  signal: string | null;
+  stdout: string;
+  stderr: string;
+}
+
+const mebibyte = 2 ** 20;
+const settleMs = 30_000;
+const newId = () => `c-${randomBytes(5).toString('hex')}`;
+const soon = () => AbortSignal.timeout(settleMs);
+
+/** Declares the suite. `open` is called once, before the first test. */
+export function runtimeConformance(
+  name: string,
+  stated: Capabilities,
+  open: () => ConformanceHarness | Promise<ConformanceHarness>,
+): void {
+  describe(`${name}: what every runtime owes`, () => {
+    let harness: ConformanceHarness;
+    let runtime: Runtime;
+    const running: Running[] = [];
+
+    beforeAll(async () => {
+      harness = await open();
+      runtime = harness.open();
+    });
+    afterEach(async () => {
+      await Promise.all(running.splice(0).map(end));
+      await until(
+        'what is left on the host',
+        () => harness.leftovers(),
+        (left) => left.length === 0,
+      );
+    });
+    afterAll(() => harness?.close());
+
+    const end = async ({ machine, door, spec }: Running) => {
+      await machine.remove(soon());
+      await door.close();
+      await rm(spec.runFolder, { recursive: true, force: true });
+    };
+    const specOf = (changes: Partial<MachineSpec> = {}): MachineSpec => {
+      const id = newId();
+      const folders = {
+        runFolder: join(harness.folders.run, id),
+        stateFolder: join(harness.folders.state, id),
+      };
+      return { id, image: harness.images.shell, limits: {}, mounts: [], labels: {}, ...folders, ...changes };
+    };
+    /** A run folder with an open door, as the sandbox layer makes it. */
+    const openRunFolder = async (spec: MachineSpec): Promise<AgentDoor> => {
+      const boot: AgentBoot = {
+        protocol: guestProtocol,
+        sandboxId: spec.id,
+        token: randomBytes(24).toString('base64url'),
+      };
+      await mkdir(spec.runFolder, { recursive: true, mode: 0o755 });
+      await writeFile(join(spec.runFolder, 'boot.json'), JSON.stringify(boot), { mode: 0o644 });
+      return openDoor({ runFolder: spec.runFolder, token: boot.token, onRefused: () => {} });
+    };
+    const start = async (changes: Partial<MachineSpec> = {}): Promise<Running> => {
+      const spec = specOf(changes);
+      const door = await openRunFolder(spec);
+      try {
+        const machine = await runtime.create(spec, soon());
+        const guest = await door.connected(soon());
+        const result = { machine, guest, door, spec };
+        running.push(result);
+        return result;
+      } catch (error) {
+        await door.close();
+        await rm(spec.runFolder, { recursive: true, force: true });
+        throw error;
+      }
+    };
+    /** What creating such a machine fails with; nothing of it may stay. */
+    const refusal = async (changes: Partial<MachineSpec>): Promise<Failure> => {
+      const failure = await start(changes).then(
+        () => expect.fail('it was made'),
+        (it) => it,
+      );
+      expect(failure).toBeInstanceOf(Failure);
+      return failure;
+    };
+
+    test('states its capabilities, and is usable', async () => {
+      const check = await runtime.check(soon());
+      expect(check.capabilities).toEqual(stated);
+      expect(check).toMatchObject({ usable: true });
+    });
+
+    test('a machine runs commands, and its image says what for', async () => {
+      const { guest, machine } = await start();
+      expect(machine.image).toEqual(harness.defaults);
+      expect(machine.paused).toBe(false);
+      expect(await shell(guest, 'echo out; echo err >&2; exit 3')).toEqual({
+        code: 3,
+        signal: null,
+        stdout: 'out\n',
+        stderr: 'err\n',
+      });
+      expect((await shell(guest, 'echo "$GREETING"', { GREETING: 'hello' })).stdout).toBe('hello\n');
+    });
+
+    test('an image with one static program and nothing else runs it', async () => {
+      const { guest } = await start({ image: harness.images.scratch });
+      const program = stated.isolation === 'none' ? '/bin/busybox' : '/busybox';
+      expect(await run(guest, [program, 'echo', 'alone'])).toMatchObject({ code: 0, stdout: 'alone\n' });
+    });
+
+    test('commands run as the guest’s root, and as other users where the wall can', async () => {
+      const { guest } = await start();
+      expect((await shell(guest, 'id -u')).stdout).toBe('0\n');
+      const asNobody = run(guest, ['id', '-u'], {}, '65534:65534');
+      if (stated.users === 'all') expect((await asNobody).stdout).toBe('65534\n');
+      else await expect(asNobody).rejects.toBeInstanceOf(Failure);
+    });
+
+    test('mounts are there, and read-only ones cannot be written', async () => {
+      const hostPath = join(harness.folders.run, 'shared');
+      await mkdir(hostPath, { mode: 0o777 });
+      try {
+        await writeFile(join(hostPath, 'file'), 'from the host');
+        const at = stated.isolation === 'none' ? hostPath : '/mnt/shared';
+        const { guest } = await start({ mounts: [{ hostPath, guestPath: at, readOnly: true }] });
+        expect((await shell(guest, `cat ${at}/file`)).stdout).toBe('from the host');
+        if (stated.isolation !== 'none') expect((await shell(guest, `echo x >${at}/file`)).code).not.toBe(0);
+        expect(await readFile(join(hostPath, 'file'), 'utf8')).toBe('from the host');
+      } finally {
+        rmSync(hostPath, { recursive: true });
+      }
+    });
+
+    test('an unknown image is not found, and nothing is left', async () => {
+      expect(await refusal({ image: '127.0.0.1:1/none-such:1' })).toMatchObject({
+        code: expect.stringMatching(/not-found|unavailable|invalid/),
+      });
+    });
+
+    test('the same id twice is a conflict, and the first machine stays', async () => {
+      const { spec, guest } = await start();
+      const failure = await runtime.create(spec, soon()).catch((it) => it);
+      expect(failure).toMatchObject({ code: 'conflict' });
+      await guest.ping(soon());
+    });
+
+    test('the death of the agent ends the machine, with a reason', async () => {
+      const { guest, machine } = await start();
+      void shell(guest, 'kill -9 $PPID').catch(() => {});
+      expect(await machine.exited).toMatchObject({
+        reason: 'exited',
+        message: expect.any(String),
+        at: expect.any(Date),
+      });
+    });
+
+    test('removing ends it, and all that it started, and may be repeated', async () => {
+      const { guest, machine, spec } = await start();
+      await shell(guest, '(sleep 3600 &) ; (sleep 3600 &)');
+      const inside = harness.processes(spec.id);
+      expect(inside.length).toBeGreaterThanOrEqual(stated.isolation === 'none' ? 0 : 3);
+      await machine.remove(soon());
+      await machine.remove(soon());
+      expect(await machine.exited).toMatchObject({ reason: 'removed' });
+      expect(inside.filter((pid) => existsSync(`/proc/${pid}`))).toEqual([]);
+      expect(existsSync(spec.stateFolder)).toBe(false);
+    });
+
+    test('another daemon of the same home finds its machines, adopts them and removes them', async () => {
+      const [lives, ended] = await Promise.all([start(), start()]);
+      void shell(ended.guest, 'kill -9 $PPID').catch(() => {});
+      await ended.machine.exited;
+      const later = harness.open();
+      const found = await later.list(soon());
+      const byId = (it: Running) => found.find((machine) => machine.id === it.spec.id);
+      expect(new Set(found.map((it) => it.id))).toEqual(new Set([lives.spec.id, ended.spec.id]));
+      expect(byId(lives)?.image).toEqual(harness.defaults);
+      expect((await byId(ended)?.exited)?.reason).toMatch(/exited|lost/);
+      void shell(lives.guest, 'kill -9 $PPID').catch(() => {});
+      expect((await byId(lives)?.exited)?.reason).toMatch(/exited|lost/);
+      for (const machine of found) await machine.remove(soon());
+      expect(await later.list(soon())).toEqual([]);
+    });
+
+    test('several machines at once', async () => {
+      const all = await Promise.all(Array.from({ length: 6 }, () => start()));
+      const answers = await Promise.all(all.map(({ guest, spec }) => shell(guest, `echo ${spec.id}`)));
+      expect(answers.map((it) => it.stdout.trim())).toEqual(all.map((it) => it.spec.id));
+    });
+
+    test('an abort at any moment of create leaves nothing', async () => {
+      const startedAt = performance.now();
+      await end(await start().finally(() => running.splice(0)));
+      const takesMs = performance.now() - startedAt;
+      for (const share of [0, 0.02, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9]) {
+        const abort = new AbortController();
+        const spec = specOf();
+        const door = await openRunFolder(spec);
+        const timer = setTimeout(() => abort.abort(), takesMs * share);
+        const result = await runtime.create(spec, abort.signal).catch((it) => it);
+        clearTimeout(timer);
+        if (!(result instanceof Error)) await result.remove(soon());
+        await door.close();
+        await rm(spec.runFolder, { recursive: true, force: true });
+        expect(harness.leftovers(), `aborted after ${Math.round(takesMs * share)} ms`).toEqual([]);
+      }
+    });
+
+    if (stated.pause) {
+      test('a frozen machine is seen as such, thaws, and can be removed frozen', async () => {
+        const { machine, guest, door, spec } = await start();
+        door.hold();
+        await machine.pausing?.pause(soon());
+        const seen = async () => (await harness.open().list(soon())).find((it) => it.id === spec.id)?.paused;
+        expect(await seen()).toBe(true);
+        await machine.pausing?.resume(soon());
+        door.release();
+        await guest.ping(soon());
+        expect(await seen()).toBe(false);
+        door.hold();
+        await machine.pausing?.pause(soon());
+        await machine.remove(soon());
+      });
+    } else {
+      test('cannot freeze machines, and does not pretend to', async () => {
+        expect((await start()).machine.pausing).toBeUndefined();
+      });
+    }
+
+    const absurd: Required<Limits> = {
+      cpu: 1,
+      memoryBytes: 256 * mebibyte,
+      pids: 64,
+      diskBytes: 64 * mebibyte,
+      gpu: 1,
+    };
+    for (const limit of Object.keys(absurd) as (keyof Limits)[]) {
+      if (stated.limits[limit] !== undefined) continue;
+      test(`a limit on ${limit} cannot be kept here, so it is refused`, async () => {
+        expect(await refusal({ limits: { [limit]: absurd[limit] } })).toMatchObject({ code: 'unsupported' });
+      });
+    }
+
+    if (stated.limits.memoryBytes !== undefined) {
+      test('a memory bomb dies alone, inside', async () => {
+        const { guest } = await start({ limits: { memoryBytes: 256 * mebibyte } });
+        expect(await shell(guest, 'tail /dev/zero')).toMatchObject({ code: 137 });
+        await guest.ping(soon());
+      });
+
+      test('a machine that the lack of memory killed says so', async () => {
+        const { guest, machine } = await start({ limits: { memoryBytes: 256 * mebibyte } });
+        // The agent is made the kernel's first choice.
+        void shell(guest, 'echo 1000 >/proc/$PPID/oom_score_adj; exec tail /dev/zero').catch(() => {});
+        expect(await machine.exited).toMatchObject({ reason: 'out-of-memory' });
+      });
+    }
+
+    if (stated.limits.pids !== undefined) {
+      test('a fork bomb stays bounded, and its machine can be removed', async () => {
+        const pids = 64;
+        const { guest, machine, spec } = await start({ limits: { pids } });
+        await guest.exec(
+          { execId: 'bomb', shell: 'b() { b | b & }; b; sleep 3600', env: {}, stdin: 'none' },
+          soon(),
+        );
+        const counts: number[] = [];
+        await until(
+          'processes of the bomb',
+          () => counts[counts.push(harness.processes(spec.id).length) - 1] ?? 0,
+          (it) => it > pids / 2,
+        );
+        for (let look = 0; look < 20; look++) counts.push(harness.processes(spec.id).length);
+        // The wall's own processes may stand beside the guest's.
+        expect(Math.max(...counts)).toBeLessThanOrEqual(pids + 4);
+        await machine.remove(soon());
+      });
+    }
+
+    if (stated.limits.cpu?.startsWith('cgroup')) {
+      test('the share of the processors is bounded by a quota', async () => {
+        const { spec } = await start({ limits: { cpu: 0.5 } });
+        const shares = harness.processes(spec.id).map(quotaOf);
+        expect(shares).toContain(0.5);
+      });
+    }
+
+    if (stated.limits.diskBytes !== undefined) {
+      test('the writable layer cannot grow beyond its limit', async () => {
+        const { guest } = await start({ limits: { diskBytes: 32 * mebibyte } });
+        const filled = await shell(guest, 'dd if=/dev/zero of=/big bs=1M count=64 2>&1; echo; wc -c </big');
+        expect(filled.stdout).toMatch(/no space left|quota|write error/i);
+        expect(Number(filled.stdout.trim().split('\n').at(-1))).toBeLessThanOrEqual(32 * mebibyte);
+      });
+    }
+
+    if (stated.isolation === 'none') {
+      test('says that it walls nothing off', async () => {
+        const { problems } = await runtime.check(soon());
+        expect(problems.map((it) => it.message).join(' ')).toMatch(/isolat|wall/i);
+      });
+      return;
+    }
+
+    describe('a guest that is root and hostile', () => {
+      let hostile: Running;
+      const ask = async (calls: Argument[][]): Promise<{ value: number; errno: number }[]> => {
+        const path = '/probe.js';
+        await hostile.guest.write(
+          path,
+          [await readFile(probeFile)] as unknown as AsyncIterable<Uint8Array>,
+          {},
+          soon(),
+        );
+        const ran = await run(hostile.guest, [
+          ...harness.bun.command,
+          path,
+          harness.bun.libc,
+          JSON.stringify(calls),
+        ]);
+        expect(ran, ran.stderr).toMatchObject({ code: 0 });
+        return JSON.parse(ran.stdout);
+      };
+
+      test('gets from the kernel what the profile says', async () => {
+        hostile = await start();
+        const answers = await ask(refusalCalls(hostArch() as SeccompArch));
+        expect(refusalAnswers(JSON.stringify(answers))).toEqual(refusals);
+      });
+
+      test('has no network but its own loopback, and reaches nobody by it', async () => {
+        hostile = await start();
+        const other = await start();
+        using host = await listeners();
+        // The other sandbox listens on the same port of its own loopback.
+        const listen = `require("net").createServer((it) => it.end("no")).listen(${host.port}, "0.0.0.0", () => console.log("ready"))`;
+        const server = await other.guest.exec(
+          { execId: 'server', argv: [...harness.bun.command, '-e', listen], env: {}, stdin: 'none' },
+          soon(),
+        );
+        for await (const piece of server.output) if (piece.type === 'output') break;
+        expect((await shell(hostile.guest, "sed -n 's/^ *\\([^ :]*\\):.*/\\1/p' /proc/net/dev")).stdout).toBe(
+          'lo\n',
+        );
+
+        const own = Object.values(networkInterfaces()).flatMap((it) => it ?? []);
+        const addresses = new Set([
+          '127.0.0.1',
+          '::1',
+          '0.0.0.0',
+          '172.17.0.1',
+          '169.254.169.254',
+          '192.0.2.1',
+          '2001:db8::1',
+          ...own.map((it) => it.address),
+        ]);
+        const targets = [...addresses].flatMap((address) =>
+          [host.port, 53].map((port) => ({ address, port })),
+        );
+        const sockets = targets.flatMap((target) => [tcp, udp].map((kind) => ({ ...target, kind })));
+        const calls = sockets.flatMap(({ address, port, kind }, at) =>
+          attempt(kind, address, port, at * callsPerAttempt),
+        );
+        const answers = await ask(calls);
+        const reached = sockets.filter(({ kind, address }, at) => {
+          const sent = answers[at * callsPerAttempt + 2];
+          // A datagram to its own loopback leaves the guest's hands, but not the guest.
+          const own = kind === udp && ['127.0.0.1', '::1', '0.0.0.0'].includes(address);
+          return sent?.value !== -1 && !own;
+        });
+        expect(reached).toEqual([]);
+        expect(host.heard).toEqual([]);
+      });
+
+      test('reaches no Unix socket of the host but its channel, by path or by name', async () => {
+        hostile = await start();
+        using host = await listeners();
+        const paths = [
+          host.unixPath,
+          '/run/docker.sock',
+          '/var/run/docker.sock',
+          '/run/containerd/containerd.sock',
+          '/run/dbus/system_bus_socket',
+          '/run/systemd/private',
+        ];
+        const addresses = [...paths, `\0${host.abstractName}`, '/.glovebox/run/agent.sock'];
+        const calls = addresses.flatMap((address, at) => [
+          call('socket', 1, 1, 0),
+          call('connect', { result: at * 2 }, { hex: unixAddress(address) }, unixAddress(address).length / 2),
+        ]);
+        const answers = await ask(calls);
+        expect(addresses.filter((_, at) => answers[at * 2 + 1]?.value === 0)).toEqual([
+          '/.glovebox/run/agent.sock',
+        ]);
+        expect(host.heard).toEqual([]);
+      });
+
+      test('cannot write what belongs to the host’s kernel, nor its own walls', async () => {
+        hostile = await start();
+        const paths = [
+          ...['core_pattern', 'modprobe', 'hotplug', 'sysrq', 'hostname', 'core_uses_pid'].map(
+            (it) => `/proc/sys/kernel/${it}`,
+          ),
+          ...['/proc/sys/fs/binfmt_misc/register', '/proc/sys/fs/suid_dumpable', '/proc/sys/vm/panic_on_oom'],
+          ...[
+            '/proc/sys/net/ipv4/ip_forward',
+            '/proc/sysrq-trigger',
+            '/proc/irq/0/smp_affinity',
+            '/proc/kcore',
+            '/proc/kmsg',
+          ],
+          ...[
+            '/sys/kernel/uevent_helper',
+            '/sys/kernel/mm/ksm/run',
+            '/sys/fs/cgroup/release_agent',
+            '/sys/fs/cgroup/cgroup.procs',
+          ],
+          ...[
+            '/sys/fs/cgroup/memory/release_agent',
+            '/sys/fs/cgroup/memory/memory.limit_in_bytes',
+            '/sys/fs/cgroup/devices/devices.allow',
+          ],
+          ...[
+            '/dev/mem',
+            '/dev/kmem',
+            '/dev/port',
+            '/dev/kmsg',
+            '/dev/kvm',
+            '/dev/fuse',
+            '/dev/net/tun',
+            '/dev/sda',
+            '/dev/vda',
+            '/dev/loop-control',
+          ],
+        ];
+        // Opened for writing, and nothing is written. What the wall has covered with /dev/null may be opened.
+        const open = (it: string) =>
+          `[ -e ${it} ] && ! [ ${it} -ef /dev/null ] && ( : >>${it} ) 2>/dev/null && echo ${it}`;
+        const make = (it: string) => `( : >>${it} ) 2>/dev/null && echo ${it}`;
+        const ours = ['/.glovebox/agent/new', '/.glovebox/run/new', '/.glovebox/run/boot.json'];
+        const tries = [...paths.map(open), ...ours.map(make)].join('; ');
+        expect((await shell(hostile.guest, `${tries}; true`)).stdout).toBe('');
+      });
+
+      test('sees no process, file or device of the host', async () => {
+        const secret = join(harness.folders.run, 'secret');
+        await writeFile(secret, 'of the host');
+        try {
+          hostile = await start();
+          const { stdout } = await shell(
+            hostile.guest,
+            `cat ${secret}; cat /proc/[0-9]*/cmdline | tr '\\0' ' '`,
+          );
+          expect(stdout).not.toContain('of the host');
+          expect(stdout).not.toContain('vitest');
+          const inside = await shell(hostile.guest, 'ls -d /proc/[0-9]*');
+          expect(inside.stdout.trim().split('\n').length).toBeLessThan(12);
+          expect((await shell(hostile.guest, 'mknod /disk b 254 0 && cat /disk')).code).not.toBe(0);
+        } finally {
+          rmSync(secret);
+        }
+      });
+
+      test('cannot mount, make namespaces or get privileges back', async () => {
+        hostile = await start();
+        for (const line of [
+          'mount -t tmpfs none /mnt',
+          'mount -t proc none /mnt',
+          'unshare -U true',
+          'unshare -m true',
+          'chroot / mount -o remount,rw /proc/sys',
+        ]) {
+          expect((await shell(hostile.guest, line)).code, line).not.toBe(0);
+        }
+        const { stdout: status } = await shell(hostile.guest, 'cat /proc/self/status');
+        expect(status).toMatch(/^NoNewPrivs:\s*1$/m);
+        expect(status).toMatch(/^Seccomp:\s*2$/m);
+        const held = BigInt(`0x${/^CapBnd:\s*(\w+)$/m.exec(status)?.[1]}`);
+        expect(Object.entries(hostCapabilities).filter(([, bit]) => (held >> BigInt(bit)) & 1n)).toEqual([]);
+      });
+    });
+  });
+}
+
+/** Capabilities that reach beyond a guest's own files and processes. */
+const hostCapabilities = {
+  NET_ADMIN: 12,
+  NET_RAW: 13,
+  SYS_MODULE: 16,
+  SYS_RAWIO: 17,
+  SYS_PTRACE: 19,
+  SYS_ADMIN: 21,
+  SYS_BOOT: 22,
+  SYS_TIME: 25,
+  MKNOD: 27,
+  SYSLOG: 34,
+  PERFMON: 38,
+  BPF: 39,
+};
+
+async function run(
+  guest: Guest,
+  argv: string[],
+  env: Record<string, string> = {},
+  user?: string,
+): Promise<Ran> {
+  return finish(guest, { argv, env, ...(user === undefined ? {} : { user }) });
+}
+
+async function shell(guest: Guest, line: string, env: Record<string, string> = {}): Promise<Ran> {
+  return finish(guest, { argv: ['sh', '-c', line], env });
+}
+
+async function finish(
+  guest: Guest,
+  spec: { argv: string[]; env: Record<string, string>; user?: string },
+): Promise<Ran> {
+  const env = { PATH: '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin', ...spec.env };
+  const child = await guest.exec({ execId: newId(), stdin: 'none', cwd: '/', ...spec, env }, soon());
+  const text = { stdout: '', stderr: '' };
+  for await (const piece of child.output) {
+    if (piece.type === 'output') text[piece.lane] += Buffer.from(piece.bytes).toString('latin1');
+  }
+  const { code, signal } = await child.exit;
+  return { code, signal, ...text };
+}
+
+/** Waits for a condition; fails with what it last saw. */
+async function until<T>(what: string, look: () => T, holds: (seen: T) => boolean): Promise<void> {
+  const deadline = performance.now() + settleMs;
+  for (;;) {
+    const seen = look();
+    if (holds(seen)) return;
+    if (performance.now() > deadline) expect.fail(`${what}: still ${JSON.stringify(seen)}`);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+}
+
+/** The share of the processors that a process may use by the quota of its control group, in cores. */
+function quotaOf(pid: number): number | undefined {
+  for (const line of readFileSync(`/proc/${pid}/cgroup`, 'utf8').trim().split('\n')) {
+    const [, controllers = '', path = ''] = line.split(':');
+    if (controllers.split(',').includes('cpu')) {
+      const folder = ['/sys/fs/cgroup/cpu', '/sys/fs/cgroup/cpu,cpuacct'].find((it) => existsSync(it + path));
+      if (folder === undefined) continue;
+      const read = (name: string) => Number(readFileSync(`${folder}${path}/${name}`, 'utf8'));
+      return read('cpu.cfs_quota_us') / read('cpu.cfs_period_us');
+    }
+    if (controllers === '' && existsSync(`/sys/fs/cgroup${path}/cpu.max`)) {
+      const [quota, period] = readFileSync(`/sys/fs/cgroup${path}/cpu.max`, 'utf8').split(' ').map(Number);
+      return (quota ?? Number.NaN) / (period ?? Number.NaN);
+    }
+  }
+  return undefined;
+}
+
+interface HostListeners extends Disposable {
+  /** The same port on TCP and UDP, on every address of the host. */
+  port: number;
+  unixPath: string;
+  abstractName: string;
+  /** Who came. */
+  heard: string[];
+}
+
+/** Everything of the host that a guest might reach, if its walls had holes. */
+async function listeners(): Promise<HostListeners> {
+  const heard: string[] = [];
+  const name = `/tmp/glovebox-conformance-${randomBytes(6).toString('hex')}`;
+  const servers: Server[] = [];
+  const listen = async (what: string, options: { port?: number; host?: string; path?: string }) => {
+    const server = createServer((socket) => {
+      heard.push(what);
+      socket.destroy();
+    });
+    server.listen(options);
+    await once(server, 'listening');
+    servers.push(server);
+    return (server.address() as AddressInfo).port;
+  };
+  const port = await listen('TCP on every address', { port: 0, host: '0.0.0.0' });
+  await listen('TCP on ::', { port, host: '::1' });
+  await listen('Unix socket', { path: name });
+  await listen('abstract Unix socket', { path: `\0${name}` });
+  const datagrams = createSocket('udp4', () => heard.push('UDP'));
+  datagrams.bind(port, '0.0.0.0');
+  await once(datagrams, 'listening');
+  return {
+    port,
+    unixPath: name,
+    abstractName: name,
+    heard,
+    [Symbol.dispose]() {
+      for (const server of servers) server.close();
+      datagrams.close();
+    },
+  };
+}
+
+type Argument = number | { hex: string } | { result: number };
+
+function call(name: string, ...args: Argument[]): Argument[] {
+  return [syscallNumber(name, hostArch() as SeccompArch) ?? expect.fail(name), ...args];
+}
+
+const tcp = 1;
+const udp = 2;
+const callsPerAttempt = 4;
+
+/** A socket, a bound on how long connecting may take, and a connection or a datagram. */
+function attempt(kind: number, address: string, port: number, base: number): Argument[][] {
+  const to = { hex: inetAddress(address, port) };
+  const length = to.hex.length / 2;
+  const oneSecond = { hex: `0100000000000000${'00'.repeat(8)}` };
+  const [solSocket, soSndtimeo, message] = [1, 21, { hex: '6869' }];
+  const socket = { result: base };
+  return [
+    call('socket', isIPv4(address) ? 2 : 10, kind, 0),
+    call('setsockopt', socket, solSocket, soSndtimeo, oneSecond, 16),
+    kind === tcp ? call('connect', socket, to, length) : call('sendto', socket, message, 2, 0, to, length),
+    call('close', socket),
+  ];
+}
+
+/** A struct sockaddr_in or sockaddr_in6 in hexadecimal. */
+function inetAddress(address: string, port: number): string {
+  const portHex = port.toString(16).padStart(4, '0');
+  if (isIPv4(address)) {
+    const bytes = Buffer.from(address.split('.').map(Number)).toString('hex');
+    return `0200${portHex}${bytes}${'00'.repeat(8)}`;
+  }
+  const [head = '', tail = ''] = address.replace(/%.*$/, '').split('::');
+  const groups = (text: string) =>
+    text
+      .split(':')
+      .filter((it) => it !== '')
+      .map((it) => it.padStart(4, '0'));
+  const [first, last] = [groups(head), groups(tail)];
+  const middle = Array(8 - first.length - last.length).fill('0000');
+  return `0a00${portHex}00000000${[...first, ...middle, ...last].join('')}00000000`;
+}
+
+/** A struct sockaddr_un in hexadecimal. */
+function unixAddress(path: string): string {
+  return `0100${Buffer.from(path).toString('hex')}${path.startsWith('\0') ? '' : '00'}`;
+}
