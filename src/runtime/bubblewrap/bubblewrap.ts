@@ -21,7 +21,8 @@ import type {
 import { seccompBpf } from '../seccomp/bpf.ts';
 import { hostArch as seccompArch } from '../seccomp/profile.ts';
 import { checkHost } from './check.ts';
-import { type Launched, launch } from './launch.ts';
+import { type Launched, Launcher, type LauncherOptions, type OwnLimits } from './launcher.ts';
+import { LauncherPool } from './launcher-pool.ts';
 import { Layers } from './layers.ts';
 import {
   BubblewrapMachine,
@@ -30,8 +31,8 @@ import {
   type MachineTraces,
   removeTraces,
 } from './machine.ts';
-import { layOut } from './plan.ts';
-import { bootId, isAlive } from './process-identity.ts';
+import { layOut, type MachineLayout } from './plan.ts';
+import { bootId, isAlive, type ProcessIdentity } from './process-identity.ts';
 import { ProcessWatch } from './process-watch.ts';
 import { readRecord, writeRecord } from './record.ts';
 import { hostIdBase, type RootfsSource } from './rootfs.ts';
@@ -69,6 +70,8 @@ export class BubblewrapRuntime implements Runtime {
   readonly #idBase: number | undefined;
   readonly #cgroups: Cgroups | undefined;
   readonly #layers: Layers;
+  readonly #launcherOptions: LauncherOptions;
+  readonly #launchers: LauncherPool;
   readonly #watch = new ProcessWatch();
   readonly #machines = new Map<string, Machine>();
   /** Being made at this moment: not yet for `list` to show. */
@@ -80,6 +83,12 @@ export class BubblewrapRuntime implements Runtime {
     this.#cgroups =
       options.cgroups === undefined ? openCgroups(options.homeId) : (options.cgroups ?? undefined);
     this.#layers = new Layers({ folder: options.folder, idBase: this.#idBase });
+    this.#launcherOptions = {
+      idBase: this.#idBase,
+      bwrap: options.bwrap ?? 'bwrap',
+      command: options.agent.command,
+    };
+    this.#launchers = new LauncherPool(this.#launcherOptions);
   }
 
   get capabilities(): Capabilities {
@@ -98,7 +107,7 @@ export class BubblewrapRuntime implements Runtime {
   /** Starts and removes a machine of the host's own files, because only that tells whether this host allows it. */
   check(signal: AbortSignal): Promise<RuntimeCheck> {
     const probe = () => this.#probe(signal);
-    return checkHost({ bwrap: this.#bwrap, capabilities: this.capabilities, probe }, signal);
+    return checkHost({ bwrap: this.#launcherOptions.bwrap, capabilities: this.capabilities, probe }, signal);
   }
 
   async create(spec: MachineSpec, signal: AbortSignal): Promise<Machine> {
@@ -124,8 +133,9 @@ export class BubblewrapRuntime implements Runtime {
     return [...this.#machines.values()];
   }
 
-  get #bwrap(): string {
-    return this.#options.bwrap ?? 'bwrap';
+  /** Ends what is kept ready for machines to come. Machines go on. */
+  [Symbol.dispose](): void {
+    this.#launchers.close();
   }
 
   async #create(spec: MachineSpec, signal: AbortSignal): Promise<Machine> {
@@ -139,6 +149,7 @@ export class BubblewrapRuntime implements Runtime {
         stateFolder: spec.stateFolder,
         limits,
         image: root.image,
+        launcher: () => this.#launchers.take({ hostPaths: spec.mounts.length > 0 }),
         layout: {
           lower: [base, root.path],
           shared: root.shared,
@@ -149,6 +160,7 @@ export class BubblewrapRuntime implements Runtime {
       },
       signal,
     );
+    this.#launchers.refill();
     return this.#machine({ id: spec.id, image: root.image, traces, end: { child: launched.child } });
   }
 
@@ -158,30 +170,25 @@ export class BubblewrapRuntime implements Runtime {
     const traces: MachineTraces = { stateFolder, cgroup: undefined, monitor: undefined };
     makeStateFolder(id, stateFolder);
     try {
-      const args = await layOut({
+      await layOut({
         ...wanted.layout,
+        filter: systemCallFilter(),
         stateFolder,
         diskInMemory: limits.diskBytes !== undefined,
         idBase: this.#idBase,
       });
-      traces.cgroup = this.#cgroups?.make(id, pick(limits, this.#cgroups.holds));
-      const launched = await launch(
-        {
-          stateFolder,
-          idBase: this.#idBase,
-          cgroupProcs: traces.cgroup?.procsFiles ?? [],
+      const admit = async (monitor: ProcessIdentity): Promise<OwnLimits> => {
+        traces.monitor = monitor;
+        writeRecord(stateFolder, { version: 1, bootId: bootId(), monitor, image: wanted.image });
+        traces.cgroup = this.#cgroups?.make(id, pick(limits, this.#cgroups.holds));
+        return {
+          joins: (await traces.cgroup?.admit({ pid: monitor.pid, uid: this.#idBase ?? -1 })) ?? [],
           processesMax: this.#cgroups?.holds.has('pids') ? undefined : limits.pids,
-          diskBytes: limits.diskBytes,
-          bwrap: this.#bwrap,
-          arguments: args,
-          seccomp: systemCallFilter(),
-        },
-        ({ monitor }) => {
-          traces.monitor = monitor;
-          writeRecord(stateFolder, { version: 1, bootId: bootId(), monitor, image: wanted.image });
-        },
-        signal,
-      );
+        };
+      };
+      signal.throwIfAborted();
+      const plan = { stateFolder, diskBytes: limits.diskBytes };
+      const launched = await wanted.launcher().launch(plan, admit, signal);
       return { traces, launched };
     } catch (thrown) {
       // Undoing has its own deadlines, and goes on when the caller has lost interest.
@@ -198,12 +205,14 @@ export class BubblewrapRuntime implements Runtime {
       const layout = {
         lower: [await this.#layers.base(), host.path],
         shared: host.shared,
-        agent: { folder: host.path, command: ['/usr/bin/sleep', '60'], environment: {} },
+        agent: { folder: host.path, environment: {} },
         runFolder: host.path,
         mounts: [],
       };
       const stateFolder = join(this.#options.stateRoot, id);
-      const { traces } = await this.#start({ id, stateFolder, limits: {}, image: host.image, layout }, signal);
+      const launcher = () => new Launcher({ ...this.#launcherOptions, command: ['/usr/bin/sleep', '60'] });
+      const start = { id, stateFolder, limits: {}, image: host.image, launcher, layout };
+      const { traces } = await this.#start(start, signal);
       await removeTraces(traces, signal);
     } finally {
       this.#making.delete(id);
@@ -296,7 +305,8 @@ interface Start {
   stateFolder: string;
   limits: Limits;
   image: ImageDefaults;
-  layout: Omit<Parameters<typeof layOut>[0], 'stateFolder' | 'diskInMemory' | 'idBase'>;
+  launcher: () => Launcher;
+  layout: Omit<MachineLayout, 'stateFolder' | 'diskInMemory' | 'idBase' | 'filter'>;
 }
 
 function makeStateFolder(id: string, stateFolder: string): void {

@@ -3,7 +3,7 @@ import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
 import { Failure } from '../../lib/failure.ts';
 import type { Capabilities, RuntimeCheck } from '../runtime.ts';
-import { hostEnvironment } from './launch.ts';
+import { hostEnvironment } from './launcher.ts';
 
 export interface HostCheck {
   bwrap: string;

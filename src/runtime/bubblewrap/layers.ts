@@ -1,6 +1,6 @@
 // The read-only folders of our own that lie under every machine's writable layer: `base`, on top of any image, and `host`, which stands for one.
 import { createHash, randomUUID } from 'node:crypto';
-import { existsSync, lstatSync, readlinkSync, statSync } from 'node:fs';
+import { existsSync, lstatSync, readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs';
 import * as fs from 'node:fs/promises';
 import { join } from 'node:path';
 import type { ImageDefaults } from '../runtime.ts';
@@ -12,6 +12,7 @@ interface Entry {
   path: string;
   mode: number;
   uid?: number;
+  /** One character for each byte. */
   text?: string;
   link?: string;
 }
@@ -35,22 +36,13 @@ const baseEntries: Entry[] = [
   file('etc/resolv.conf'),
 ];
 
-/** What of the host's /etc a program needs to run and to know certificates and the time. All of it is public on every host. */
-const sharedEtc = [
-  'alternatives',
-  'ca-certificates',
-  'ca-certificates.conf',
-  'ld.so.cache',
-  'ld.so.conf',
-  'ld.so.conf.d',
-  'localtime',
-  'mime.types',
-  'pki/tls/certs',
-  'protocols',
-  'services',
-  'ssl/certs',
-  'ssl/openssl.cnf',
-].map((name) => `/etc/${name}`);
+/**
+ * What of the host's /etc programs below /usr need to run: where their parts lie, and which certificates are good. All of it is public on every host.
+ */
+const sharedEtc =
+  /^(alternatives|fonts|java[^/]*|ld\.so\.cache|perl|pki\/tls\/certs|python3[^/]*|ssl\/certs)$/;
+/** Small files that hardly ever change are copied, which starts faster than one mount for each. */
+const copiedEtc = ['localtime', 'mime.types', 'protocols', 'services', 'ssl/openssl.cnf'];
 
 const systemFolders = ['/bin', '/sbin', '/lib', '/lib32', '/lib64', '/libx32'];
 
@@ -94,7 +86,11 @@ export class Layers {
       lstatSync(path, { throwIfNoEntry: false })?.isSymbolicLink(),
     );
     const bound = systemFolders.filter((path) => !links.includes(path) && existsSync(path));
-    const etc = sharedEtc.filter((path) => existsSync(path));
+    const etc = [...readdirSync('/etc'), 'pki/tls/certs', 'ssl/certs']
+      .filter((name) => sharedEtc.test(name))
+      .map((name) => `/etc/${name}`)
+      .filter((path) => existsSync(path));
+    const copies = copiedEtc.filter((name) => existsSync(`/etc/${name}`));
     const entries = [
       ...['usr', ...bound.map((it) => it.slice(1))].map((path) => folder(path)),
       ...links.map((path): Entry => ({ path: path.slice(1), mode: 0, link: readlinkSync(path) })),
@@ -106,6 +102,7 @@ export class Layers {
       folder('root', 0o700),
       folder('home/user', 0o750, 1000),
       ...etc.map((path) => (statSync(path).isDirectory() ? folder(path.slice(1)) : file(path.slice(1)))),
+      ...copies.map((name) => file(`etc/${name}`, readFileSync(`/etc/${name}`, 'latin1'))),
       file(
         'etc/passwd',
         'root:x:0:0:root:/root:/bin/bash\nuser:x:1000:1000:user:/home/user:/bin/bash\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n',
@@ -154,7 +151,7 @@ export class Layers {
   async #write(root: string, entry: Entry): Promise<void> {
     const path = join(root, entry.path);
     if (entry.link !== undefined) await fs.symlink(entry.link, path);
-    else if (entry.text !== undefined) await fs.writeFile(path, entry.text);
+    else if (entry.text !== undefined) await fs.writeFile(path, entry.text, 'latin1');
     else await fs.mkdir(path, { recursive: true });
     const id = (entry.uid ?? 0) + (this.#idBase ?? 0);
     if (this.#idBase !== undefined) await fs.lchown(path, id, id);

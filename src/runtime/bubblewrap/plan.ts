@@ -36,7 +36,9 @@ export interface MachineLayout {
   lower: readonly string[];
   /** Paths of the host that are mounted read-only at the same place. */
   shared: readonly string[];
-  agent: { folder: string; command: readonly string[]; environment: Readonly<Record<string, string>> };
+  agent: { folder: string; environment: Readonly<Record<string, string>> };
+  /** The system call filter, as bubblewrap reads it. */
+  filter: Uint8Array;
   runFolder: string;
   mounts: readonly Mount[];
   /** The writable layer is in memory. */
@@ -44,11 +46,26 @@ export interface MachineLayout {
   idBase: number | undefined;
 }
 
-/** Checks the mounts, makes the state folder's content, and says which options bubblewrap gets, the command included. */
-export async function layOut(layout: MachineLayout): Promise<string[]> {
-  const guestMounts = await planMounts(layout);
+/**
+ * Checks the mounts and fills the state folder:
+ *
+ *   fstab                what the chain mounts
+ *   stage/               where it mounts, and what bubblewrap reads (`options`, `filter`) and writes (`bwrap.json`)
+ *   upper/, work/        the writable layer; with `diskInMemory` the chain makes it in disk/
+ *   machine.json         see record.ts
+ */
+export async function layOut(layout: MachineLayout): Promise<void> {
+  const options = bwrapOptions(layout, await planMounts(layout));
   makeFolders(layout);
-  writeFileSync(join(layout.stateFolder, 'fstab'), fstab(layout));
+  const { stateFolder } = layout;
+  writeFileSync(join(stateFolder, 'fstab'), fstab(layout));
+  writeFileSync(join(stateFolder, 'stage/options'), options.map((it) => `${it}\0`).join(''));
+  writeFileSync(join(stateFolder, 'stage/filter'), layout.filter);
+  writeFileSync(join(stateFolder, 'stage/bwrap.json'), '');
+  giveToGuest(layout, 'stage/bwrap.json');
+}
+
+function bwrapOptions(layout: MachineLayout, guestMounts: readonly string[]): string[] {
   return [
     ...['--unshare-pid', '--unshare-net', '--unshare-ipc', '--unshare-uts', '--unshare-cgroup-try'],
     // The agent is the first process: when it ends, the kernel ends all others, and no process inside can kill it.
@@ -65,7 +82,6 @@ export async function layOut(layout: MachineLayout): Promise<string[]> {
     ...['--chdir', '/', '--clearenv'],
     ...Object.entries(layout.agent.environment).flatMap(([name, value]) => ['--setenv', name, value]),
     ...['--cap-drop', 'ALL', ...guestCapabilities.flatMap((it) => ['--cap-add', it])],
-    ...['--', ...layout.agent.command],
   ];
 }
 
@@ -117,8 +133,12 @@ function makeFolders(layout: MachineLayout): void {
   }
   const upper = join(stateFolder, 'upper');
   mkdirSync(upper, { mode: 0o755 });
-  if (layout.idBase !== undefined) chownSync(upper, layout.idBase, layout.idBase);
+  giveToGuest(layout, 'upper');
   mkdirSync(join(stateFolder, layout.diskInMemory ? 'disk' : 'work'), { mode: 0o755 });
+}
+
+function giveToGuest({ stateFolder, idBase }: MachineLayout, name: string): void {
+  if (idBase !== undefined) chownSync(join(stateFolder, name), idBase, idBase);
 }
 
 /**

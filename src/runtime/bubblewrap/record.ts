@@ -33,14 +33,12 @@ export function readRecord(stateFolder: string): MachineRecord | undefined {
   return readJson(join(stateFolder, 'machine.json'), MachineRecord);
 }
 
-/** `bwrap.json`: written by bubblewrap itself as soon as the first process inside exists, before that one goes on. */
-export const bwrapFile = 'bwrap.json';
-
+/** `stage/bwrap.json`: written by bubblewrap itself as soon as the first process inside exists, before that one goes on. */
 const BwrapRecord = z.object({ 'child-pid': z.int().positive(), 'pid-namespace': z.number().optional() });
 
 /** The first process inside the walls, if it is still the one that bubblewrap wrote about. */
 export async function insideProcess(stateFolder: string): Promise<ProcessIdentity | undefined> {
-  const record = readJson(join(stateFolder, bwrapFile), BwrapRecord);
+  const record = readJson(join(stateFolder, 'stage/bwrap.json'), BwrapRecord);
   const found = record && identityOf(record['child-pid']);
   if (record === undefined || found === undefined) return undefined;
   try {

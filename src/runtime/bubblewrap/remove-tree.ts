@@ -2,7 +2,7 @@
 import { spawn } from 'node:child_process';
 import { lstat } from 'node:fs/promises';
 import { Failure } from '../../lib/failure.ts';
-import { hostEnvironment } from './launch.ts';
+import { hostEnvironment } from './launcher.ts';
 
 /** Idempotent. Uses rm(1), which walks by open folders, so no path gets too long and none can be swapped for a link. */
 export async function removeTree(path: string, signal: AbortSignal): Promise<void> {

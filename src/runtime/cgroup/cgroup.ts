@@ -22,6 +22,8 @@ export interface CgroupDialect {
   make(path: string, limits: CgroupLimits): void;
   setFrozen(path: string, frozen: boolean): void;
   isFrozen(path: string): boolean;
+  /** See `Cgroup.admit`. */
+  admit(path: string, guest: { pid: number; uid: number }): Promise<string[]>;
   /** How many processes the kernel has killed in this group for want of memory. */
   oomKills(path: string): number;
 }
@@ -87,14 +89,16 @@ export class Cgroup {
     this.#path = join(homeId, id);
   }
 
-  /** A process joins by writing its id to each of these. */
-  get procsFiles(): string[] {
-    return this.#folders().map((folder) => join(folder, 'cgroup.procs'));
+  /**
+   * Lets a process of one thread in. Resolves with files to which it has to write `0` itself, as the host's user `uid`; without any it is in already.
+   */
+  admit(process: { pid: number; uid: number }): Promise<string[]> {
+    return this.#dialect.admit(this.#path, process);
   }
 
   /** The host's ids of the processes inside. */
   pids(): number[] {
-    const found = this.procsFiles.flatMap((file) => numbersIn(file));
+    const found = this.#folders().flatMap((folder) => numbersIn(join(folder, 'cgroup.procs')));
     // A process of another pid namespace appears as 0.
     return [...new Set(found)].filter((pid) => pid > 0);
   }

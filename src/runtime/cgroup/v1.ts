@@ -1,5 +1,5 @@
 // Control groups of the first generation: one hierarchy for each controller, each mounted by itself.
-import { accessSync, constants, existsSync } from 'node:fs';
+import { accessSync, chownSync, constants, existsSync } from 'node:fs';
 import { join } from 'node:path';
 import {
   type CgroupDialect,
@@ -67,6 +67,16 @@ class V1Dialect implements CgroupDialect {
 
   isFrozen(path: string): boolean {
     return textOf(this.#file('freezer', path, 'freezer.state')).trim() === 'FROZEN';
+  }
+
+  /**
+   * A thread that moves itself by way of `tasks` spares the kernel a lock over all processes of the host, which here costs 5 to 30 ms: it waits
+   * until every processor has passed through the scheduler.
+   */
+  async admit(path: string, guest: { pid: number; uid: number }): Promise<string[]> {
+    const files = this.roots.map((root) => join(root, path, 'tasks'));
+    for (const file of files) chownSync(file, guest.uid, -1);
+    return files;
   }
 
   oomKills(path: string): number {

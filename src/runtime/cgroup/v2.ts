@@ -1,6 +1,7 @@
 // Control groups of the second generation: one hierarchy for all controllers. Root makes its groups at the top of what is mounted;
 // an ordinary user needs a part of the tree that was delegated to it, as systemd does for services with `Delegate=yes`.
 import { accessSync, constants, existsSync } from 'node:fs';
+import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import {
   type CgroupDialect,
@@ -76,6 +77,11 @@ export class V2Dialect implements CgroupDialect {
 
   isFrozen(path: string): boolean {
     return countIn(join(this.#root, path, 'cgroup.events'), 'frozen') === 1;
+  }
+
+  async admit(path: string, guest: { pid: number; uid: number }): Promise<string[]> {
+    await writeFile(join(this.#root, path, 'cgroup.procs'), String(guest.pid));
+    return [];
   }
 
   oomKills(path: string): number {
