@@ -75,7 +75,7 @@ export class Acceptor {
         if (no !== undefined) return refuse(no.reason, no.final);
         this.#strangers.delete(link);
         cancelTimer();
-        if ('bulk' in hello) link.release((rest) => this.#options.onBulk?.(hello.bulk, rest, carrier));
+        if ('bulk' in hello) link.release((rest) => this.#handOver(hello.bulk, rest, carrier));
         else this.#welcome(link, hello);
       },
       data: () => {
@@ -87,8 +87,9 @@ export class Acceptor {
       handler,
       onClosed: (cause, broken) => {
         cancelTimer();
-        if (!this.#strangers.delete(link) || !broken) return;
-        this.#options.onRefused?.({ code: 'protocol', message: cause?.message ?? 'no sound frame' });
+        this.#strangers.delete(link);
+        if (broken)
+          this.#options.onRefused?.({ code: 'protocol', message: cause?.message ?? 'no sound frame' });
       },
     });
     if (link.closed) return;
@@ -157,6 +158,15 @@ export class Acceptor {
       return { reason: { code: 'conflict', message }, final: false };
     }
     return undefined;
+  }
+
+  #handOver(id: string, rest: Uint8Array, carrier: Carrier): void {
+    try {
+      this.#options.onBulk?.(id, rest, carrier);
+    } catch (thrown) {
+      this.#options.onHandlerError?.(thrown);
+      carrier.close();
+    }
   }
 
   #welcome(link: Link, hello: Hello): void {

@@ -77,14 +77,15 @@ export function decodeHello(payload: Uint8Array): Hello | BulkHello {
   if (!Array.isArray(v) || v.length !== 2 || !v.every((it) => Number.isSafeInteger(it))) {
     throw new Failure('protocol', 'HELLO: v must be [min, max], the channel protocols spoken');
   }
-  const base = { v: v as [number, number], token: text(object, 'token', 'HELLO', tokenCharsMax) };
+  const [min, max] = v as [number, number];
   // An end of another generation may spell the rest otherwise; the caller refuses it by its `v`.
-  if (base.v[0] > channelProtocol.max || base.v[1] < channelProtocol.min) {
-    return { ...base, bulk: '' };
-  }
-  if (object.bulk !== undefined) return { ...base, bulk: text(object, 'bulk', 'HELLO', idCharsMax) };
+  if (min > channelProtocol.max || max < channelProtocol.min) return { v: [min, max], token: '', bulk: '' };
+  const token = text(object, 'token', 'HELLO', tokenCharsMax);
+  if (object.bulk !== undefined)
+    return { v: [min, max], token, bulk: text(object, 'bulk', 'HELLO', idCharsMax) };
   const hello: Hello = {
-    ...base,
+    v: [min, max],
+    token,
     instance: text(object, 'instance', 'HELLO', idCharsMax),
     fresh: text(object, 'fresh', 'HELLO', idCharsMax),
     caps: capabilities(object, 'HELLO'),

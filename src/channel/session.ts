@@ -11,22 +11,16 @@ import type { Clock } from './clock.ts';
 import {
   dataBytesMax,
   decodeCredit,
-  encodeCredit,
   type FrameHandler,
   type FrameHeader,
   flagAcknowledge,
   flagFinal,
   frameType,
 } from './frame.ts';
-import {
-  decodeReason,
-  encodeReason,
-  positionReset,
-  type ResumeState,
-  type StreamPosition,
-} from './handshake.ts';
+import { decodeReason, positionReset, type ResumeState, type StreamPosition } from './handshake.ts';
 import { Heartbeat } from './heartbeat.ts';
 import type { Link } from './link.ts';
+import { Outbox } from './outbox.ts';
 import { ChannelStream, type StreamHost, windowBytesMin } from './stream.ts';
 
 /** For each end, the streams it has opened; those whose reset is not acknowledged yet count too. */
@@ -71,8 +65,7 @@ export class Session implements Channel, FrameHandler, StreamHost {
   #held = false;
 
   readonly #streams = new Map<number, ChannelStream>();
-  /** Streams reset by this end, until the other end has acknowledged it. */
-  readonly #resets = new Map<number, { reason: EndReason; sent: boolean }>();
+  readonly #outbox = new Outbox();
   #nextId: number;
   #seen = 0;
   #mine = 0;
@@ -80,12 +73,6 @@ export class Session implements Channel, FrameHandler, StreamHost {
   #windows = 0;
 
   #flushing = false;
-  #pingDue = false;
-  #pongDue = false;
-  #resetsDue = false;
-  #acknowledgements: number[] = [];
-  #opens: ChannelStream[] = [];
-  #credits: ChannelStream[] = [];
   #sendable: ChannelStream[] = [];
   #pings = 0;
   #pingsSince = 0;
@@ -116,7 +103,7 @@ export class Session implements Channel, FrameHandler, StreamHost {
     if (this.#nextId > 0xffff_ffff) throw new Failure('exhausted', 'open a stream: every id has been used');
     const stream = this.#create(this.#nextId);
     this.#nextId += 2;
-    this.#opens.push(stream);
+    this.#outbox.open(stream);
     this.#wake();
     return stream;
   }
@@ -136,7 +123,7 @@ export class Session implements Channel, FrameHandler, StreamHost {
   state(): ResumeState {
     const streams: StreamPosition[] = [];
     for (const stream of this.#streams.values()) streams.push(stream.position());
-    for (const id of this.#resets.keys()) streams.push([id, positionReset, 0]);
+    for (const id of this.#outbox.resets.keys()) streams.push([id, positionReset, 0]);
     return { seen: this.#seen, streams };
   }
 
@@ -147,22 +134,20 @@ export class Session implements Channel, FrameHandler, StreamHost {
     this.#unlink();
     link.close(goaway);
     this.#startGrace();
-    this.onDisconnected();
+    this.#quietly(() => this.onDisconnected());
   }
 
   /** Goes on over this link from what the other end holds; ends the channel when that cannot be true. */
   attach(link: Link, peer: ResumeState): void {
     this.detach();
-    if (this.#endReason !== undefined || link.closed) return;
+    if (this.#endReason !== undefined) link.close(this.#endReason);
+    if (link.closed) return;
     this.#link = link;
     link.handler = this;
     link.onDrain = () => this.#flush();
     link.onHeard = () => this.#heartbeat?.heard();
     link.onClosed = (cause, broken) => this.#lost(link, cause, broken);
     this.#cancelGrace();
-    this.#pingDue = false;
-    this.#pongDue = false;
-    this.#acknowledgements = [];
     try {
       this.#resync(peer);
     } catch (thrown) {
@@ -171,7 +156,7 @@ export class Session implements Channel, FrameHandler, StreamHost {
       return;
     }
     this.#startHeartbeat();
-    this.onConnected();
+    this.#quietly(() => this.onConnected());
     for (const stream of [...this.#streams.values()]) this.#call(stream, () => stream.drain());
     this.#wake();
   }
@@ -209,7 +194,7 @@ export class Session implements Channel, FrameHandler, StreamHost {
   }
 
   #ping(): void {
-    this.#pingDue = true;
+    this.#outbox.ping = true;
     // The last half of a window need not be told at once, but it holds memory at the other end; now is cheap.
     for (const stream of this.#streams.values()) if (stream.untold) this.creditDue(stream);
     this.#wake();
@@ -236,11 +221,11 @@ export class Session implements Channel, FrameHandler, StreamHost {
     if (broken) {
       const { code, message } = Failure.from(cause, 'read a frame');
       this.#end({ code, message }, { tell: false });
-      this.onDisconnected();
+      this.#quietly(() => this.onDisconnected());
       return;
     }
     this.#startGrace();
-    this.onDisconnected();
+    this.#quietly(() => this.onDisconnected());
   }
 
   #end(reason: EndReason, how: { tell: boolean; final?: boolean }): void {
@@ -254,16 +239,14 @@ export class Session implements Channel, FrameHandler, StreamHost {
     else link?.close();
     const streams = [...this.#streams.values()];
     this.#streams.clear();
-    this.#resets.clear();
-    this.#opens = [];
-    this.#credits = [];
+    this.#outbox.clear();
     this.#sendable = [];
     for (const stream of streams) {
       stream.drop();
       this.#quietly(() => stream.onReset(reason));
     }
     this.#resolveEnded(reason);
-    if (link !== undefined) this.onDisconnected();
+    if (link !== undefined) this.#quietly(() => this.onDisconnected());
   }
 
   // ---- resuming
@@ -280,12 +263,10 @@ export class Session implements Channel, FrameHandler, StreamHost {
       }
       held.set(id, position);
     }
-    for (const [id, reset] of this.#resets) {
+    for (const id of this.#outbox.resets.keys()) {
       if (this.#isMine(id) && id > peer.seen) this.#forgetReset(id);
-      else reset.sent = false;
     }
-    this.#resetsDue = this.#resets.size > 0;
-    this.#opens = [];
+    this.#outbox.restart();
     this.#sendable = [];
     for (const stream of [...this.#streams.values()]) {
       stream.queued = false;
@@ -296,7 +277,7 @@ export class Session implements Channel, FrameHandler, StreamHost {
       } else if (this.#isMine(stream.id) && stream.id > peer.seen) {
         stream.opened = false;
         stream.resume(0, windowBytesMin);
-        this.#opens.push(stream);
+        this.#outbox.open(stream);
         this.sendable(stream);
       } else if (!this.#finishIfOver(stream, stream.receiveDone)) {
         this.#forget(stream);
@@ -321,9 +302,7 @@ export class Session implements Channel, FrameHandler, StreamHost {
   }
 
   creditDue(stream: ChannelStream): void {
-    if (stream.creditMarked) return;
-    stream.creditMarked = true;
-    this.#credits.push(stream);
+    this.#outbox.credit(stream);
     this.#wake();
   }
 
@@ -338,8 +317,7 @@ export class Session implements Channel, FrameHandler, StreamHost {
     if (!stream.opened) return;
     // Keeps its place in the count until the other end knows, so resetting is no way around the limit.
     this.#count(stream.id, 1);
-    this.#resets.set(stream.id, { reason, sent: false });
-    this.#resetsDue = true;
+    this.#outbox.reset(stream.id, reason);
     this.#wake();
   }
 
@@ -359,7 +337,7 @@ export class Session implements Channel, FrameHandler, StreamHost {
   }
 
   #forgetReset(id: number): void {
-    if (this.#resets.delete(id)) this.#count(id, -1);
+    if (this.#outbox.resets.delete(id)) this.#count(id, -1);
   }
 
   #count(id: number, change: number): void {
@@ -398,7 +376,7 @@ export class Session implements Channel, FrameHandler, StreamHost {
     const link = this.#link;
     if (link === undefined) return;
     while (link === this.#link && link.writable) {
-      this.#sendControl(link);
+      this.#outbox.write(link);
       const stream = this.#sendable.shift();
       if (stream === undefined) break;
       stream.queued = false;
@@ -418,46 +396,6 @@ export class Session implements Channel, FrameHandler, StreamHost {
     if (end !== undefined) link.frame(frameType.fin, stream.id, undefined, 0, end >>> 0);
     this.#call(stream, () => stream.drain());
     this.sendable(stream);
-  }
-
-  #sendControl(link: Link): void {
-    if (this.#pongDue) {
-      this.#pongDue = false;
-      link.frame(frameType.pong);
-    }
-    if (this.#pingDue) {
-      this.#pingDue = false;
-      link.frame(frameType.ping);
-    }
-    if (this.#acknowledgements.length > 0) {
-      for (const id of this.#acknowledgements) link.frame(frameType.reset, id, undefined, flagAcknowledge);
-      this.#acknowledgements = [];
-    }
-    if (this.#opens.length > 0) {
-      for (const stream of this.#opens) {
-        if (!stream.live) continue;
-        stream.opened = true;
-        link.frame(frameType.open, stream.id);
-      }
-      this.#opens = [];
-    }
-    if (this.#credits.length > 0) {
-      for (const stream of this.#credits) {
-        stream.creditMarked = false;
-        if (!stream.live && !stream.receiveDone) continue;
-        const { consumed, max } = stream.takeCredit();
-        link.frame(frameType.credit, stream.id, encodeCredit(consumed, max));
-      }
-      this.#credits = [];
-    }
-    if (this.#resetsDue) {
-      this.#resetsDue = false;
-      for (const [id, reset] of this.#resets) {
-        if (reset.sent) continue;
-        reset.sent = true;
-        link.frame(frameType.reset, id, encodeReason(reset.reason));
-      }
-    }
   }
 
   // ---- FrameHandler
@@ -527,14 +465,13 @@ export class Session implements Channel, FrameHandler, StreamHost {
     this.#mustHaveBeen(id, 'RESET');
     if ((flags & flagAcknowledge) !== 0) {
       if (payload.length > 0) throw new Failure('protocol', 'RESET: an acknowledgement with a reason');
-      if (this.#resets.get(id)?.sent) this.#forgetReset(id);
+      if (this.#outbox.resets.get(id)?.sent) this.#forgetReset(id);
       return;
     }
     const reason = decodeReason(payload, 'RESET');
-    if (this.#acknowledgements.length >= acknowledgementsMax) {
+    if (this.#outbox.acknowledge(id) > acknowledgementsMax) {
       throw new Failure('protocol', 'RESET: too many without reading the answers');
     }
-    this.#acknowledgements.push(id);
     this.#wake();
     const stream = this.#streams.get(id);
     if (stream === undefined) return;
@@ -551,14 +488,14 @@ export class Session implements Channel, FrameHandler, StreamHost {
     this.#pings++;
     if (this.#pings > pingsMax)
       throw new Failure('protocol', `more than ${pingsMax} PINGs in ${pingsWithinMs} ms`);
-    this.#pongDue = true;
+    this.#outbox.pong = true;
     this.#wake();
   }
 
   /** Undefined for a stream that this end has reset and the other end may not know it yet. */
   #find(id: number, what: string): ChannelStream | undefined {
     const stream = this.#streams.get(id);
-    if (stream === undefined && !this.#resets.has(id)) {
+    if (stream === undefined && !this.#outbox.resets.has(id)) {
       throw new Failure('protocol', `${what} on stream ${id}, which is not open`);
     }
     return stream;

@@ -7,8 +7,9 @@ import { handshakeBytesMax, headerBytes } from './frame.ts';
 
 const queuedBytesMax = 256 * 1024;
 const lingerMs = 1_000;
-/** The global WebSocket has no event for this; while we wait, we look. */
-const lookEveryMs = 5;
+/** The global WebSocket has no event for having sent; while we wait, we look, and so have more on the way. */
+const lookEveryMs = 2;
+const lookedAtBytesMax = 1024 * 1024;
 
 /** The name to offer and to pick as Sec-WebSocket-Protocol. */
 export const webSocketProtocol = 'glovebox.channel.1';
@@ -121,7 +122,7 @@ export class WebSocketCarrier implements Carrier {
   send(bytes: Uint8Array): boolean {
     if (this.#socket.readyState !== this.#socket.OPEN) return false;
     this.#socket.send(bytes as Uint8Array<ArrayBuffer>);
-    if (this.#looking === undefined && this.#socket.bufferedAmount >= queuedBytesMax) this.#look();
+    if (this.#looking === undefined && this.#socket.bufferedAmount >= lookedAtBytesMax) this.#look();
     return this.#looking === undefined;
   }
 
@@ -135,7 +136,7 @@ export class WebSocketCarrier implements Carrier {
   #look(): void {
     this.#looking = setTimeout(() => {
       if (this.#over) return;
-      if (this.#socket.bufferedAmount >= queuedBytesMax / 4) return this.#look();
+      if (this.#socket.bufferedAmount >= lookedAtBytesMax / 4) return this.#look();
       this.#looking = undefined;
       this.onDrain();
     }, lookEveryMs);
