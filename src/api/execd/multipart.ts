@@ -104,9 +104,9 @@ class Reader {
 }
 
 function nameIn(head: string): string {
-  const disposition = /^content-disposition:[ \t]*form-data[ \t]*;.*$/im.exec(head)?.[0] ?? '';
-  const match = /;[ \t]*name=(?:"((?:[^"\\]|\\.)*)"|([^\s;"]+))/i.exec(disposition);
-  if (match === null)
-    throw new Failure('invalid', 'multipart: a part has no Content-Disposition: form-data with a name');
-  return match[1] ?? match[2] ?? '';
+  const disposition = /^content-disposition:[ \t]*form-data([ \t]*;.*)$/im.exec(head)?.[1] ?? '';
+  const parameters = disposition.matchAll(/;[ \t]*([^=;\s]+)=(?:"((?:[^"\\]|\\.)*)"|([^;\s]*))/g);
+  for (const [, key, quoted, plain] of parameters)
+    if (key?.toLowerCase() === 'name') return quoted ?? plain ?? '';
+  throw new Failure('invalid', 'multipart: a part has no Content-Disposition: form-data with a name');
 }
