@@ -121,7 +121,10 @@ export function containerBody(
       Mounts: [
         mount(options.agent.folder, `${guestFolder}/agent`, true),
         mount(spec.runFolder, `${guestFolder}/run`, true),
-        ...(networking.kind === 'bare' ? [mount(networking.hostsFile, '/etc/hosts', false)] : []),
+        // It lies on the host's disk, past the limit of the container's own layer.
+        ...(networking.kind === 'bare'
+          ? [mount(networking.hostsFile, '/etc/hosts', limits.diskBytes !== undefined)]
+          : []),
         ...spec.mounts.map((it) => mount(it.hostPath, normalize(it.guestPath), it.readOnly)),
       ],
       CapDrop: options.dropCapabilities,

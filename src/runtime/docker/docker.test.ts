@@ -404,7 +404,8 @@ describe.runIf(present)('machines on the Docker engine', () => {
       const creating = runtime.create(specOf(), abort.signal).catch((it) => it);
       setTimeout(() => abort.abort(), afterMs);
       const result = await creating;
-      if (!(result instanceof Error)) await result.remove(never);
+      if (result instanceof Error) expect(result).toMatchObject({ name: 'Failure', code: 'aborted' });
+      else await result.remove(never);
       await until(
         'containers',
         () => docker('ps', '-aq', '--filter', `label=glovebox.home=${homeId}`),

@@ -28,7 +28,7 @@ import {
   validate,
 } from './container.ts';
 import { Engine } from './engine.ts';
-import { Exits, exitOfStopped, hasEnded, inspectContainer } from './exits.ts';
+import { containersLabelled, Exits, exitOfStopped, hasEnded, inspectContainer, isAlive } from './exits.ts';
 import { askFacts, type EngineFacts, noCapabilities } from './facts.ts';
 import { ensureImage } from './image.ts';
 
@@ -86,13 +86,6 @@ const Defaults = z.object({
   entrypoint: z.array(z.string()),
 });
 
-/** What of `GET /containers/json` we use. */
-interface ContainerSummary {
-  Id: string;
-  State: string;
-  Labels: Record<string, string>;
-}
-
 export class DockerRuntime implements Runtime, Disposable {
   readonly name = 'docker';
   readonly #options: DockerOptions;
@@ -135,6 +128,14 @@ export class DockerRuntime implements Runtime, Disposable {
   }
 
   async create(spec: MachineSpec, signal: AbortSignal): Promise<Machine> {
+    try {
+      return await this.#create(spec, signal);
+    } catch (thrown) {
+      throw Failure.from(thrown, `make the container of ${spec.id}`);
+    }
+  }
+
+  async #create(spec: MachineSpec, signal: AbortSignal): Promise<Machine> {
     signal.throwIfAborted();
     validate(spec, this.#engine.socketPath);
     const facts = await this.#askedFacts(signal);
@@ -151,13 +152,11 @@ export class DockerRuntime implements Runtime, Disposable {
   }
 
   async list(signal: AbortSignal): Promise<Machine[]> {
-    const containers = await this.#labelled(this.#homeLabel, signal);
+    const containers = await containersLabelled(this.#engine, this.#homeLabel, signal);
     const machines = containers
       .filter((it) => !this.#underWay.has(it.Labels[labels.attempt] ?? ''))
       .map(async (it) => {
-        const inspected = ['running', 'paused', 'restarting'].includes(it.State)
-          ? undefined
-          : await inspectContainer(this.#engine, it.Id, signal);
+        const inspected = isAlive(it.State) ? undefined : await inspectContainer(this.#engine, it.Id, signal);
         const exit = inspected !== undefined && hasEnded(inspected) ? exitOfStopped(inspected) : undefined;
         return this.#machine({
           id: it.Labels[labels.sandbox] ?? '',
@@ -273,7 +272,9 @@ export class DockerRuntime implements Runtime, Disposable {
       exited,
       remove: async (signal) => {
         this.#exits.removing(containerId);
-        await this.#removeContainer(containerId, signal);
+        await this.#removeContainer(containerId, signal).catch((thrown) => {
+          throw Failure.from(thrown, `remove the container of ${id}`);
+        });
         this.#exits.gone(containerId);
         if (stateFolder !== '') await removeStateFolder(stateFolder);
       },
@@ -330,7 +331,7 @@ export class DockerRuntime implements Runtime, Disposable {
   async #undoAttempt(attempt: string): Promise<void> {
     for (let left = undoPatience.tries; left > 0; left--) {
       try {
-        const made = await this.#labelled(`${labels.attempt}=${attempt}`);
+        const made = await containersLabelled(this.#engine, `${labels.attempt}=${attempt}`);
         for (const { Id: id } of made) await this.#removeContainer(id);
         return;
       } catch (error) {
@@ -338,11 +339,6 @@ export class DockerRuntime implements Runtime, Disposable {
         await delay(undoPatience.pauseMs);
       }
     }
-  }
-
-  #labelled(label: string, signal?: AbortSignal): Promise<ContainerSummary[]> {
-    const query = { all: '1', filters: JSON.stringify({ label: [label] }) };
-    return this.#engine.call('GET', '/containers/json', { doing: 'list containers', query }, signal);
   }
 
   #refuseUnsupported(spec: MachineSpec, facts: EngineFacts): void {
@@ -398,9 +394,7 @@ export class DockerRuntime implements Runtime, Disposable {
       this.#facts = undefined;
       throw error;
     });
-    const facts = await this.#facts;
-    signal.throwIfAborted();
-    return facts;
+    return abortable(this.#facts, signal);
   }
 
   async #containerOptions(): Promise<ContainerOptions> {
@@ -436,8 +430,17 @@ async function seccompText(profile: string): Promise<string> {
 
 /** Only what we put there, so that a wrong path does no harm. */
 async function removeStateFolder(folder: string): Promise<void> {
-  await rm(join(folder, hostsName), { force: true });
+  await rm(join(folder, hostsName), { force: true }).catch(() => {});
   await rmdir(folder).catch(() => {});
+}
+
+/** The value, or the signal's reason if that comes first. What makes the value goes on. */
+async function abortable<T>(value: Promise<T>, signal: AbortSignal): Promise<T> {
+  signal.throwIfAborted();
+  const aborted = Promise.withResolvers<never>();
+  const abort = () => aborted.reject(signal.reason);
+  signal.addEventListener('abort', abort);
+  return Promise.race([value, aborted.promise]).finally(() => signal.removeEventListener('abort', abort));
 }
 
 function defaultsIn(label: string | undefined): ImageDefaults {

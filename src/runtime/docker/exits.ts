@@ -25,6 +25,13 @@ export interface ContainerInspect {
   };
 }
 
+/** What of `GET /containers/json` we use. */
+export interface ContainerSummary {
+  Id: string;
+  State: string;
+  Labels: Record<string, string>;
+}
+
 /** What of an event we use. */
 interface ContainerEvent {
   Action?: string;
@@ -127,10 +134,15 @@ export class Exits {
 
   /** Settles those of the given containers that have ended or are gone. */
   async #look(ids: string[]): Promise<void> {
+    const present = await containersLabelled(this.#engine, this.#homeLabel, this.#closing.signal);
+    const states = new Map(present.map((it) => [it.Id, it.State]));
     for (const id of ids) {
-      const container = await this.#inspect(id);
-      if (container === undefined) this.gone(id);
-      else if (hasEnded(container)) this.#settle(id, exitOfStopped(container));
+      const state = states.get(id);
+      if (state === undefined) this.gone(id);
+      else if (!isAlive(state)) {
+        const container = await this.#inspect(id);
+        if (container !== undefined && hasEnded(container)) this.#settle(id, exitOfStopped(container));
+      }
     }
   }
 
@@ -146,6 +158,18 @@ export class Exits {
   }
 }
 
+/** Containers of any state that bear a label, given as `name=value`. */
+export function containersLabelled(
+  engine: Engine,
+  label: string,
+  signal?: AbortSignal,
+): Promise<ContainerSummary[]> {
+  const query = { all: '1', filters: JSON.stringify({ label: [label] }) };
+  return engine.call('GET', '/containers/json', { doing: 'list containers', query }, signal);
+}
+
+export const isAlive = (state: string) => ['running', 'paused', 'restarting'].includes(state);
+
 export function inspectContainer(
   engine: Engine,
   id: string,
@@ -160,7 +184,7 @@ export function inspectContainer(
 }
 
 export function hasEnded({ State: state }: ContainerInspect): boolean {
-  return ['created', 'exited', 'dead', 'removing'].includes(state.Status);
+  return !isAlive(state.Status);
 }
 
 /** The end of a container that no longer runs, or never did. */
