@@ -1,9 +1,9 @@
 // Starts one set of walls: a chain of small host programs in one process, each replacing the one before, that ends as bubblewrap's monitor.
 //
 //   daemon is root                                    daemon is an ordinary user
-//   unshare --mount sh                                unshare --user --map-root-user --mount sh
+//   unshare --mount sh                                unshare --user --map-root-user --mount setpriv sh
 //     leaves a helper behind that will mount            the same, as "root" of a user namespace
-//   setpriv --reuid … unshare --user sh                 in which only this one user exists
+//   setpriv --reuid … unshare --user setpriv sh         in which only this one user exists
 //     · waits: the daemon maps its ids ·                · waits ·
 //   bwrap … agent                                     bwrap … agent
 //
@@ -15,6 +15,7 @@ import type { Writable } from 'node:stream';
 import { setTimeout as delay } from 'node:timers/promises';
 import { Failure } from '../../lib/failure.ts';
 import { launchFailure, spawnFailure } from './launch-failure.ts';
+import { guestCapabilities } from './plan.ts';
 import { identityOf, type ProcessIdentity, programOf } from './process-identity.ts';
 import { insideProcess } from './record.ts';
 
@@ -69,17 +70,12 @@ export class Launcher {
 
   constructor(options: LauncherOptions) {
     this.#options = options;
-    const kind = options.idBase === undefined ? ['--user', '--map-root-user', '--mount'] : ['--mount'];
-    // `slave`: what the host unmounts later is not kept busy by every machine that was there.
+    const asUser = ['--user', '--map-root-user', '--keep-caps'];
     const args = [
-      ...kind,
-      '--propagation',
-      'slave',
-      'sh',
-      '-c',
-      chainScript(options),
-      'glovebox',
-      ...options.command,
+      // `slave`: what the host unmounts later is not kept busy by every machine that was there.
+      ...[...(options.idBase === undefined ? asUser : []), '--mount', '--propagation', 'slave'],
+      ...(options.idBase === undefined ? boundSet : []),
+      ...['sh', '-c', chainScript(options), 'glovebox', ...options.command],
     ];
     // A session of its own: the machine outlives the daemon and gets none of its terminal's signals.
     const stdio = ['pipe', 'pipe', 'pipe', 'pipe'] as const;
@@ -190,8 +186,18 @@ function chainScript(options: LauncherOptions): string {
   ].join('\n');
   if (options.idBase === undefined) return `${helper}\n${walls}`;
   const drop = `setpriv --reuid ${options.idBase} --regid ${options.idBase} --clear-groups`;
-  return `${helper}\nexec ${drop} unshare --user --keep-caps sh -c ${quoted(walls)} glovebox "$@"`;
+  return `${helper}\nexec ${drop} unshare --user --keep-caps ${boundSet.join(' ')} sh -c ${quoted(walls)} glovebox "$@"`;
 }
+
+/**
+ * Nothing inside can ever get a capability back that is not in the bounding set. bubblewrap itself leaves that set alone and needs more than is in it,
+ * which it inherits (`--keep-caps`) and gives up at the end.
+ */
+const boundSet = [
+  'setpriv',
+  '--bounding-set',
+  ['-all', ...guestCapabilities.map((it) => it.replace('CAP_', '+').toLowerCase())].join(','),
+];
 
 /** One line for the helper's shell. */
 function mountSteps(plan: LaunchPlan): string {
