@@ -2,7 +2,7 @@
 import { expect, test } from 'vitest';
 import type { Stream } from './channel.ts';
 import { Collected, echo, seeded, type Wire, World } from './faults.ts';
-import { encodeCredit, FrameParser, flagFinal, frameType } from './frame.ts';
+import { encodeCredit, FrameParser, flagAcknowledge, flagFinal, frameType } from './frame.ts';
 import { encodeJson, encodeReason } from './handshake.ts';
 import { Link } from './link.ts';
 
@@ -303,4 +303,50 @@ test('a parser never sees a frame twice', () => {
   const parser = new FrameParser({ frame: () => parser.stop(), data: () => {} });
   const ping = Buffer.from('08000000000000000000000000000000', 'hex');
   expect([parser.push(ping), parser.push(ping)]).toEqual([16, 0]);
+});
+
+test('streams that were reset keep their place until the agent has acknowledged it', async () => {
+  const { world, link } = await hostile();
+  world.daemon.onStream = (stream) => stream.reset({ code: 'no', message: 'no' });
+  for (let id = 2; id <= 2048; id += 2) {
+    link.frame(frameType.open, id);
+    link.flush();
+  }
+  await world.settled();
+  expect(world.daemon.connected).toBe(true);
+  link.frame(frameType.reset, 2, undefined, flagAcknowledge);
+  link.frame(frameType.open, 2050);
+  link.flush();
+  await world.settled();
+  expect(world.daemon.connected).toBe(true);
+  link.frame(frameType.open, 2052);
+  link.flush();
+  expect((await world.daemon.ended).message).toContain('more than 1024 streams');
+});
+
+test('what was consumed below half a window is told with the next PING', async () => {
+  const world = new World();
+  const credits: string[] = [];
+  const link = new Link({
+    carrier: world.wire().dialling,
+    handler: {
+      frame: (header, payload) => {
+        if (header.type === frameType.credit) credits.push(Buffer.from(payload).toString('hex'));
+      },
+      data: () => {},
+    },
+    onClosed: () => {},
+  });
+  link.frame(frameType.hello, 0, encodeJson(hello));
+  link.flush();
+  await world.settled();
+  new Collected(world.daemon.open());
+  await world.settled();
+  link.data(1, 1, 0, Buffer.from('some bytes'));
+  link.flush();
+  await world.settled();
+  expect(credits).toEqual([]);
+  world.clock.advance(15_000);
+  await world.settled();
+  expect(credits).toEqual(['000000000000000a0000000000010000']);
 });

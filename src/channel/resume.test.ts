@@ -1,6 +1,9 @@
 import { expect, test } from 'vitest';
-import type { Stream } from './channel.ts';
-import { Collected, echo, Pattern, seeded, World } from './faults.ts';
+import type { Channel, Stream } from './channel.ts';
+import { Collected, echo, Pattern, seeded, Wire, World } from './faults.ts';
+import { encodeCredit, frameType } from './frame.ts';
+import { encodeJson } from './handshake.ts';
+import { Link } from './link.ts';
 
 // A conversation with everything in it: requests on lane 0, two lanes of answers, half-close both ways, a stream from the agent, a reset.
 function converse(world: World) {
@@ -289,4 +292,82 @@ test('a daemon that crashed for good ends the channel after the grace time, not 
   await world.settled();
   expect([end, stream.reset?.code]).toEqual(['lost', 'lost']);
   expect(() => channel.open()).toThrow('the channel has ended');
+});
+
+test('a stream that was reset before its OPEN arrived is forgotten by both ends', async () => {
+  const world = new World();
+  world.dial();
+  await world.connected();
+  world.lastWire.down.frozen = true;
+  const first = world.daemon.open();
+  const second = world.daemon.open();
+  await world.settled();
+  first.reset({ code: 'x', message: 'its OPEN is on the way' });
+  world.daemon.onConnected = () => second.reset({ code: 'x', message: 'its OPEN is about to be sent again' });
+  world.lastWire.cut('rst');
+  await world.connected();
+  await world.settled();
+  expect([world.wires.length, world.daemons.length, world.daemon.connected]).toEqual([2, 1, true]);
+});
+
+test('a reset that was sent and did not arrive is sent again', async () => {
+  const world = new World();
+  world.dial();
+  await world.connected();
+  const atAgent: Collected[] = [];
+  world.agent.onStream = (stream) => void atAgent.push(new Collected(stream));
+  const stream = world.daemon.open();
+  await world.settled();
+  world.lastWire.down.frozen = true;
+  stream.reset({ code: 'gone', message: 'first time lost' });
+  await world.settled();
+  world.lastWire.cut('rst');
+  await world.until(() => atAgent[0]?.reset !== undefined);
+  expect(atAgent[0]?.reset?.code).toBe('gone');
+});
+
+test('a daemon that lies about what it holds ends the channel, and the agent dials again', async () => {
+  const lies = [
+    { seen: 0, streams: [] },
+    { seen: 2, streams: [[2, 99, 100]] },
+    { seen: 9, streams: [] },
+  ];
+  for (const lie of lies) {
+    const world = new World();
+    let attempts = 0;
+    const dialer = world.dial({
+      connect: async () => {
+        const wire = new Wire(world.activity);
+        attempts++;
+        const link = new Link({
+          carrier: wire.accepting,
+          handler: {
+            frame: (header, payload) => {
+              if (header.type !== frameType.hello) return;
+              const hello = JSON.parse(Buffer.from(payload).toString());
+              const resumed = hello.session !== undefined;
+              const state = resumed ? lie : { seen: 0, streams: [] };
+              const session = resumed ? hello.session : hello.fresh;
+              link.frame(frameType.welcome, 0, encodeJson({ v: 1, session, resumed, caps: [], ...state }));
+              link.flush();
+            },
+            data: () => {
+              link.frame(frameType.credit, 2, encodeCredit(1, 70_000));
+              link.flush();
+              setImmediate(() => setImmediate(() => wire.cut('rst')));
+            },
+          },
+          onClosed: () => {},
+        });
+        return wire.dialling;
+      },
+      onChannel: (channel) => {
+        world.agents.push(channel);
+        channel.open().write(0, Buffer.from('x'));
+      },
+    });
+    await world.until(() => attempts >= 3, { what: `dialling again after ${JSON.stringify(lie)}` });
+    expect((await (world.agents[0] as Channel).ended).code).toBe('protocol');
+    dialer.stop({ code: 'done', message: 'done' });
+  }
 });
