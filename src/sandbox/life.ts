@@ -170,7 +170,15 @@ export class Life {
     await mkdir(this.#runFolder, { recursive: true, mode: 0o755 });
     if (this.info.state === 'Pending')
       await writeFile(join(this.#runFolder, 'boot.json'), JSON.stringify(boot), { mode: 0o644 });
-    this.#door = await openDoor({ runFolder: this.#runFolder, token: boot.token });
+    this.#door = await openDoor({
+      runFolder: this.#runFolder,
+      token: boot.token,
+      onRefused: ({ code, message }) =>
+        this.#options.log.warn(
+          { sandbox: this.info.id, code, message },
+          'a connection to the door was refused',
+        ),
+    });
   }
 
   async #awaitAgent(machine: Machine, signal: AbortSignal): Promise<void> {
@@ -366,8 +374,10 @@ export class Life {
   async #rejoin(machine: Machine): Promise<void> {
     const door = this.#door as AgentDoor;
     this.#watch(machine);
+    const frozen = this.info.state === 'Paused';
+    const patience = frozen ? [] : [AbortSignal.timeout(helloDeadlineMs)];
     try {
-      const guest = await door.connected(this.#removal.signal);
+      const guest = await door.connected(AbortSignal.any([this.#removal.signal, ...patience]));
       const records = this.#options.store.executions(this.info.id);
       await this.executions.adopt(records, guest, this.#removal.signal);
       this.#guest = guest;
@@ -382,7 +392,7 @@ export class Life {
 
   /** Leaves the sandbox running and lets go of it: the daemon is stopping. */
   async release(): Promise<void> {
-    await this.#door?.close();
+    await this.#door?.leave();
   }
 
   #transition(state: SandboxState, reason: string, message: string): void {

@@ -1,0 +1,20 @@
+// The floor for exec: the agent's own runtime starting /bin/true by itself, at one, 8 and 64 in flight. Run by Bun; prints JSON.
+const count = Number(process.argv[2]);
+
+async function one(): Promise<void> {
+  const child = Bun.spawn(['/bin/true'], { stdin: 'ignore', stdout: 'pipe', stderr: 'pipe' });
+  await Promise.all([child.exited, child.stdout.bytes(), child.stderr.bytes()]);
+}
+
+async function rate(inFlight: number): Promise<number> {
+  let left = count;
+  const started = performance.now();
+  const worker = async () => {
+    while (left-- > 0) await one();
+  };
+  await Promise.all(Array.from({ length: inFlight }, worker));
+  return count / ((performance.now() - started) / 1000);
+}
+
+await rate(8);
+console.log(JSON.stringify({ 1: await rate(1), 8: await rate(8), 64: await rate(64) }));

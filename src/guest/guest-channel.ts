@@ -1,0 +1,279 @@
+// The guest behind a channel: each method is one conversation with the agent.
+import type { Duplex, Readable } from 'node:stream';
+import type { Channel } from '../channel/channel.ts';
+import type { ExecSummary, FileEntry, GuestReply, GuestRequest } from '../contract/guest.ts';
+import { Failure } from '../lib/failure.ts';
+import type { BulkConnections } from './bulk.ts';
+import { bytesOf, ConversingDuplex } from './bytes.ts';
+import { Conversation } from './conversation.ts';
+import type { ExecSpec, Guest, GuestMetrics, GuestProcess } from './guest.ts';
+import { failureOf } from './guest-failure.ts';
+import { ConversingProcess, exitOf } from './process.ts';
+
+/** Entries of a listing, unless the caller wants fewer. */
+const entriesMax = 100_000;
+
+/** Requests that change nothing: a loss in the middle leaves no doubt. */
+const harmless = new Set<GuestRequest['op']>([
+  'attach',
+  'execs',
+  'stat',
+  'list',
+  'search',
+  'read',
+  'pack',
+  'metrics',
+  'ping',
+  'dial',
+]);
+
+/** `bulk`, where the carrier is a socket of this host, lets files come on connections of their own. */
+export function createGuest(channel: Channel, options: { bulk?: BulkConnections } = {}): Guest {
+  return new ChannelGuest(channel, options.bulk);
+}
+
+class ChannelGuest implements Guest {
+  readonly #channel: Channel;
+
+  readonly #bulk: BulkConnections | undefined;
+
+  constructor(channel: Channel, bulk: BulkConnections | undefined) {
+    this.#channel = channel;
+    this.#bulk = bulk;
+  }
+
+  async exec(spec: ExecSpec, signal?: AbortSignal): Promise<GuestProcess> {
+    const name = spec.argv?.[0] ?? spec.shell ?? '';
+    const conversation = this.#ask(
+      { op: 'exec', ...spec },
+      `run ${JSON.stringify(name.slice(0, 100))}`,
+      signal,
+    );
+    try {
+      return await this.#process(spec.execId, conversation, signal);
+    } catch (error) {
+      // Whoever gives up on the start does not want the command either.
+      if (signal?.aborted)
+        await this.signal(spec.execId, 'SIGKILL', { tree: true, graceMs: 0 }).catch(() => undefined);
+      throw error;
+    }
+  }
+
+  async attach(execId: string, from: number, signal?: AbortSignal): Promise<GuestProcess> {
+    const conversation = this.#ask({ op: 'attach', execId, from }, `attach to command ${execId}`, signal);
+    return this.#process(execId, conversation, signal);
+  }
+
+  async #process(execId: string, conversation: Conversation, signal?: AbortSignal): Promise<GuestProcess> {
+    const exit = exitOf(conversation, this.#channel.ended);
+    const started = await conversation.reply('started', signal);
+    return new ConversingProcess(execId, started, conversation, exit);
+  }
+
+  async signal(
+    execId: string,
+    name: string,
+    options: { tree: boolean; graceMs?: number },
+    signal?: AbortSignal,
+  ): Promise<void> {
+    await this.#done(
+      { op: 'signal', execId, signal: name, ...options },
+      `send ${name} to command ${execId}`,
+      signal,
+    );
+  }
+
+  async execs(signal?: AbortSignal): Promise<ExecSummary[]> {
+    const conversation = this.#ask({ op: 'execs' }, 'list commands', signal);
+    conversation.end();
+    return (await conversation.reply('execs', signal)).execs;
+  }
+
+  async dial(port: number, signal?: AbortSignal): Promise<Duplex> {
+    const conversation = this.#ask({ op: 'dial', port }, `connect to port ${port} of the sandbox`, signal);
+    await conversation.reply('connected', signal);
+    return new ConversingDuplex(conversation);
+  }
+
+  async stat(
+    path: string,
+    { follow = false }: { follow?: boolean } = {},
+    signal?: AbortSignal,
+  ): Promise<FileEntry> {
+    const conversation = this.#ask({ op: 'stat', path, follow }, `look at ${path}`, signal);
+    conversation.end();
+    return (await conversation.reply('entry', signal)).entry;
+  }
+
+  list(
+    path: string,
+    options: { depth: number; entriesMax?: number },
+    signal?: AbortSignal,
+  ): Promise<FileEntry[]> {
+    const request = {
+      op: 'list',
+      path,
+      depth: options.depth,
+      entriesMax: options.entriesMax ?? entriesMax,
+    } as const;
+    return this.#entries(request, `list ${path}`, signal);
+  }
+
+  search(
+    path: string,
+    pattern: string,
+    options: { entriesMax?: number } = {},
+    signal?: AbortSignal,
+  ): Promise<FileEntry[]> {
+    const request = { op: 'search', path, pattern, entriesMax: options.entriesMax ?? entriesMax } as const;
+    return this.#entries(request, `search ${path}`, signal);
+  }
+
+  async #entries(
+    request: GuestRequest & { entriesMax: number },
+    doing: string,
+    signal?: AbortSignal,
+  ): Promise<FileEntry[]> {
+    const conversation = this.#ask(request, doing, signal);
+    conversation.end();
+    const entries: FileEntry[] = [];
+    for (;;) {
+      const part = await conversation.next(signal);
+      if (part === undefined) return entries;
+      const reply = part.type === 'reply' ? part.reply : undefined;
+      if (reply?.type === 'error') throw failureOf(reply, doing);
+      if (reply?.type === 'entries') entries.push(...reply.entries);
+      if (reply?.type !== 'entries' && reply?.type !== 'done')
+        throw new Failure('protocol', `${doing}: the agent sent no entries`);
+      if (entries.length > request.entriesMax)
+        throw new Failure('protocol', `${doing}: the agent sent more entries than asked for`);
+    }
+  }
+
+  async read(
+    path: string,
+    range: { offset?: number; length?: number } = {},
+    signal?: AbortSignal,
+  ): Promise<{ entry: FileEntry; bytes: Readable }> {
+    const { offset = 0, length } = range;
+    const doing = `read ${path}`;
+    const conversation = this.#ask(
+      { op: 'read', path, offset, ...(length === undefined ? {} : { length }) },
+      doing,
+      signal,
+    );
+    conversation.end();
+    const { entry } = await conversation.reply('entry', signal);
+    return { entry, bytes: bytesOf(conversation, doing, signal) };
+  }
+
+  async write(
+    path: string,
+    source: AsyncIterable<Uint8Array>,
+    options: { mode?: number; owner?: string; group?: string; append?: boolean } = {},
+    signal?: AbortSignal,
+  ): Promise<number> {
+    const conversation = this.#ask({ op: 'write', path, parents: true, ...options }, `write ${path}`, signal);
+    await this.#upload(conversation, source, signal);
+    return (await conversation.reply('done', signal)).size ?? 0;
+  }
+
+  /** Sends a source until its end. Its failure breaks the conversation off, so that the agent keeps nothing of it. */
+  async #upload(
+    conversation: Conversation,
+    source: AsyncIterable<Uint8Array>,
+    signal?: AbortSignal,
+  ): Promise<void> {
+    try {
+      for await (const bytes of source) {
+        await conversation.write(bytes, signal);
+        // A refusal has come already; it is the answer.
+        if (conversation.over) return;
+      }
+    } catch (error) {
+      conversation.drop(Failure.from(error, 'upload'));
+      throw error;
+    }
+    conversation.end();
+  }
+
+  async mkdir(
+    path: string,
+    options: { mode?: number; owner?: string; group?: string } = {},
+    signal?: AbortSignal,
+  ): Promise<void> {
+    await this.#done({ op: 'mkdir', path, parents: true, ...options }, `make folder ${path}`, signal);
+  }
+
+  async remove(
+    path: string,
+    options: { recursive: boolean; missingOk: boolean },
+    signal?: AbortSignal,
+  ): Promise<void> {
+    await this.#done({ op: 'remove', path, ...options }, `remove ${path}`, signal);
+  }
+
+  async rename(from: string, to: string, signal?: AbortSignal): Promise<void> {
+    await this.#done({ op: 'rename', from, to }, `move ${from} to ${to}`, signal);
+  }
+
+  async chmod(
+    path: string,
+    change: { mode?: number; owner?: string; group?: string },
+    signal?: AbortSignal,
+  ): Promise<void> {
+    await this.#done({ op: 'chmod', path, ...change }, `change the rights of ${path}`, signal);
+  }
+
+  async replace(path: string, change: { old: string; new: string }, signal?: AbortSignal): Promise<number> {
+    return (await this.#done({ op: 'replace', path, ...change }, `replace in ${path}`, signal)).count ?? 0;
+  }
+
+  async pack(path: string, signal?: AbortSignal): Promise<Readable> {
+    const doing = `pack ${path}`;
+    // The first answer tells whether there is anything to pack, before a byte is promised to anyone.
+    await this.stat(path, {}, signal);
+    const conversation = this.#ask({ op: 'pack', path }, doing, signal);
+    conversation.end();
+    return bytesOf(conversation, doing, signal);
+  }
+
+  async unpack(
+    path: string,
+    tar: AsyncIterable<Uint8Array>,
+    options: { owner?: string; group?: string } = {},
+    signal?: AbortSignal,
+  ): Promise<void> {
+    const conversation = this.#ask({ op: 'unpack', path, ...options }, `unpack below ${path}`, signal);
+    await this.#upload(conversation, tar, signal);
+    await conversation.reply('done', signal);
+  }
+
+  async metrics(signal?: AbortSignal): Promise<GuestMetrics> {
+    const conversation = this.#ask({ op: 'metrics' }, 'read metrics', signal);
+    conversation.end();
+    const { type: _, ...metrics } = await conversation.reply('metrics', signal);
+    return metrics;
+  }
+
+  async ping(signal?: AbortSignal): Promise<void> {
+    const conversation = this.#ask({ op: 'ping' }, 'ping', signal);
+    conversation.end();
+    await conversation.reply('pong', signal);
+  }
+
+  async #done(
+    request: GuestRequest,
+    doing: string,
+    signal?: AbortSignal,
+  ): Promise<Extract<GuestReply, { type: 'done' }>> {
+    const conversation = this.#ask(request, doing, signal);
+    conversation.end();
+    return conversation.reply('done', signal);
+  }
+
+  #ask(request: GuestRequest, doing: string, signal: AbortSignal | undefined): Conversation {
+    if (signal?.aborted) throw Failure.from(signal.reason, doing);
+    return new Conversation(this.#channel, request, { doing, harmless: harmless.has(request.op) });
+  }
+}

@@ -1,0 +1,85 @@
+// A command in the guest, as the daemon holds it: its output with back-pressure, its stdin, its end.
+import type { ExecExit, GuestReply } from '../contract/guest.ts';
+import { Failure } from '../lib/failure.ts';
+import type { Conversation } from './conversation.ts';
+import type { GuestProcess, Output } from './guest.ts';
+
+const unknownExit: ExecExit = { code: null, signal: null, reason: 'unknown' };
+
+export class ConversingProcess implements GuestProcess {
+  readonly execId: string;
+  readonly pid: number;
+  readonly startedAt: Date;
+  readonly exit: Promise<ExecExit>;
+  readonly output: AsyncIterable<Output>;
+  readonly #conversation: Conversation;
+  #offset: number;
+
+  constructor(
+    execId: string,
+    started: Extract<GuestReply, { type: 'started' }>,
+    conversation: Conversation,
+    exit: Promise<ExecExit>,
+  ) {
+    this.execId = execId;
+    this.pid = started.pid;
+    this.startedAt = new Date(started.startedAt);
+    this.#offset = started.from;
+    this.#conversation = conversation;
+    this.exit = exit;
+    this.output = this.#read();
+  }
+
+  async *#read(): AsyncGenerator<Output> {
+    let whole = false;
+    try {
+      for (
+        let item = await this.#conversation.next();
+        item !== undefined;
+        item = await this.#conversation.next()
+      ) {
+        if (item.type === 'bytes') {
+          const offset = this.#offset;
+          this.#offset += item.bytes.length;
+          yield { type: 'output', lane: item.lane, bytes: item.bytes, offset };
+        } else if (item.reply.type === 'gap') {
+          this.#offset = item.reply.to;
+          yield { type: 'gap', from: item.reply.from, to: item.reply.to };
+        }
+      }
+      whole = true;
+    } finally {
+      if (!whole) this.detach();
+    }
+  }
+
+  write(bytes: Uint8Array): Promise<void> {
+    return this.#conversation.write(bytes);
+  }
+
+  end(): void {
+    this.#conversation.end();
+  }
+
+  resize({ cols, rows }: { cols: number; rows: number }): void {
+    this.#conversation.control({ op: 'resize', cols, rows });
+  }
+
+  signal(signal: string, { tree = false, graceMs }: { tree?: boolean; graceMs?: number } = {}): void {
+    this.#conversation.control({ op: 'signal', signal, tree, ...(graceMs === undefined ? {} : { graceMs }) });
+  }
+
+  detach(): void {
+    if (!this.#conversation.over) this.#conversation.drop(new Failure('aborted', 'detached'));
+  }
+}
+
+/** The end of a command, told as soon as it arrives; `unknown` when the conversation breaks off or is dropped before. */
+export function exitOf(conversation: Conversation, gone: Promise<unknown>): Promise<ExecExit> {
+  const { promise, resolve } = Promise.withResolvers<ExecExit>();
+  conversation.onReply = (reply) => {
+    if (reply.type === 'exit') resolve(reply.exit);
+  };
+  void gone.then(() => resolve(unknownExit));
+  return promise;
+}
