@@ -344,3 +344,38 @@ test('a layer that is used many times is bounded by the size of the archive', as
   expect(failure.message).toMatch(/grows to more than|bomb/);
   await expectEmpty();
 });
+
+test('archives with any byte changed are unpacked or refused as invalid, and stay inside', async () => {
+  const layer = tar([
+    folder('d'),
+    file('d/f', 'x'.repeat(700), { mode: 0o755 }),
+    symlink('l', 'd'),
+    hardLink('h', 'd/f'),
+    pax({ path: `d/${'p'.repeat(110)}`, mtime: '1.5' }),
+    file('p', 'y'),
+    longName(`d/${'n'.repeat(120)}`),
+    file('n', 'z'),
+  ]);
+  const wholes = [
+    layer,
+    dockerArchive({ layers: [layer, tar([file('d/.wh.f')])] }),
+    ociArchive([{ layers: [layer] }]),
+  ];
+  const store = storeAt({ bytesMax: 1024 ** 2, entriesMax: 100 });
+  let seed = 20_261_121;
+  const random = (below: number) => {
+    seed = (Math.imul(seed, 1_664_525) + 1_013_904_223) >>> 0;
+    return Math.floor((seed / 2 ** 32) * below);
+  };
+  for (let round = 0; round < 240; round++) {
+    const whole = Buffer.from(wholes[round % wholes.length] ?? layer);
+    for (let changes = 1 + random(3); changes > 0; changes--) whole[random(whole.length)] = random(256);
+    const failure = await store.import(pieces(whole), { name: 'it' }).then(
+      () => undefined,
+      (error: unknown) => error,
+    );
+    if (failure !== undefined) expect(failure, `round ${round}`).toMatchObject({ code: 'invalid' });
+  }
+  expect(await fs.readdir(home)).toEqual(['images']);
+  expect(await fs.readdir(join(home, 'images/tmp'))).toEqual([]);
+});
