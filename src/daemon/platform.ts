@@ -76,9 +76,7 @@ function runtimesOf(
     undo.use(
       new DockerRuntime({
         homeId,
-        agentFolder,
-        agentCommand: agentCommand(),
-        agentEnvironment: Object.entries(agentEnvironment()).map(([name, value]) => `${name}=${value}`),
+        agent: { folder: agentFolder, command: agentCommand(), environment: agentEnvironment() },
         host: docker.host,
         apiTimeoutMs: docker.apiTimeoutMs,
         network: docker.network,

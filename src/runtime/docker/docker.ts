@@ -193,8 +193,10 @@ export class DockerRuntime implements Runtime, Disposable {
     await using undo = new AsyncDisposableStack();
     this.#underWay.add(attempt);
     undo.defer(() => void this.#underWay.delete(attempt));
+    // With an id that is taken, the folder is another machine's.
+    const state = { ours: bare };
     if (bare) {
-      undo.defer(() => removeStateFolder(spec.stateFolder));
+      undo.defer(() => (state.ours ? removeStateFolder(spec.stateFolder) : undefined));
       await mkdir(spec.stateFolder, { recursive: true, mode: 0o700 });
       await writeFile(hostsFile, hostsText(spec.id), { mode: 0o644 });
     }
@@ -215,7 +217,11 @@ export class DockerRuntime implements Runtime, Disposable {
         query: { name: containerName(spec.id) },
         body,
       })
-      .catch((error) => Promise.reject(creationFailure(error, spec)));
+      .catch((error) => {
+        const failure = creationFailure(error, spec);
+        state.ours &&= failure.code !== 'conflict';
+        throw failure;
+      });
     signal.throwIfAborted();
     await this.#engine
       .call('POST', `/containers/${containerId}/start`, {
@@ -399,7 +405,10 @@ export class DockerRuntime implements Runtime, Disposable {
 
   async #containerOptions(): Promise<ContainerOptions> {
     const options = this.#options;
-    this.#seccomp ??= seccompText(options.seccompProfile ?? 'default');
+    this.#seccomp ??= seccompText(options.seccompProfile ?? 'default').catch((error) => {
+      this.#seccomp = undefined;
+      throw error;
+    });
     return {
       homeId: options.homeId,
       agent: options.agent,
