@@ -1,0 +1,141 @@
+// Makes the folder that every sandbox gets at /.glovebox/agent, read-only: the agent as one file, the JavaScript runtime, its loader and libraries.
+// Nothing of an image is relied on, so it also runs in an empty one.
+import { execFile } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { globSync } from 'node:fs';
+import {
+  access,
+  constants,
+  copyFile,
+  link,
+  mkdir,
+  mkdtemp,
+  readFile,
+  realpath,
+  rename,
+  rm,
+} from 'node:fs/promises';
+import { basename, dirname, join } from 'node:path';
+import { promisify } from 'node:util';
+import { guestFolder } from '../contract/guest-wire.ts';
+import { Failure } from '../lib/failure.ts';
+
+const run = promisify(execFile);
+const root = join(import.meta.dirname, '../..');
+const agentPath = `${guestFolder}/agent`;
+const runtimePackages: Partial<Record<NodeJS.Architecture, string>> = {
+  x64: '@oven/bun-linux-x64-baseline',
+  arm64: '@oven/bun-linux-aarch64',
+};
+
+/** The command line of the agent inside a guest. The loader is named, since the image may have none, or another. */
+export function agentCommand(): string[] {
+  return [
+    `${agentPath}/ld.so`,
+    '--library-path',
+    `${agentPath}/lib`,
+    `${agentPath}/bun`,
+    `${agentPath}/agent.js`,
+    `${guestFolder}/run`,
+  ];
+}
+
+/** What the agent's own environment must hold, over whatever an image sets. Commands get the image's variables with each request. */
+export function agentEnvironment(): Record<string, string> {
+  return {
+    LD_PRELOAD: '',
+    LD_LIBRARY_PATH: '',
+    LD_AUDIT: '',
+    NODE_OPTIONS: '',
+    BUN_OPTIONS: '',
+    BUN_INSPECT: '',
+    NODE_EXTRA_CA_CERTS: '',
+  };
+}
+
+/**
+ * The folder of the agent that belongs to these sources, made when it is not there yet: in the package, or in `fallback` where the package
+ * cannot be written. Running sandboxes keep the folder they started with. Failure('unavailable') when the runtime is missing.
+ */
+export async function ensureAgentBundle(fallback?: string): Promise<string> {
+  const bun = await runtimePath();
+  const name = `agent-${await fingerprint(bun)}`;
+  const places = [join(root, 'dist'), ...(fallback === undefined ? [] : [fallback])];
+  for (const place of places) if (await exists(join(place, name, 'agent.js'))) return join(place, name);
+  for (const place of places) {
+    const made = await build(join(place, name), bun).catch((error: NodeJS.ErrnoException) => {
+      if (place !== places.at(-1) && ['EACCES', 'EROFS', 'EPERM'].includes(error.code ?? ''))
+        return undefined;
+      throw Failure.from(error, `make the agent's folder in ${place}`);
+    });
+    if (made !== undefined) return made;
+  }
+  throw new Failure('unavailable', "there is no place for the agent's folder");
+}
+
+async function build(folder: string, bun: string): Promise<string> {
+  await mkdir(dirname(folder), { recursive: true });
+  const beside = await mkdtemp(`${folder}.making-`);
+  try {
+    await mkdir(join(beside, 'lib'), { mode: 0o755 });
+    // One inode for all versions keeps the page cache and the disk small.
+    await link(bun, join(beside, 'bun')).catch(() => copyFile(bun, join(beside, 'bun')));
+    for (const library of await librariesOf(bun)) {
+      const loader = basename(library).startsWith('ld-linux') || basename(library).startsWith('ld-musl');
+      await copyFile(
+        await realpath(library),
+        join(beside, loader ? 'ld.so' : join('lib', basename(library))),
+      );
+    }
+    await run(bun, [
+      'build',
+      join(root, 'src/agent/main.ts'),
+      '--target=bun',
+      '--minify',
+      `--outfile=${join(beside, 'agent.js')}`,
+    ]);
+    await run('chmod', ['-R', 'a+rX', beside]);
+    await rename(beside, folder).catch(async (error: NodeJS.ErrnoException) => {
+      // Another process was quicker with the same content.
+      if (error.code !== 'ENOTEMPTY' && error.code !== 'EEXIST') throw error;
+    });
+    return folder;
+  } finally {
+    await rm(beside, { recursive: true, force: true });
+  }
+}
+
+async function runtimePath(): Promise<string> {
+  const name = runtimePackages[process.arch];
+  if (name === undefined)
+    throw new Failure('unsupported', `there is no agent for ${process.arch}; x64 and arm64 have one`);
+  for (const modules of [join(root, 'node_modules'), join(root, '..'), join(root, '../..')]) {
+    const path = join(modules, name, 'bin/bun');
+    if (await exists(path)) return path;
+  }
+  throw new Failure('unavailable', `the package ${name} is not installed`, {
+    hint: 'Run npm ci; optional packages must not be left out.',
+  });
+}
+
+/** Changes with whatever goes into the folder. */
+async function fingerprint(bun: string): Promise<string> {
+  const hash = createHash('sha256').update(await readFile(join(dirname(bun), '../package.json')));
+  const sources = globSync('src/{agent,channel,contract,lib}/**/*.ts', { cwd: root }).filter(
+    (path) => !path.endsWith('.test.ts'),
+  );
+  for (const path of sources.sort()) hash.update(path).update(await readFile(join(root, path)));
+  return hash.digest('hex').slice(0, 16);
+}
+
+async function librariesOf(binary: string): Promise<string[]> {
+  const { stdout } = await run('ldd', [binary]);
+  return [...stdout.matchAll(/(?:=>\s*)?(\/\S+)\s+\(0x/g)].map((match) => match[1] as string);
+}
+
+async function exists(path: string): Promise<boolean> {
+  return access(path, constants.R_OK).then(
+    () => true,
+    () => false,
+  );
+}
