@@ -13,7 +13,7 @@ export interface Seen {
   body: Buffer;
 }
 
-type Handler = (seen: Seen, response: ServerResponse) => void | Promise<void>;
+type Handler = (seen: Seen, response: ServerResponse) => unknown;
 
 export interface Attachment {
   from: number;

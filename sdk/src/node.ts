@@ -55,7 +55,12 @@ function fetchOverHttp(
   });
   request.on('response', (incoming) => resolve(responseOf(incoming)));
   // After the response this is too late to matter: the response's own body fails then.
-  request.on('error', (error) => reject(error));
+  request.on('error', (error) => {
+    // A kept connection that the server closed just now. Asking again on a new one is safe for what changes nothing.
+    const stale = request.reusedSocket && request.method === 'GET' && !signal?.aborted;
+    if (stale) resolve(fetchOverHttp(input, init, agents));
+    else reject(error);
+  });
   if (body === undefined || body === null) request.end();
   else if (typeof body === 'string' || body instanceof Uint8Array) request.end(body);
   else pipeline(Readable.from(body as ReadableStream<Uint8Array>), request).catch(reject);

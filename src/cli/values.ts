@@ -1,4 +1,5 @@
 // The values that options take, read strictly.
+import type { SandboxError } from '../../sdk/src/errors.ts';
 import { milliseconds } from '../../sdk/src/units.ts';
 import { usageError } from './exit-codes.ts';
 
@@ -40,6 +41,12 @@ export function wholeNumberOf(option: string, value: string, least: number): num
   return number;
 }
 
+/** Milliseconds. A number alone is seconds. */
 export function durationOf(option: string, value: string): number {
-  return milliseconds(/^\d+$/.test(value) ? `${value}s` : value, option);
+  try {
+    return milliseconds(/^\d+$/.test(value) ? `${value}s` : value, option);
+  } catch (error) {
+    const { message, hint } = error as SandboxError;
+    throw usageError(message, hint);
+  }
 }

@@ -1,1 +1,54 @@
 // glovebox serve: the daemon itself, in this process. The one command that does not go through the SDK.
+import { Failure } from '../../lib/failure.ts';
+import { CliError, exitCodes } from '../exit-codes.ts';
+import { print } from '../output.ts';
+import { wholeNumberOf } from '../values.ts';
+
+export interface ServeOptions {
+  host?: string;
+  port?: string;
+  config?: string;
+}
+
+/** Resolves when the daemon has been told to stop, and has stopped. */
+export async function serve(options: ServeOptions): Promise<void> {
+  const port = options.port === undefined ? undefined : wholeNumberOf('--port', options.port, 0);
+  const { loadConfig } = await import('../../daemon/config.ts');
+  const config = await loadConfig({
+    env: process.env,
+    ...(options.config === undefined ? {} : { configPath: options.config }),
+    overrides: { 'server.host': options.host, 'server.port': port },
+  }).catch((error: unknown) => {
+    throw failedToStart(error, { invalid: exitCodes.config, 'not-found': exitCodes.config });
+  });
+  const stopping = stopSignal();
+  const { startDaemon } = await import('../../daemon/main.ts');
+  const daemon = await startDaemon(config).catch((error: unknown) => {
+    throw failedToStart(error, { conflict: exitCodes.daemonRuns });
+  });
+  await print(`glovebox listens on ${daemon.url}`);
+  await stopping;
+  await daemon.stop();
+}
+
+/** Of failures that have another exit code here than elsewhere. */
+function failedToStart(error: unknown, codes: Partial<Record<Failure['code'], number>>): unknown {
+  if (!(error instanceof Failure)) return error;
+  const exitCode = codes[error.code];
+  if (exitCode === undefined) return error;
+  return new CliError(error.message, { exitCode, cause: error, ...(error.hint ? { hint: error.hint } : {}) });
+}
+
+/** Resolves at the first signal that asks for the end; a second one does not wait for it. */
+function stopSignal(): Promise<void> {
+  return new Promise((resolve) => {
+    let asked = false;
+    for (const name of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) {
+      process.on(name, () => {
+        if (asked && name === 'SIGINT') process.exit(exitCodes.interrupted);
+        asked = true;
+        resolve();
+      });
+    }
+  });
+}
