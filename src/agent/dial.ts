@@ -1,0 +1,85 @@
+// A port of the guest itself, joined to a stream: bytes both ways, each direction ending on its own.
+import { laneOf } from '../contract/guest-wire.ts';
+import type { Call } from './call.ts';
+import type { Connection, Platform } from './platform/platform.ts';
+import { Refusal } from './refusal.ts';
+
+const connectionsMax = 64;
+const hosts = ['127.0.0.1', '::1'];
+
+export class Dials {
+  readonly #platform: Platform;
+  #open = 0;
+
+  constructor(platform: Platform) {
+    this.#platform = platform;
+  }
+
+  async dial(call: Call, request: { port: number }): Promise<void> {
+    if (!Number.isInteger(request.port) || request.port < 1 || request.port > 65_535) {
+      throw new Refusal('invalid', `port ${request.port}: 1 to 65535`);
+    }
+    if (this.#open >= connectionsMax)
+      throw new Refusal('exhausted', `${connectionsMax} connections to ports are open`);
+    this.#open++;
+    try {
+      await this.#join(call, await this.#connect(request.port));
+    } finally {
+      this.#open--;
+    }
+  }
+
+  async #connect(port: number): Promise<Connection> {
+    let why: unknown;
+    for (const host of hosts) {
+      try {
+        return await this.#platform.connectTcp(host, port);
+      } catch (thrown) {
+        why ??= thrown;
+      }
+    }
+    const refusal = Refusal.from(why, `connect to port ${port}`);
+    throw refusal.code === 'io' ? new Refusal('refused', refusal.message, refusal.errno) : refusal;
+  }
+
+  async #join(call: Call, connection: Connection): Promise<void> {
+    const closed = Promise.withResolvers<void>();
+    let ended = false;
+    let closedByPeer = false;
+    let wake = () => {};
+    connection.onDrain = () => wake();
+    connection.onClose = (cause) => {
+      closedByPeer = true;
+      wake();
+      // An end without a word is an end; anything else the daemon must not mistake for one.
+      if (ended) call.end();
+      else call.reset({ code: 'closed', message: cause?.message ?? 'the connection was closed' });
+      closed.resolve();
+    };
+    connection.onEnd = () => {
+      ended = true;
+      call.end();
+    };
+    call.onGone = () => connection.close();
+    call.reply({ type: 'connected' });
+    // Last, since bytes may come at once.
+    connection.onData = (bytes) => {
+      if (call.send(laneOf.data, bytes)) return;
+      connection.pause();
+      void call.drained().then(() => connection.resume());
+    };
+    if (call.over) connection.close();
+    try {
+      for await (const bytes of call.input()) {
+        if (connection.send(bytes) || closedByPeer) continue;
+        await new Promise<void>((resolve) => {
+          wake = resolve;
+        });
+      }
+      connection.end();
+    } catch {
+      connection.close();
+    }
+    await closed.promise;
+  }
+}

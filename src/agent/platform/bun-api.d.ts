@@ -1,0 +1,85 @@
+// The part of Bun's API that the agent uses, as bun-types has it. The whole of bun-types would claim the globals of Node.js for every file.
+
+declare namespace BunApi {
+  interface Socket {
+    write(bytes: Uint8Array): number;
+    end(): void;
+    shutdown(): void;
+    terminate(): void;
+    pause(): void;
+    resume(): void;
+  }
+
+  interface SocketHandler {
+    binaryType: 'uint8array';
+    open(socket: Socket): void;
+    data(socket: Socket, bytes: Uint8Array): void;
+    drain(socket: Socket): void;
+    end(socket: Socket): void;
+    close(socket: Socket, error?: Error): void;
+    error(socket: Socket, error: Error): void;
+    connectError(socket: Socket, error: Error): void;
+  }
+
+  type ConnectTo = ({ unix: string } | { hostname: string; port: number }) & {
+    allowHalfOpen: boolean;
+    socket: SocketHandler;
+  };
+
+  interface Terminal {
+    write(bytes: Uint8Array): number;
+    resize(cols: number, rows: number): void;
+    close(): void;
+  }
+
+  interface SpawnOptions {
+    argv0: string;
+    cwd: string;
+    env: Record<string, string>;
+    detached: boolean;
+    stdio?: [number | 'ignore', number, number];
+    terminal?: {
+      cols: number;
+      rows: number;
+      name: string;
+      data(terminal: Terminal, bytes: Uint8Array): void;
+      drain(terminal: Terminal): void;
+      exit(terminal: Terminal): void;
+    };
+  }
+
+  interface Subprocess {
+    readonly pid: number;
+    /** For a signal, 128 and its number. */
+    readonly exited: Promise<number>;
+    readonly signalCode: string | null;
+    readonly terminal?: Terminal;
+  }
+
+  interface FileSink {
+    /** A promise when the pipe is full: it resolves once everything is written, and must be awaited before the next call. */
+    write(bytes: Uint8Array): number | Promise<number>;
+    end(): number | Promise<number>;
+  }
+
+  interface File {
+    stream(): ReadableStream<Uint8Array>;
+    writer(options: { highWaterMark: number }): FileSink;
+  }
+}
+
+declare const Bun: {
+  connect(options: BunApi.ConnectTo): Promise<BunApi.Socket>;
+  spawn(argv: string[], options: BunApi.SpawnOptions): BunApi.Subprocess;
+  file(fd: number): BunApi.File;
+  gc(force: boolean): void;
+  shrink(): void;
+};
+
+declare module 'bun:ffi' {
+  type CType = 'i32' | 'i64' | 'ptr';
+  export function dlopen<const Names extends string>(
+    path: string,
+    symbols: Record<Names, { args: CType[]; returns: 'i32' }>,
+  ): { symbols: Record<Names, (...args: (number | NodeJS.TypedArray | null)[]) => number> };
+}

@@ -1,0 +1,184 @@
+// Answers the daemon: one stream, one request, one handler. What commands there are outlives the channel that asked for them.
+import type { Channel, Stream } from '../channel/channel.ts';
+import { channelProtocol, frameType, headerBytes, writeHeader } from '../channel/frame.ts';
+import { encodeJson } from '../channel/handshake.ts';
+import type { AgentBoot, GuestRequest } from '../contract/guest.ts';
+import { Call } from './call.ts';
+import { Dials } from './dial.ts';
+import { Execs } from './exec.ts';
+import * as files from './files.ts';
+import { metrics } from './metrics.ts';
+import type { Platform } from './platform/platform.ts';
+import { Refusal } from './refusal.ts';
+
+export interface AgentOptions {
+  platform: Platform;
+  boot: AgentBoot;
+  /** Of the daemon, for connections of their own. */
+  socketPath: string;
+}
+
+export class Agent {
+  readonly #options: AgentOptions;
+  readonly #execs: Execs;
+  readonly #dials: Dials;
+
+  constructor(options: AgentOptions) {
+    this.#options = options;
+    const { platform } = options;
+    const own = { uid: process.getuid?.() ?? 0, gid: process.getgid?.() ?? 0 };
+    this.#dials = new Dials(platform);
+    this.#execs = new Execs({
+      platform,
+      own,
+      openDirect: (id) => {
+        this.#mustBeDirect();
+        return platform.openDirect(options.socketPath, this.#bulkHello(id));
+      },
+    });
+  }
+
+  /** What this agent can do, for its hello. */
+  get caps(): string[] {
+    const { abilities } = this.#options.platform;
+    return [
+      ...(abilities.pty ? ['pty'] : []),
+      ...(abilities.direct ? ['direct'] : []),
+      ...(abilities.users ? ['users'] : []),
+    ];
+  }
+
+  serve(channel: Channel): void {
+    channel.onStream = (stream) => this.#take(stream);
+  }
+
+  /** Kills every command, with all that they started. */
+  stop(): Promise<void> {
+    return this.#execs.stop();
+  }
+
+  #take(stream: Stream): void {
+    new Call(stream, (call, request) => {
+      this.#handle(call, request).catch((thrown) => call.fail(thrown, String(request?.op)));
+    });
+  }
+
+  async #handle(call: Call, request: GuestRequest): Promise<void> {
+    switch (request.op) {
+      case 'exec':
+        return this.#execs.start(call, request);
+      case 'attach':
+        return this.#execs.attach(call, request);
+      case 'signal':
+        this.#execs.signal(request);
+        return done(call);
+      case 'execs':
+        call.reply({ type: 'execs', execs: this.#execs.list() });
+        return call.end();
+      case 'dial':
+        return this.#dials.dial(call, request);
+      case 'stat':
+        return files.stat(call, request);
+      case 'list':
+        return files.list(call, request);
+      case 'search':
+        return files.search(call, request);
+      case 'read':
+        return files.readFile(call, request, (id) => this.#openBulk(id));
+      case 'write':
+        return files.writeFile(call, request);
+      case 'mkdir':
+        files.mkdir(request);
+        return done(call);
+      case 'remove':
+        await files.remove(request);
+        return done(call);
+      case 'rename':
+        files.rename(request);
+        return done(call);
+      case 'chmod':
+        files.chmod(request);
+        return done(call);
+      case 'replace':
+        return done(call, { count: await files.replace(request) });
+      case 'pack': {
+        const { pack } = await import('./tar.ts');
+        return pack(call, request);
+      }
+      case 'unpack': {
+        const { unpack } = await import('./tar.ts');
+        return unpack(call, request);
+      }
+      case 'metrics':
+        call.reply(metrics());
+        return call.end();
+      case 'ping':
+        call.reply({ type: 'pong' });
+        return call.end();
+      default:
+        request satisfies never;
+        throw new Refusal(
+          'unsupported',
+          'this agent does not know that request; it is older than the daemon',
+        );
+    }
+  }
+
+  /** A connection of its own for a file's bytes, written as fast as the daemon reads. */
+  async #openBulk(id: string): Promise<files.ReadTarget> {
+    this.#mustBeDirect();
+    const connection = await this.#options.platform.connectUnix(
+      this.#options.socketPath,
+      AbortSignal.timeout(10_000),
+    );
+    let closed = false;
+    let wake = () => {};
+    connection.onDrain = () => wake();
+    connection.onClose = () => {
+      closed = true;
+      wake();
+    };
+    connection.onData = () => {};
+    connection.send(this.#bulkHello(id));
+    return {
+      async send(bytes) {
+        if (!connection.send(bytes) && !closed) {
+          await new Promise<void>((resolve) => {
+            wake = resolve;
+          });
+        }
+        if (closed) throw new Refusal('io', 'the connection for the bytes was closed');
+      },
+      end: () => connection.end(),
+    };
+  }
+
+  #mustBeDirect(): void {
+    if (!this.#options.platform.abilities.direct)
+      throw new Refusal('unsupported', 'no connections for bytes alone here');
+  }
+
+  #bulkHello(id: string): Uint8Array {
+    const payload = encodeJson({
+      v: [channelProtocol.min, channelProtocol.max],
+      token: this.#options.boot.token,
+      bulk: id,
+    });
+    const bytes = new Uint8Array(headerBytes + payload.length);
+    writeHeader(bytes, 0, {
+      type: frameType.hello,
+      flags: 0,
+      lane: 0,
+      stream: 0,
+      length: payload.length,
+      offset: 0,
+    });
+    bytes.set(payload, headerBytes);
+    return bytes;
+  }
+}
+
+function done(call: Call, more: { count?: number } = {}): void {
+  call.reply({ type: 'done', ...more });
+  call.end();
+}

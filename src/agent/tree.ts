@@ -1,0 +1,148 @@
+// Finds and signals every process of a command: its group and session, its descendants, and what left all that but still carries the command's mark.
+// /proc is the only witness; where it cannot be read, the process group is all there is.
+import { readdirSync, readFileSync } from 'node:fs';
+import type { Platform } from './platform/platform.ts';
+
+/** In the environment of every command, inherited by whatever it starts. */
+export const markName = 'GLOVEBOX_EXEC_ID';
+
+/** A process that cannot be mistaken for a later one with the same number. */
+export interface ProcessId {
+  pid: number;
+  /** In ticks since boot; undefined where /proc is missing. */
+  startedAt: number | undefined;
+}
+
+interface Process {
+  pid: number;
+  state: string;
+  parent: number;
+  group: number;
+  session: number;
+  startedAt: number;
+}
+
+/** Identifies a living child of ours. */
+export function identify(pid: number): ProcessId {
+  return { pid, startedAt: readProcess(pid)?.startedAt };
+}
+
+/** The living processes of a command, its own first if it lives. */
+export function membersOf(root: ProcessId, mark: string, platform: Platform): ProcessId[] {
+  const table = new Map<number, Process>();
+  for (const name of listProc()) {
+    const found = readProcess(name);
+    if (found !== undefined) table.set(found.pid, found);
+  }
+  const members = new Map<number, Process>();
+  const leader = table.get(root.pid);
+  // The number belongs to another process now, and so do the group and session of that name.
+  const reused = leader !== undefined && leader.startedAt !== root.startedAt;
+  const needle = `${markName}=${mark}`;
+  for (const process of table.values()) {
+    const named = process.group === root.pid || process.session === root.pid || process.pid === root.pid;
+    const older = root.startedAt === undefined || process.startedAt < root.startedAt;
+    if ((named && !reused) || (!older && hasMark(process.pid, needle, platform)))
+      members.set(process.pid, process);
+  }
+  for (let grown = true; grown; ) {
+    grown = false;
+    for (const process of table.values()) {
+      if (members.has(process.parent) && !members.has(process.pid)) {
+        members.set(process.pid, process);
+        grown = true;
+      }
+    }
+  }
+  return [...members.values()]
+    .filter((it) => it.state !== 'Z' && it.state !== 'X')
+    .map(({ pid, startedAt }) => ({ pid, startedAt }));
+}
+
+/** False when the process is gone. A process that we may not signal counts as there. */
+export function signalProcess(target: ProcessId, signal: NodeJS.Signals, platform: Platform): boolean {
+  if (target.startedAt !== undefined && readProcess(target.pid)?.startedAt !== target.startedAt) return false;
+  return deliver(target.pid, signal, platform);
+}
+
+/** False when the group has no process left. */
+export function signalGroup(group: number, signal: NodeJS.Signals, platform: Platform): boolean {
+  return deliver(-group, signal, platform);
+}
+
+function deliver(target: number, signal: NodeJS.Signals, platform: Platform): boolean {
+  try {
+    process.kill(target, signal);
+    return true;
+  } catch (thrown) {
+    if ((thrown as NodeJS.ErrnoException).code !== 'EPERM') return false;
+  }
+  // An agent may become another user without being allowed to signal that user's processes.
+  const owner = ownerOf(Math.abs(target));
+  if (owner === undefined) return true;
+  try {
+    platform.as(owner, () => process.kill(target, signal));
+  } catch {
+    // Not ours to signal, then.
+  }
+  return true;
+}
+
+function hasMark(pid: number, needle: string, platform: Platform): boolean {
+  try {
+    return environHas(pid, needle);
+  } catch (thrown) {
+    const code = (thrown as NodeJS.ErrnoException).code;
+    if (code !== 'EACCES' && code !== 'EPERM') return false;
+  }
+  const owner = ownerOf(pid);
+  if (owner === undefined) return false;
+  try {
+    return platform.as(owner, () => environHas(pid, needle));
+  } catch {
+    return false;
+  }
+}
+
+function environHas(pid: number, needle: string): boolean {
+  const environ = readFileSync(`/proc/${pid}/environ`, 'latin1');
+  return environ.startsWith(`${needle}\0`) || environ.includes(`\0${needle}\0`);
+}
+
+function ownerOf(pid: number): { uid: number; gid: number } | undefined {
+  try {
+    const status = readFileSync(`/proc/${pid}/status`, 'latin1');
+    const uid = /^Uid:\s+(\d+)/m.exec(status)?.[1];
+    const gid = /^Gid:\s+(\d+)/m.exec(status)?.[1];
+    return uid === undefined || gid === undefined ? undefined : { uid: Number(uid), gid: Number(gid) };
+  } catch {
+    return undefined;
+  }
+}
+
+function listProc(): number[] {
+  try {
+    return readdirSync('/proc').map(Number).filter(Number.isInteger);
+  } catch {
+    return [];
+  }
+}
+
+function readProcess(pid: number): Process | undefined {
+  let text: string;
+  try {
+    text = readFileSync(`/proc/${pid}/stat`, 'latin1');
+  } catch {
+    return undefined;
+  }
+  // The name in parentheses may hold anything, spaces and parentheses included.
+  const [state = '', parent, group, session, ...rest] = text.slice(text.lastIndexOf(')') + 2).split(' ');
+  return {
+    pid,
+    state,
+    parent: Number(parent),
+    group: Number(group),
+    session: Number(session),
+    startedAt: Number(rest[15]),
+  };
+}

@@ -1,0 +1,13 @@
+// The constants of the guest protocol that both ends need while they run. Apart from guest.ts, whose schemas have no place in the agent.
+
+/** The generation of this protocol. Frozen once released: a change that an older end cannot follow gets a new number. */
+export const guestProtocol = 1;
+
+/** Arguments and environment of one command together may reach the kernel's own limit of about 2 MiB. */
+export const messageBytesMax = 4 * 1024 * 1024;
+
+/** Lanes of a stream. On `exec` streams from the daemon, `data` is stdin; from the agent, stdout (or the terminal's output). */
+export const laneOf = { message: 0, data: 1, stderr: 2 } as const;
+
+/** The name under which the bundle and the daemon's socket appear in every guest. */
+export const guestFolder = '/.glovebox';
