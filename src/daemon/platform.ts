@@ -35,7 +35,7 @@ export async function openPlatform(config: Config, log: Log): Promise<Platform> 
     idShift: asRoot ? { uidBase: idBase, gidBase: idBase } : null,
     inUse: () => store.sandboxes().map(({ info }) => info.image),
   });
-  const runtimes = runtimesOf(config, images, await ensureAgentBundle(), undo);
+  const runtimes = runtimesOf(config, images, await ensureAgentBundle(config.home), undo);
   const sandboxes = await Sandboxes.open({
     runtimes,
     defaultRuntime: config.runtime.type,
