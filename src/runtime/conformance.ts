@@ -11,6 +11,7 @@ import { networkInterfaces } from 'node:os';
 import { join } from 'node:path';
 import { Readable } from 'node:stream';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
+import { agentCommand } from '../agent/bundle.ts';
 import { type AgentBoot, guestProtocol } from '../contract/guest.ts';
 import type { Guest } from '../guest/guest.ts';
 import { Failure } from '../lib/failure.ts';
@@ -28,8 +29,6 @@ export interface ConformanceHarness {
   images: { shell: string; scratch: string };
   /** What the first of them says about commands. */
   defaults: ImageDefaults;
-  /** How a guest runs Bun from the agent's folder, and where it finds libc there. */
-  bun: { command: readonly string[]; libc: string };
   /** Host folders below which each machine gets one of its own. */
   folders: { run: string; state: string };
   /** Ids of the host's processes in a machine. */
@@ -52,6 +51,16 @@ interface Ran {
   stdout: string;
   stderr: string;
 }
+
+/** How a guest runs Bun from the agent's folder, and where its libc lies there: so the image needs nothing for the probes. */
+const bun = (() => {
+  const command = agentCommand();
+  const libraries = command[command.indexOf('--library-path') + 1];
+  return {
+    command: command.slice(0, command.findIndex((it) => it.endsWith('/bun')) + 1),
+    libc: `${libraries}/libc.so.6`,
+  };
+})();
 
 const mebibyte = 2 ** 20;
 const settleMs = 30_000;
@@ -375,12 +384,7 @@ export function runtimeConformance(
       const ask = async (calls: Argument[][]): Promise<{ value: number; errno: number }[]> => {
         const path = '/probe.js';
         await hostile.guest.write(path, Readable.from([await readFile(probeFile)]), {}, soon());
-        const ran = await run(hostile.guest, [
-          ...harness.bun.command,
-          path,
-          harness.bun.libc,
-          JSON.stringify(calls),
-        ]);
+        const ran = await run(hostile.guest, [...bun.command, path, bun.libc, JSON.stringify(calls)]);
         expect(ran, ran.stderr).toMatchObject({ code: 0 });
         return JSON.parse(ran.stdout);
       };
@@ -398,7 +402,7 @@ export function runtimeConformance(
         // The other sandbox listens on the same port of its own loopback.
         const listen = `require("net").createServer((it) => it.end("no")).listen(${host.port}, "0.0.0.0", () => console.log("ready"))`;
         const server = await other.guest.exec(
-          { execId: 'server', argv: [...harness.bun.command, '-e', listen], env: {}, stdin: 'none' },
+          { execId: 'server', argv: [...bun.command, '-e', listen], env: {}, stdin: 'none' },
           soon(),
         );
         for await (const piece of server.output) if (piece.type === 'output') break;
