@@ -31,14 +31,26 @@ export interface Route {
 
 const route = <const R extends Route>(it: R): R => it;
 
-const decimal = (max: number) =>
+/** In a query string everything is text; the description shows what it stands for. */
+const shownAs = (type: 'integer' | 'boolean', minimum?: number) => ({
+  type,
+  minimum,
+  pattern: undefined,
+  enum: undefined,
+});
+const digits = (min: number, max: number) =>
   z
     .string()
     .regex(/^(0|[1-9]\d{0,15})$/, 'must be a whole number')
     .transform(Number)
-    .refine((it) => it <= max, `must be at most ${max}`);
-const positive = (max: number) => decimal(max).refine((it) => it >= 1, 'must be at least 1');
-const flag = z.enum(['true', 'false', '1', '0']).transform((it) => it === 'true' || it === '1');
+    .refine((it) => it >= min && it <= max, `must be from ${min} to ${max}`)
+    .meta(shownAs('integer', min));
+const decimal = (max: number) => digits(0, max);
+const positive = (max: number) => digits(1, max);
+const flag = z
+  .enum(['true', 'false', '1', '0'])
+  .transform((it) => it === 'true' || it === '1')
+  .meta(shownAs('boolean'));
 const offset = decimal(Number.MAX_SAFE_INTEGER);
 const path = z.string().min(1).max(16_384);
 const paths = z.object({ path: z.array(path).max(10_000).default([]) });

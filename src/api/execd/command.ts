@@ -9,7 +9,7 @@ import type { ApiOptions, Handlers } from '../handlers.ts';
 import { EventStream } from './events.ts';
 import { Lines } from './lines.ts';
 import { heldOutput } from './output.ts';
-import { expandPath } from './paths.ts';
+import { expandVariables } from './paths.ts';
 
 type CommandHandlers = Handlers<'ping' | 'runCommand' | 'interruptCommand' | 'commandStatus' | 'commandLogs'>;
 
@@ -96,7 +96,7 @@ async function start(
         stdin: 'none',
         env: Object.fromEntries(env),
         background: background ?? false,
-        ...(cwd == null ? {} : { cwd: expandPath(cwd, executions.environment()) }),
+        ...(cwd == null ? {} : { cwd: expandVariables(cwd, executions.environment()) }),
         ...(uid == null ? {} : { user: gid == null ? `${uid}` : `${uid}:${gid}` }),
         // The time is the most that a command may take, so nothing is added to it.
         ...(timeout == null ? {} : { timeoutMs: timeout, graceMs: 0 }),

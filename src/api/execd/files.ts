@@ -2,8 +2,9 @@
 import type { FileInfo } from '../../contract/execd.ts';
 import type { FileEntry } from '../../contract/guest.ts';
 import { Failure } from '../../lib/failure.ts';
+import type { Exchange } from '../exchange.ts';
 import type { ApiOptions, Handlers } from '../handlers.ts';
-import { expandPath } from './paths.ts';
+import { absolutePath } from './paths.ts';
 
 type FileHandlers = Handlers<
   | 'filesInfo'
@@ -19,58 +20,66 @@ type FileHandlers = Handlers<
 
 export function fileHandlers({ service }: ApiOptions): FileHandlers {
   /** The guest, and its reading of a path. */
-  const inside = (sandboxId: string) => {
+  const enter = ({ sandboxId, exchange }: { sandboxId: string; exchange: Exchange }) => {
     const guest = service.guest(sandboxId);
-    const environment = service.executions(sandboxId).environment();
-    return { guest, expand: (path: string) => expandPath(path, environment) };
+    const inside = { guest, environment: service.executions(sandboxId).environment() };
+    const { signal } = exchange;
+    return { guest, signal, absolute: (path: string) => absolutePath(path, inside, signal) };
   };
   return {
-    filesInfo: async ({ sandboxId, query, exchange }) => {
-      const { guest, expand } = inside(sandboxId);
+    filesInfo: async (call) => {
+      const { guest, signal, absolute } = enter(call);
+      const { query } = call;
       const infos: [string, FileInfo][] = [];
       for (const path of query.path)
-        infos.push([path, infoOf(await guest.stat(expand(path), { follow: false }, exchange.signal))]);
+        infos.push([path, infoOf(await guest.stat(await absolute(path), { follow: false }, signal))]);
       return { status: 200, json: Object.fromEntries(infos) };
     },
 
-    deleteFiles: async ({ sandboxId, query, exchange }) => {
-      const { guest, expand } = inside(sandboxId);
+    deleteFiles: async (call) => {
+      const { guest, signal, absolute } = enter(call);
+      const { query } = call;
       for (const path of query.path)
-        await guest.remove(expand(path), { recursive: false, missingOk: true }, exchange.signal);
+        await guest.remove(await absolute(path), { recursive: false, missingOk: true }, signal);
       return { status: 200 };
     },
 
-    setPermissions: async ({ sandboxId, body, exchange }) => {
-      const { guest, expand } = inside(sandboxId);
+    setPermissions: async (call) => {
+      const { guest, signal, absolute } = enter(call);
+      const { body } = call;
       for (const [path, change] of Object.entries(body))
-        await guest.chmod(expand(path), ownershipOf(change), exchange.signal);
+        await guest.chmod(await absolute(path), ownershipOf(change), signal);
       return { status: 200 };
     },
 
-    moveFiles: async ({ sandboxId, body, exchange }) => {
-      const { guest, expand } = inside(sandboxId);
-      for (const { src, dest } of body) await guest.rename(expand(src), expand(dest), exchange.signal);
+    moveFiles: async (call) => {
+      const { guest, signal, absolute } = enter(call);
+      const { body } = call;
+      for (const { src, dest } of body) await guest.rename(await absolute(src), await absolute(dest), signal);
       return { status: 200 };
     },
 
-    searchFiles: async ({ sandboxId, query, exchange }) => {
-      const { guest, expand } = inside(sandboxId);
-      const found = await guest.search(expand(query.path), query.pattern, {}, exchange.signal);
+    searchFiles: async (call) => {
+      const { guest, signal, absolute } = enter(call);
+      const { query } = call;
+      const found = await guest.search(await absolute(query.path), query.pattern, {}, signal);
       return { status: 200, json: found.map(infoOf) };
     },
 
-    replaceContents: async ({ sandboxId, query, body, exchange }) => {
-      const { guest, expand } = inside(sandboxId);
+    replaceContents: async (call) => {
+      const { guest, signal, absolute } = enter(call);
+      const { query, body } = call;
       const counts: [string, { replacedCount: number }][] = [];
       for (const [path, change] of Object.entries(body))
-        counts.push([path, { replacedCount: await guest.replace(expand(path), change, exchange.signal) }]);
+        counts.push([path, { replacedCount: await guest.replace(await absolute(path), change, signal) }]);
       return query.verbose ? { status: 200, json: Object.fromEntries(counts) } : { status: 200 };
     },
 
-    listDirectory: async ({ sandboxId, query, exchange }) => {
-      const { guest, expand } = inside(sandboxId);
-      const path = expand(query.path);
-      const { kind } = await guest.stat(path, { follow: false }, exchange.signal);
+    listDirectory: async (call) => {
+      const { guest, signal, absolute } = enter(call);
+      const { query } = call;
+      const path = await absolute(query.path);
+      const { kind } = await guest.stat(path, { follow: false }, signal);
       if (kind !== 'directory')
         throw new Failure('invalid', `path ${JSON.stringify(query.path)}: is a ${kind}, not a directory`, {
           hint:
@@ -78,22 +87,23 @@ export function fileHandlers({ service }: ApiOptions): FileHandlers {
               ? 'Symbolic links are not followed here: list what it points to.'
               : 'List its parent.',
         });
-      const entries =
-        query.depth === 0 ? [] : await guest.list(path, { depth: query.depth }, exchange.signal);
+      const entries = query.depth === 0 ? [] : await guest.list(path, { depth: query.depth }, signal);
       return { status: 200, json: entries.map(infoOf) };
     },
 
-    makeDirectories: async ({ sandboxId, body, exchange }) => {
-      const { guest, expand } = inside(sandboxId);
+    makeDirectories: async (call) => {
+      const { guest, signal, absolute } = enter(call);
+      const { body } = call;
       for (const [path, change] of Object.entries(body))
-        await guest.mkdir(expand(path), ownershipOf(change), exchange.signal);
+        await guest.mkdir(await absolute(path), ownershipOf(change), signal);
       return { status: 200 };
     },
 
-    deleteDirectories: async ({ sandboxId, query, exchange }) => {
-      const { guest, expand } = inside(sandboxId);
+    deleteDirectories: async (call) => {
+      const { guest, signal, absolute } = enter(call);
+      const { query } = call;
       for (const path of query.path)
-        await guest.remove(expand(path), { recursive: true, missingOk: true }, exchange.signal);
+        await guest.remove(await absolute(path), { recursive: true, missingOk: true }, signal);
       return { status: 200 };
     },
   };

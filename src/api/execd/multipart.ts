@@ -77,7 +77,7 @@ class Reader {
   async head(): Promise<string> {
     for (;;) {
       const end = this.#held.indexOf('\r\n\r\n');
-      if (Math.max(end, this.#held.length - 4) > headBytesMax)
+      if ((end < 0 ? this.#held.length : end) > headBytesMax)
         throw new Failure('invalid', `multipart: the head of a part is longer than ${headBytesMax} bytes`);
       if (end < 0) {
         await this.#more();

@@ -11,7 +11,7 @@ import { checked } from '../exchange.ts';
 import type { ApiOptions, Handlers } from '../handlers.ts';
 import { Refusal } from '../refusal.ts';
 import type { Wire } from '../wire.ts';
-import { expandPath } from './paths.ts';
+import { expandVariables } from './paths.ts';
 import { framed } from './processes.ts';
 
 type PtyHandlers = Handlers<'createPty' | 'getPty' | 'deletePty' | 'attachPty'>;
@@ -52,7 +52,9 @@ export function ptyHandlers({ service }: ApiOptions): PtyHandlers {
     createPty: ({ sandboxId, body }) => {
       service.guest(sandboxId);
       const id = randomBytes(16).toString('hex');
-      const cwd = body.cwd ? expandPath(body.cwd, service.executions(sandboxId).environment()) : undefined;
+      const cwd = body.cwd
+        ? expandVariables(body.cwd, service.executions(sandboxId).environment())
+        : undefined;
       prepared.set(id, { sandboxId, cwd, command: body.command || shellLine });
       for (const oldest of prepared.keys()) {
         if (prepared.size <= preparedMax) break;
@@ -93,7 +95,9 @@ export function ptyHandlers({ service }: ApiOptions): PtyHandlers {
       attached.set(id, wire);
       wire.onMessage((message) => takeMessage(execution, wire, message));
       try {
-        await sendOutput(execution, id, query.since, wire);
+        // To the client that started it, all of the output is new.
+        const present = terminal ? 0 : execution.info.end;
+        await sendOutput(execution, { id, since: query.since, present }, wire);
       } finally {
         if (attached.get(id) === wire) attached.delete(id);
       }
@@ -147,14 +151,14 @@ async function quietly(signalled: Promise<void>): Promise<void> {
   }
 }
 
+/** Output from `since` up to `present` is shown as what was before, all behind it as it comes. */
 async function sendOutput(
   execution: Execution,
-  id: string,
-  since: number | undefined,
+  { id, since, present }: { id: string; since: number | undefined; present: number },
   wire: Wire,
 ): Promise<void> {
   const { signal } = wire;
-  const { end: present, tty } = execution.info;
+  const { tty } = execution.info;
   try {
     if (since !== undefined && since < present)
       for await (const piece of execution.read(since, { follow: false }, signal)) {

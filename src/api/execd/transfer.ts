@@ -7,7 +7,7 @@ import type { ApiOptions, Handlers } from '../handlers.ts';
 import { Refusal } from '../refusal.ts';
 import { ownershipOf } from './files.ts';
 import { boundaryOf, type Part, readParts } from './multipart.ts';
-import { expandPath } from './paths.ts';
+import { absolutePath, expandHome } from './paths.ts';
 
 const metadataBytesMax = 64 * 1024;
 
@@ -24,7 +24,7 @@ export function transferHandlers({ service }: ApiOptions): TransferHandlers {
       for await (const part of readParts(exchange.body(), boundary)) {
         if (part.name === 'metadata' && metadata === undefined) metadata = await metadataIn(part);
         else if (part.name === 'file' && metadata !== undefined) {
-          const path = expandPath(metadata.path, environment);
+          const path = await absolutePath(metadata.path, { guest, environment }, exchange.signal);
           await guest.write(path, part.bytes, ownershipOf(metadata), exchange.signal);
           metadata = undefined;
           files += 1;
@@ -42,7 +42,8 @@ export function transferHandlers({ service }: ApiOptions): TransferHandlers {
 
     downloadFile: async ({ sandboxId, query, exchange }) => {
       const guest = service.guest(sandboxId);
-      const path = expandPath(query.path, service.executions(sandboxId).environment());
+      const environment = service.executions(sandboxId).environment();
+      const path = await absolutePath(query.path, { guest, environment }, exchange.signal);
       const { range } = exchange.request.headers;
       const name = { 'Content-Disposition': dispositionOf(posix.basename(path)) };
       if (query.offset !== undefined || query.limit !== undefined) {
@@ -66,14 +67,18 @@ export function transferHandlers({ service }: ApiOptions): TransferHandlers {
       };
     },
 
-    packArchive: async ({ sandboxId, query, exchange }) => ({
-      status: 200,
-      type: 'application/x-tar',
-      bytes: await service.guest(sandboxId).pack(query.path, exchange.signal),
-    }),
+    packArchive: async ({ sandboxId, query, exchange }) => {
+      const guest = service.guest(sandboxId);
+      const environment = service.executions(sandboxId).environment();
+      const path = await expandHome(query.path, { guest, environment }, exchange.signal);
+      return { status: 200, type: 'application/x-tar', bytes: await guest.pack(path, exchange.signal) };
+    },
 
     unpackArchive: async ({ sandboxId, query, exchange }) => {
-      await service.guest(sandboxId).unpack(query.path, exchange.body(), {}, exchange.signal);
+      const guest = service.guest(sandboxId);
+      const environment = service.executions(sandboxId).environment();
+      const path = await expandHome(query.path, { guest, environment }, exchange.signal);
+      await guest.unpack(path, exchange.body(), {}, exchange.signal);
       return { status: 204 };
     },
   };
