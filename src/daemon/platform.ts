@@ -7,7 +7,6 @@ import { ImageStore } from '../image/store.ts';
 import type { Log } from '../lib/log.ts';
 import { BubblewrapRuntime } from '../runtime/bubblewrap/bubblewrap.ts';
 import { DockerRuntime } from '../runtime/docker/docker.ts';
-import { MemoryRuntime } from '../runtime/memory/memory.ts';
 import type { Runtime } from '../runtime/runtime.ts';
 import { Sandboxes } from '../sandbox/sandboxes.ts';
 import { openSqliteStore } from '../store/sqlite/sqlite.ts';
@@ -35,7 +34,7 @@ export async function openPlatform(config: Config, log: Log): Promise<Platform> 
     idShift: asRoot ? { uidBase: idBase, gidBase: idBase } : null,
     inUse: () => store.sandboxes().map(({ info }) => info.image),
   });
-  const runtimes = runtimesOf(config, images, await ensureAgentBundle(config.home), undo);
+  const runtimes = await runtimesOf(config, images, await ensureAgentBundle(config.home), undo);
   const sandboxes = await Sandboxes.open({
     runtimes,
     defaultRuntime: config.runtime.type,
@@ -55,12 +54,12 @@ export async function openPlatform(config: Config, log: Log): Promise<Platform> 
   return { sandboxes, images, [Symbol.asyncDispose]: () => opened.disposeAsync() };
 }
 
-function runtimesOf(
+async function runtimesOf(
   config: Config,
   images: ImageStore,
   agentFolder: string,
   undo: AsyncDisposableStack,
-): Map<string, Runtime> {
+): Promise<Map<string, Runtime>> {
   const homeId = homeIdOf(config.home);
   const { docker } = config;
   const runtimes: Runtime[] = [
@@ -90,6 +89,9 @@ function runtimesOf(
     ),
   ];
   // No walls at all: only when the configuration names it.
-  if (config.runtime.type === 'memory') runtimes.push(new MemoryRuntime({ acknowledgeNoIsolation: true }));
+  if (config.runtime.type === 'memory') {
+    const { MemoryRuntime } = await import('../runtime/memory/memory.ts');
+    runtimes.push(new MemoryRuntime({ acknowledgeNoIsolation: true }));
+  }
   return new Map(runtimes.map((runtime) => [runtime.name, runtime]));
 }
