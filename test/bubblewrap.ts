@@ -5,6 +5,7 @@ import {
   chmodSync,
   cpSync,
   existsSync,
+  globSync,
   mkdirSync,
   mkdtempSync,
   readdirSync,
@@ -18,7 +19,7 @@ import { join } from 'node:path';
 import { type BubblewrapOptions, BubblewrapRuntime } from '../src/runtime/bubblewrap/bubblewrap.ts';
 import { hostIdBase } from '../src/runtime/bubblewrap/rootfs.ts';
 import type { Machine, MachineSpec } from '../src/runtime/runtime.ts';
-import { leftovers, until } from './daemon.ts';
+import { until } from './daemon.ts';
 import { rootfsTar, type TestImage } from './images.ts';
 
 const settleMs = 30_000;
@@ -106,16 +107,25 @@ export class BubblewrapHome {
     }
   }
 
-  /** Everything of this home on the host, chains that only wait included. */
+  /** Everything of this home on the host: processes (chains that only wait included), mounts, control groups, folders of machines. */
   left(): string[] {
     const processes = readdirSync('/proc').filter(
-      (name) => /^\d+$/.test(name) && commandOf(name).includes(this.homeId),
+      (name) => /^\d+$/.test(name) && Number(name) !== process.pid,
     );
+    const marked = processes.filter((pid) => this.#bearsMark(pid));
+    const mounts = textOf('/proc/self/mountinfo')
+      .split('\n')
+      .filter((line) => line.includes(this.folder));
     return [
-      ...leftovers(this.folder).filter((it) => !it.startsWith('folder')),
-      ...processes.map((pid) => `process ${pid}: ${commandOf(pid)}`),
-      ...readdirSync(join(this.folder, 'machines')),
+      ...marked.map((pid) => `process ${pid}: ${textOf(`/proc/${pid}/cmdline`)}`),
+      ...mounts.map((line) => `mount ${line}`),
+      ...globSync(`/sys/fs/cgroup/{,*/}glovebox/${this.homeId}/*/`).map((path) => `cgroup ${path}`),
+      ...readdirSync(join(this.folder, 'machines')).map((name) => `machine ${name}`),
     ];
+  }
+
+  #bearsMark(pid: string): boolean {
+    return ['cmdline', 'cgroup'].some((name) => textOf(`/proc/${pid}/${name}`).includes(this.homeId));
   }
 
   /** Fails if anything of this home stays; then removes the home itself. */
@@ -136,9 +146,9 @@ export async function removeAll(machines: readonly Machine[]): Promise<void> {
   await Promise.all(machines.map((machine) => machine.remove(soon())));
 }
 
-function commandOf(pid: string): string {
+function textOf(path: string): string {
   try {
-    return readFileSync(`/proc/${pid}/cmdline`, 'utf8').replaceAll('\0', ' ');
+    return readFileSync(path, 'utf8').replaceAll('\0', ' ');
   } catch {
     return '';
   }

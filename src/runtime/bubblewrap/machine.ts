@@ -37,6 +37,7 @@ export class BubblewrapMachine implements Machine {
   readonly exited: Promise<MachineExit>;
   readonly pausing?: Pausing;
   readonly #traces: MachineTraces;
+  readonly #watch: ProcessWatch | undefined;
   readonly #onRemoved: () => void;
   #removing: Promise<void> | undefined;
 
@@ -44,6 +45,7 @@ export class BubblewrapMachine implements Machine {
     this.id = options.id;
     this.image = options.image;
     this.#traces = options.traces;
+    this.#watch = 'watch' in options.end ? options.end.watch : undefined;
     this.#onRemoved = options.onRemoved;
     const { cgroup } = options.traces;
     this.paused = cgroup?.frozen ?? false;
@@ -63,6 +65,7 @@ export class BubblewrapMachine implements Machine {
 
   async #remove(signal: AbortSignal): Promise<void> {
     await removeTraces(this.#traces, signal);
+    this.#watch?.look();
     this.#onRemoved();
   }
 

@@ -12,11 +12,12 @@ export class ProcessWatch {
   ended(identity: ProcessIdentity): Promise<void> {
     return new Promise((resolve) => {
       this.#waiting.set(identity, resolve);
-      this.#timer ??= setInterval(() => this.#look(), everyMs).unref();
+      this.#timer ??= setInterval(() => this.look(), everyMs).unref();
     });
   }
 
-  #look(): void {
+  /** Looks at once, for someone who knows that something has ended. */
+  look(): void {
     for (const [identity, resolve] of this.#waiting) {
       if (isAlive(identity)) continue;
       this.#waiting.delete(identity);
