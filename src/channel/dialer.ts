@@ -16,7 +16,7 @@ export interface BackOff {
 }
 
 /** For sockets on the same machine: a restarted daemon is found quickly, and nobody else is bothered. */
-export const localBackOff: BackOff = { firstMs: 20, capMs: 2_000 };
+export const localBackOff: BackOff = { firstMs: 20, capMs: 500 };
 export const remoteBackOff: BackOff = { firstMs: 250, capMs: 30_000 };
 
 export interface DialerOptions {

@@ -69,6 +69,7 @@ export class Life {
   #door: AgentDoor | undefined;
   #guest: Guest | undefined;
   #gone = false;
+  #rejoined: Promise<void> = Promise.resolve();
   #image: ImageDefaults = { env: {}, entrypoint: [] };
 
   constructor(record: SandboxRecord, options: LifeOptions) {
@@ -366,8 +367,15 @@ export class Life {
       const paused = machine.paused;
       if (paused) this.#door?.hold();
       this.#transition(paused ? 'Paused' : 'Running', 'adopted', 'found again after the daemon started');
-      void this.#rejoin(machine);
+      const rejoining = this.#rejoin(machine);
+      // A frozen agent dials in when it is thawed.
+      if (!paused) this.#rejoined = rejoining;
     });
+  }
+
+  /** Resolves when an adopted sandbox can be used again, or it is known that it cannot. */
+  get rejoined(): Promise<void> {
+    return this.#rejoined;
   }
 
   /** Waits for the agent to dial in again, then takes up its commands. */

@@ -2,6 +2,7 @@
 import { randomBytes, randomUUID } from 'node:crypto';
 import { mkdir, readdir, realpath, rm } from 'node:fs/promises';
 import { isAbsolute, join, sep } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
 import { nameLabel } from '../contract/admin.ts';
 import type { Guest } from '../guest/guest.ts';
 import { Failure } from '../lib/failure.ts';
@@ -15,6 +16,8 @@ import type { CreateRequest, Executions, SandboxFilter, SandboxInfo, SandboxServ
 const sweepEveryMs = 30_000;
 /** setTimeout's own limit is 2^31 ms; a later expiry is looked at again. */
 const timerMs = { max: 24 * 60 * 60 * 1000 };
+/** A daemon that starts waits so long for the agents of running sandboxes; they look for it several times a second. */
+const rejoinDeadlineMs = 10_000;
 /** Sandboxes in all; the memory of the host ends long before. */
 const sandboxesMax = 10_000;
 
@@ -48,6 +51,8 @@ export class Sandboxes implements SandboxService {
     const sandboxes = new Sandboxes(options);
     for (const record of options.store.sandboxes()) sandboxes.#add(record);
     await sandboxes.#sweep();
+    const rejoined = [...sandboxes.#lives.values()].map((life) => life.rejoined);
+    await Promise.race([Promise.all(rejoined), delay(rejoinDeadlineMs, undefined, { ref: false })]);
     return sandboxes;
   }
 
