@@ -170,6 +170,34 @@ describe.runIf(present)('machines on the Docker engine', () => {
     expect(docker('volume', 'ls', '-q')).not.toContain(volumes[0].Name);
   });
 
+  test.each([
+    [
+      'python with threads and children',
+      'python3 -c "import subprocess, threading; t = threading.Thread(target=print); t.start(); t.join(); subprocess.check_call([\'true\'])"',
+    ],
+    [
+      'apt, as its own user',
+      'mkdir /repo && : >/repo/Packages && echo "deb [trusted=yes] file:/repo ./" >/etc/apt/sources.list && apt-get update && apt-get check',
+    ],
+    [
+      'dpkg',
+      'mkdir -p /p/DEBIAN && printf "Package: p\\nVersion: 1\\nArchitecture: all\\nMaintainer: a\\nDescription: d\\n" >/p/DEBIAN/control && dpkg-deb -b /p /p.deb && dpkg -i /p.deb',
+    ],
+    [
+      'adding and becoming a user',
+      'useradd -m ada && su ada -c "test $(id -u) -ge 0 && touch ~/x" && chown nobody /home/ada/x',
+    ],
+    ['job control and links', 'sleep 1 & kill %1; mkfifo /f && ln -s /f /g && ln /f /h && sync'],
+  ])('%s work behind the walls', async (_what, line) => {
+    const spec = specOf({ image: dockerImage('debian') });
+    const machine = await runtimeWith().create(spec, never);
+    try {
+      docker('exec', `glovebox-${spec.id}`, 'bash', '-mec', line);
+    } finally {
+      await machine.remove(never);
+    }
+  });
+
   test('the configuration weakens or changes only what it names', async () => {
     const spec = specOf({ limits: { pids: 33 } });
     const runtime = runtimeWith({

@@ -28,8 +28,9 @@ const ifAtLeast = (value: number, jt: number, jf: number): Instruction => [0x35,
 const answer = (value: number): Instruction => [0x06, 0, 0, value];
 
 const allow = answer(0x7fff_0000);
-const refuse = answer(0x0005_0000 | errnoRefused);
-const missing = answer(0x0005_0000 | errnoMissing);
+const fail = (errno: number) => answer(0x0005_0000 | errno);
+const refuse = fail(errnoRefused);
+const missing = fail(errnoMissing);
 const killProcess = answer(0x8000_0000);
 
 /** The filter for one architecture. Calls of any other kill the process: their numbers mean other calls. */
@@ -88,9 +89,13 @@ function leaf(verdict: Verdict): Instruction[] {
   if (verdict === 'allow') return [allow];
   if (verdict === 'refuse') return [refuse];
   if (verdict === 'missing') return [missing];
-  if ('allowIf' in verdict) return [...verdict.allowIf.flatMap((it) => whenAll(it, allow)), refuse];
+  if ('allowIf' in verdict) {
+    return [...verdict.allowIf.flatMap((it) => whenAll(it.filter(isTest), allow)), fail(verdict.errno)];
+  }
   return [...verdict.refuseIf.flatMap((it) => whenAll([it], refuse)), allow];
 }
+
+const isTest = (it: ArgumentTest | undefined): it is ArgumentTest => it !== undefined;
 
 /** Gives the answer when every test holds, else falls through to what follows. */
 function whenAll(tests: readonly ArgumentTest[], then: Instruction): Instruction[] {

@@ -21,18 +21,7 @@ export function seccompDockerProfile(): object {
   for (const arch of seccompArchs) for (const it of syscallsOf(arch)) verdicts.set(it.name, it.verdict);
   const names = (wanted: Verdict) => [...verdicts].filter((it) => it[1] === wanted).map((it) => it[0]);
   const checks = [...verdicts].flatMap(([name, verdict]) =>
-    alternatives(verdict).map(
-      (tests): DockerRule => ({
-        names: [name],
-        action: 'SCMP_ACT_ALLOW',
-        args: tests.map(({ arg, mask, value }) => ({
-          index: arg,
-          op: 'SCMP_CMP_MASKED_EQ',
-          value: mask,
-          valueTwo: value,
-        })),
-      }),
-    ),
+    typeof verdict === 'string' ? [] : checksOf(name, verdict),
   );
   const rules: DockerRule[] = [
     { names: names('allow'), action: 'SCMP_ACT_ALLOW' },
@@ -52,18 +41,38 @@ export function seccompDockerProfile(): object {
   };
 }
 
-function alternatives(verdict: Verdict): (readonly ArgumentTest[])[] {
-  if (typeof verdict === 'string') return [];
-  if ('allowIf' in verdict) return [...verdict.allowIf];
-  return complement(verdict.refuseIf).map((it) => [it]);
+function checksOf(name: string, verdict: Exclude<Verdict, string>): DockerRule[] {
+  const rule = (tests: readonly (ArgumentTest | undefined)[], errno?: number): DockerRule => ({
+    names: [name],
+    ...(errno === undefined ? { action: 'SCMP_ACT_ALLOW' } : { action: 'SCMP_ACT_ERRNO', errnoRet: errno }),
+    args: tests
+      .filter((it) => it !== undefined)
+      .map(({ arg, mask, value }) => ({
+        index: arg,
+        op: 'SCMP_CMP_MASKED_EQ',
+        value: mask,
+        valueTwo: value,
+      })),
+  });
+  if ('refuseIf' in verdict) return complement(verdict.refuseIf).map((it) => rule([it]));
+  const { allowIf, errno } = verdict;
+  const allowed = allowIf.map((it) => rule(it));
+  // The default of the profile catches the rest, unless the error is another one.
+  if (errno === errnoRefused) return allowed;
+  const others = complement(allowIf.map(([first]) => first)).map((it) => rule([it], errno));
+  const halves = allowIf.flatMap(([first, second]) =>
+    second === undefined ? [] : complement([second]).map((it) => rule([first, it], errno)),
+  );
+  return [...allowed, ...others, ...halves];
 }
 
 /**
- * Tests of which one holds exactly when none of the given holds. The engine can only list what is allowed, and "not equal" compares 64 bits
- * where the kernel reads 32, so that a set high bit would slip through. Hence one test for each way to leave the common path of the values.
+ * Tests of which one holds exactly when none of the given holds; those must look at one argument and at all of its bits. The engine takes
+ * no "unless", and its "not equal" compares 64 bits where the kernel reads 32, so that a set high bit would slip through. Hence one test for
+ * each way to leave the common path of the values.
  */
-function complement(refused: readonly ArgumentTest[]): ArgumentTest[] {
-  const arg = refused[0]?.arg ?? 0;
+function complement(tests: readonly ArgumentTest[]): ArgumentTest[] {
+  const arg = tests[0]?.arg ?? 0;
   const walk = (values: number[], bit: number, mask: number, value: number): ArgumentTest[] => {
     if (values.length === 0) return [{ arg, mask, value }];
     if (bit < 0) return [];
@@ -71,10 +80,6 @@ function complement(refused: readonly ArgumentTest[]): ArgumentTest[] {
     const [set, clear] = [values.filter((it) => (it & one) !== 0), values.filter((it) => (it & one) === 0)];
     return [...walk(clear, bit - 1, mask + one, value), ...walk(set, bit - 1, mask + one, value + one)];
   };
-  return walk(
-    refused.map((it) => it.value),
-    31,
-    0,
-    0,
-  );
+  const values = tests.map((it) => it.value);
+  return walk(values, 31, 0, 0);
 }

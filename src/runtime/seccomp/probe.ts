@@ -39,12 +39,12 @@ export const refusals: [name: string, args: number[], answer: string][] = [
   ['socket', [2, 1, 0], 'allow'],
   ['socket', [10, 1, 0], 'allow'],
   ['socket', [16, 3, 0], 'allow'],
-  ['socket', [16, 3, 12], 'EPERM'], // nfnetlink
-  ['socket', [17, 3, 0], 'EPERM'], // packet
-  ['socket', [38, 5, 0], 'EPERM'], // AF_ALG
-  ['socket', [40, 1, 0], 'EPERM'], // vsock
-  ['socket', [2 ** 32 + 40, 1, 0], 'EPERM'],
-  ['socketpair', [30, 1, 0, 0], 'EPERM'], // TIPC
+  ['socket', [16, 3, 12], 'EAFNOSUPPORT'], // nfnetlink
+  ['socket', [17, 3, 0], 'EAFNOSUPPORT'], // packet
+  ['socket', [38, 5, 0], 'EAFNOSUPPORT'], // AF_ALG
+  ['socket', [40, 1, 0], 'EAFNOSUPPORT'], // vsock
+  ['socket', [2 ** 32 + 40, 1, 0], 'EAFNOSUPPORT'],
+  ['socketpair', [30, 1, 0, 0], 'EAFNOSUPPORT'], // TIPC
   ['ioctl', [0, 0x5412, 0], 'EPERM'],
   ['ioctl', [0, 2 ** 32 + 0x5412, 0], 'EPERM'],
   ['ioctl', [0, 0x541c, 0], 'EPERM'],
@@ -61,7 +61,7 @@ export function refusalCalls(arch: SeccompArch): number[][] {
 /** What the probe printed, in the form of `refusals`, so that the two can be compared. */
 export function refusalAnswers(stdout: string): typeof refusals {
   const results = JSON.parse(stdout) as { errno: number }[];
-  const names: Record<number, string> = { 0: 'allow', 1: 'EPERM', 38: 'ENOSYS' };
+  const names: Record<number, string> = { 0: 'allow', 1: 'EPERM', 38: 'ENOSYS', 97: 'EAFNOSUPPORT' };
   return refusals.map(([name, args], at) => {
     const errno = results[at]?.errno ?? -1;
     return [name, args, names[errno] ?? `errno ${errno}`];

@@ -1,5 +1,5 @@
 // Which system calls a guest may make: one table, from which the Docker profile and the BPF program for bubblewrap are made.
-// Refused calls fail with EPERM. Calls that are unknown, obsolete, or must look absent so that libc falls back fail with ENOSYS.
+// Refused calls fail with EPERM, or with what the kernel says when it lacks the feature, where programs rely on that. Calls that are unknown, obsolete, or must look absent so that libc falls back fail with ENOSYS.
 // 32-bit and x32 calls kill the process (32-bit) or are ENOSYS (x32): their numbers and arguments mean other things.
 import { syscallNumbers } from './syscalls.ts';
 
@@ -20,17 +20,22 @@ export interface ArgumentTest {
   value: number;
 }
 
+/** One or two tests each; the first tests of all look at the same argument and have different values. */
+export type Alternatives = readonly (readonly [ArgumentTest, ArgumentTest?])[];
+
 export type Verdict =
   | 'allow'
   | 'refuse'
   | 'missing'
   /** Allowed when every test of any one list holds; otherwise refused. */
-  | { allowIf: readonly (readonly ArgumentTest[])[] }
+  | { allowIf: Alternatives; errno: number }
   /** Refused when any test holds; otherwise allowed. */
   | { refuseIf: readonly ArgumentTest[] };
 
 export const errnoRefused = 1; // EPERM
 export const errnoMissing = 38; // ENOSYS
+/** EAFNOSUPPORT: useradd and others give up on any other error when they look for the kernel's audit. */
+const errnoFamily = 97;
 
 /** Calls above this number are unknown to guests until someone has judged them here. */
 const newestReviewed = 469;
@@ -75,8 +80,11 @@ const family = { unix: 1, inet: 2, inet6: 10, netlink: 16 };
 const netlinkRoute = 0;
 
 const checked: Record<string, Verdict> = {
-  clone: { allowIf: [[{ arg: 0, mask: newNamespaces, value: 0 }]] },
-  unshare: { allowIf: [[{ arg: 0, mask: newNamespaces | newTimeNamespace, value: 0 }]] },
+  clone: { allowIf: [[{ arg: 0, mask: newNamespaces, value: 0 }]], errno: errnoRefused },
+  unshare: {
+    allowIf: [[{ arg: 0, mask: newNamespaces | newTimeNamespace, value: 0 }]],
+    errno: errnoRefused,
+  },
   socket: {
     allowIf: [
       [is(0, family.unix)],
@@ -84,10 +92,14 @@ const checked: Record<string, Verdict> = {
       [is(0, family.inet6)],
       [is(0, family.netlink), is(2, netlinkRoute)],
     ],
+    errno: errnoFamily,
   },
-  socketpair: { allowIf: [[is(0, family.unix)]] },
+  socketpair: { allowIf: [[is(0, family.unix)]], errno: errnoFamily },
   // Linux, with or without address randomisation (debuggers turn it off), and the question which it is.
-  personality: { allowIf: [[{ arg: 0, mask: ~0x0004_0000 >>> 0, value: 0 }], [is(0, all)]] },
+  personality: {
+    allowIf: [[{ arg: 0, mask: ~0x0004_0000 >>> 0, value: 0 }], [is(0, all)]],
+    errno: errnoRefused,
+  },
   // TIOCSTI and TIOCLINUX put characters into a terminal as if a person had typed them.
   ioctl: { refuseIf: [is(1, 0x5412), is(1, 0x541c)] },
 };

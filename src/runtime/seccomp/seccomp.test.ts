@@ -16,7 +16,8 @@ import {
   type Verdict,
 } from './profile.ts';
 
-type Answer = 'allow' | 'EPERM' | 'ENOSYS' | 'kill';
+type Answer = 'allow' | 'EPERM' | 'ENOSYS' | 'EAFNOSUPPORT' | 'kill';
+const errors: Record<number, Answer> = { 1: 'EPERM', 38: 'ENOSYS', 97: 'EAFNOSUPPORT' };
 interface Call {
   arch: number;
   number: number;
@@ -40,17 +41,18 @@ function interpret(program: Buffer, { arch, number, args }: Call): { answer: Ans
     else if (code === 0x05) at += k;
     else if (code === 0x15) at += accumulator === k ? jt : jf;
     else if (code === 0x35) at += accumulator >= k ? jt : jf;
-    else if (code === 0x06) return { answer: answers[k] ?? expect.fail(`answer ${k}`), steps };
+    else if (code === 0x06) return { answer: answers.get(k) ?? expect.fail(`answer ${k}`), steps };
     else expect.fail(`instruction ${code} at ${at}`);
   }
 }
 
-const answers: Record<number, Answer> = {
-  2147418112: 'allow',
-  327681: 'EPERM',
-  327718: 'ENOSYS',
-  2147483648: 'kill',
-};
+const answers = new Map<number, Answer>([
+  [0x7fff_0000, 'allow'],
+  [0x0005_0001, 'EPERM'],
+  [0x0005_0026, 'ENOSYS'],
+  [0x0005_0061, 'EAFNOSUPPORT'],
+  [0x8000_0000, 'kill'],
+]);
 const archNumber = { x86_64: 0xc000_003e, aarch64: 0xc000_00b7 };
 
 const low = (value: bigint) => Number(BigInt.asUintN(32, value));
@@ -61,7 +63,8 @@ function wanted(verdict: Verdict, args: bigint[]): Answer {
   if (verdict === 'refuse') return 'EPERM';
   if (verdict === 'missing') return 'ENOSYS';
   if ('refuseIf' in verdict) return verdict.refuseIf.some((it) => holds(it, args)) ? 'EPERM' : 'allow';
-  return verdict.allowIf.some((tests) => tests.every((it) => holds(it, args))) ? 'allow' : 'EPERM';
+  const allowed = verdict.allowIf.some((tests) => tests.every((it) => it === undefined || holds(it, args)));
+  return allowed ? 'allow' : (errors[verdict.errno] ?? expect.fail(`error ${verdict.errno}`));
 }
 
 /** Every value near what some rule looks at, with and without high bits that the kernel ignores. */
@@ -132,7 +135,7 @@ test('the Docker profile says of every call and argument what the table says', (
         ),
     );
     if (rule?.action === 'SCMP_ACT_ALLOW') return 'allow';
-    return (rule?.errnoRet ?? profile.defaultErrnoRet) === 38 ? 'ENOSYS' : 'EPERM';
+    return errors[rule?.errnoRet ?? profile.defaultErrnoRet] ?? expect.fail(`rule ${JSON.stringify(rule)}`);
   };
   for (const arch of seccompArchs) {
     for (const { name, verdict } of syscallsOf(arch)) {
