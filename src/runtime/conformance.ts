@@ -162,6 +162,10 @@ export function runtimeConformance(
       const { guest } = await start({ image: harness.images.scratch });
       const program = stated.isolation === 'none' ? '/bin/busybox' : '/busybox';
       expect(await run(guest, [program, 'echo', 'alone'])).toMatchObject({ code: 0, stdout: 'alone\n' });
+      if (stated.isolation === 'none') return;
+      await guest.write('/new/file', Readable.from([Buffer.from('kept')]), {}, soon());
+      const { bytes } = await guest.read('/new/file', {}, soon());
+      expect(String(Buffer.concat(await bytes.toArray()))).toBe('kept');
     });
 
     test('commands run as the guest’s root, and as other users where the wall can', async () => {

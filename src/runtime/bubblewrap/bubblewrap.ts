@@ -172,6 +172,7 @@ export class BubblewrapRuntime implements Runtime {
     try {
       await layOut({
         ...wanted.layout,
+        cgroupViews: this.#cgroups?.of(id).views ?? [],
         filter: systemCallFilter(),
         stateFolder,
         diskInMemory: limits.diskBytes !== undefined,
@@ -306,7 +307,7 @@ interface Start {
   limits: Limits;
   image: ImageDefaults;
   launcher: () => Launcher;
-  layout: Omit<MachineLayout, 'stateFolder' | 'diskInMemory' | 'idBase' | 'filter'>;
+  layout: Pick<MachineLayout, 'lower' | 'shared' | 'agent' | 'runFolder' | 'mounts'>;
 }
 
 function makeStateFolder(id: string, stateFolder: string): void {

@@ -27,6 +27,9 @@ const file = (path: string, text = ''): Entry => ({ path, mode: 0o644, text });
 const baseEntries: Entry[] = [
   folder('proc'),
   folder('dev'),
+  folder('sys'),
+  folder('sys/fs'),
+  folder('sys/fs/cgroup'),
   folder('.glovebox'),
   folder('.glovebox/agent'),
   folder('.glovebox/run'),

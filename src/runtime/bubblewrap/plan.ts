@@ -3,6 +3,7 @@ import { chownSync, mkdirSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { guestFolder } from '../../contract/guest.ts';
 import { Failure } from '../../lib/failure.ts';
+import type { CgroupView } from '../cgroup/cgroup.ts';
 import type { Mount } from '../runtime.ts';
 import { guestHostName } from './layers.ts';
 import { placeInside } from './rootfs.ts';
@@ -28,7 +29,7 @@ const sharedMemoryBytes = 256 * 1024 * 1024;
 const mountsMax = 64;
 const pathBytesMax = 4_095;
 /** Places that are ours to fill. */
-const reserved = ['/proc', '/dev', guestFolder];
+const reserved = ['/proc', '/dev', '/sys', guestFolder];
 
 export interface MachineLayout {
   stateFolder: string;
@@ -36,6 +37,7 @@ export interface MachineLayout {
   lower: readonly string[];
   /** Paths of the host that are mounted read-only at the same place. */
   shared: readonly string[];
+  cgroupViews: readonly CgroupView[];
   agent: { folder: string; environment: Readonly<Record<string, string>> };
   /** The system call filter, as bubblewrap reads it. */
   filter: Uint8Array;
@@ -74,6 +76,7 @@ function bwrapOptions(layout: MachineLayout, guestMounts: readonly string[]): st
     ...layout.shared.flatMap((path) => ['--ro-bind', path, path]),
     // The host's settings are read-only even where a guest's root would own a namespace's part of them.
     ...['--proc', '/proc', '--ro-bind', '/proc/sys', '/proc/sys'],
+    ...layout.cgroupViews.flatMap(({ hostPath, guestPath }) => ['--ro-bind', hostPath, guestPath]),
     ...['--dev', '/dev', '--perms', '1777', '--size', String(sharedMemoryBytes), '--tmpfs', '/dev/shm'],
     // What is written into /dev itself would be memory without a bound.
     ...['--remount-ro', '/dev'],

@@ -22,10 +22,18 @@ export interface CgroupDialect {
   make(path: string, limits: CgroupLimits): void;
   setFrozen(path: string, frozen: boolean): void;
   isFrozen(path: string): boolean;
+  /** See `Cgroup.views`. */
+  views(path: string): CgroupView[];
   /** See `Cgroup.admit`. */
   admit(path: string, guest: { pid: number; uid: number }): Promise<string[]>;
   /** How many processes the kernel has killed in this group for want of memory. */
   oomKills(path: string): number;
+}
+
+/** A folder of the host that shows a group, and where programs in the guest look for it. */
+export interface CgroupView {
+  hostPath: string;
+  guestPath: string;
 }
 
 const freezeDeadlineMs = 5_000;
@@ -87,6 +95,11 @@ export class Cgroup {
     this.#dialect = dialect;
     this.#homeId = homeId;
     this.#path = join(homeId, id);
+  }
+
+  /** What a guest may see, read-only, so that its programs know their limits and use. */
+  get views(): CgroupView[] {
+    return this.#dialect.views(this.#path);
   }
 
   /**

@@ -5,6 +5,7 @@ import {
   type CgroupDialect,
   type CgroupLimit,
   type CgroupLimits,
+  type CgroupView,
   countIn,
   makeGroupFolder,
   textOf,
@@ -12,8 +13,10 @@ import {
 } from './cgroup.ts';
 
 const limitOf = { memory: 'memoryBytes', pids: 'pids', cpu: 'cpu' } as const;
-const controllers = ['memory', 'pids', 'cpu', 'freezer'] as const;
+/** The last two limit nothing: one stops processes, the other counts their time. */
+const controllers = ['memory', 'pids', 'cpu', 'freezer', 'cpuacct'] as const;
 type Controller = (typeof controllers)[number];
+const shown = ['memory', 'pids', 'cpu', 'cpuacct'] as const;
 
 /** A scheduling period; the usual one. */
 const cpuPeriodUs = 100_000;
@@ -41,7 +44,9 @@ class V1Dialect implements CgroupDialect {
     this.#rootOf = rootOf;
     this.roots = [...new Set(rootOf.values())];
     this.freezes = rootOf.has('freezer');
-    this.holds = new Set([...rootOf.keys()].flatMap((it) => (it === 'freezer' ? [] : [limitOf[it]])));
+    this.holds = new Set(
+      Object.entries(limitOf).flatMap(([it, limit]) => (rootOf.has(it as Controller) ? [limit] : [])),
+    );
   }
 
   make(path: string, limits: CgroupLimits): void {
@@ -67,6 +72,13 @@ class V1Dialect implements CgroupDialect {
 
   isFrozen(path: string): boolean {
     return textOf(this.#file('freezer', path, 'freezer.state')).trim() === 'FROZEN';
+  }
+
+  views(path: string): CgroupView[] {
+    return shown.flatMap((it) => {
+      const root = this.#rootOf.get(it);
+      return root === undefined ? [] : [{ hostPath: join(root, path), guestPath: `/sys/fs/cgroup/${it}` }];
+    });
   }
 
   /**

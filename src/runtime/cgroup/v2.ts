@@ -7,6 +7,7 @@ import {
   type CgroupDialect,
   type CgroupLimit,
   type CgroupLimits,
+  type CgroupView,
   countIn,
   makeGroupFolder,
   textOf,
@@ -77,6 +78,10 @@ export class V2Dialect implements CgroupDialect {
 
   isFrozen(path: string): boolean {
     return countIn(join(this.#root, path, 'cgroup.events'), 'frozen') === 1;
+  }
+
+  views(path: string): CgroupView[] {
+    return [{ hostPath: join(this.#root, path), guestPath: '/sys/fs/cgroup' }];
   }
 
   async admit(path: string, guest: { pid: number; uid: number }): Promise<string[]> {

@@ -10,7 +10,7 @@ import { until } from '../../../test/daemon.ts';
 import { dockerImage } from '../../../test/images.ts';
 import { Failure } from '../../lib/failure.ts';
 import type { MachineSpec } from '../runtime.ts';
-import { DockerRuntime } from './docker.ts';
+import { type DockerOptions, DockerRuntime } from './docker.ts';
 import { Engine } from './engine.ts';
 
 const present = process.env.GLOVEBOX_TEST_PRESENT?.split(',').includes('docker') ?? false;
@@ -148,8 +148,8 @@ describe('the client', () => {
 /** Stands between us and the real engine, and breaks when told. */
 class Breaker {
   readonly path: string;
-  /** Called with each request head: 'pass' it, 'cut' before the engine sees it, or cut off the 'answer' after the engine has acted. */
-  rule: (head: string) => 'pass' | 'cut' | 'answer' = () => 'pass';
+  /** Called with each request head: 'pass' it, 'cut' before the engine sees it, or cut off ('answer') or swallow ('hang') what it answers. */
+  rule: (head: string) => 'pass' | 'cut' | 'answer' | 'hang' = () => 'pass';
   readonly #pairs = new Set<Socket>();
   #server: Server | undefined;
 
@@ -168,14 +168,17 @@ class Breaker {
         this.#pairs.delete(engine);
       };
       for (const it of [client, engine]) it.on('close', end).on('error', end);
-      let dropAnswer = false;
+      let fate: 'pass' | 'answer' | 'hang' = 'pass';
       client.on('data', (data) => {
         const verdict = /^[A-Z]+ \//.test(String(data)) ? this.rule(String(data)) : 'pass';
         if (verdict === 'cut') return end();
-        dropAnswer ||= verdict === 'answer';
+        if (verdict !== 'pass') fate = verdict;
         engine.write(data);
       });
-      engine.on('data', (data) => (dropAnswer ? end() : client.write(data)));
+      engine.on('data', (data) => {
+        if (fate === 'pass') client.write(data);
+        else if (fate === 'answer') end();
+      });
     });
     await new Promise<void>((resolve) => this.#server?.listen(this.path, resolve));
   }
@@ -204,11 +207,7 @@ describe.runIf(present)('a runtime whose engine breaks', () => {
   beforeEach(async () => {
     breaker = new Breaker(join(folder, `${randomBytes(4).toString('hex')}.sock`));
     await breaker.start();
-    runtime = new DockerRuntime({
-      homeId,
-      agent: { folder: join(folder, 'agent'), command: ['/bin/sleep', '3600'], environment: {} },
-      host: `unix://${breaker.path}`,
-    });
+    runtime = runtimeWith();
   });
   afterEach(() => {
     runtime[Symbol.dispose]();
@@ -221,6 +220,10 @@ describe.runIf(present)('a runtime whose engine breaks', () => {
     expect([left, folders]).toEqual(['', []]);
   });
   afterAll(() => rmSync(folder, { recursive: true }));
+  const runtimeWith = (options: Partial<DockerOptions> = {}): DockerRuntime => {
+    const agent = { folder: join(folder, 'agent'), command: ['/bin/sleep', '3600'], environment: {} };
+    return new DockerRuntime({ homeId, agent, host: `unix://${breaker.path}`, ...options });
+  };
   const specOf = (): MachineSpec => {
     const id = `t-${randomBytes(6).toString('hex')}`;
     return {
@@ -251,6 +254,19 @@ describe.runIf(present)('a runtime whose engine breaks', () => {
     breaker.rule = (head) => (pattern.test(head) && seen.times++ < 2 ? how : 'pass');
     expect(await runtime.create(specOf(), never).catch((it) => it)).toMatchObject({ code: 'unavailable' });
     expect(seen.times).toBeGreaterThan(0);
+    expect(containers()).toBe('');
+  });
+
+  test.each([
+    ['creating the container', /^POST \S*\/containers\/create/],
+    ['starting it', /^POST \S*\/start/],
+  ])('an engine that hangs while %s is given up, and what it did is undone', async (_step, pattern) => {
+    breaker.rule = (head) => (pattern.test(head) ? 'hang' : 'pass');
+    using hasty = runtimeWith({ apiTimeoutMs: 2_000 });
+    expect(await hasty.create(specOf(), never).catch((it) => it)).toMatchObject({
+      code: 'unavailable',
+      message: expect.stringContaining('2000 ms'),
+    });
     expect(containers()).toBe('');
   });
 
