@@ -257,8 +257,8 @@ test('failures of files are FileErrors with the path', async () => {
     path: '/nope',
   });
   expect(await files.exists('/nope')).toBe(false);
-  server.on('GET', /\/files\/info$/, (_, response) => json(response, 503, { code: 'X', message: 'down' }));
-  expect(await errorOf(files.exists('/nope'))).toMatchObject({ name: 'UnavailableError' });
+  server.on('GET', /\/files\/info$/, (_, response) => json(response, 501, { code: 'X', message: 'no' }));
+  expect(await errorOf(files.exists('/nope'))).toMatchObject({ name: 'UnsupportedError' });
 });
 
 test('ports are reached with the headers that the server gives', async () => {
@@ -293,4 +293,18 @@ test('metadata and expiry', async () => {
   expect((await handle.setMetadata({ a: 'b' })).metadata).toEqual({ a: 'b' });
   expect((await handle.renew('2h')).getTime()).toBeGreaterThan(Date.now() + 7_000_000);
   await handle.resume();
+});
+
+test('a server that has not found together with the sandbox again is given time', async () => {
+  let refusals = 0;
+  server.on('GET', /\/processes$/, (_, response) => {
+    if (refusals++ < 3) json(response, 503, { code: 'X', message: 'its agent has not dialled in again yet' });
+    else json(response, 200, { items: [] });
+  });
+  expect(await client.handle(sandboxId).processes()).toEqual([]);
+  server.on('GET', /\/processes$/, (_, response) => json(response, 503, { code: 'X', message: 'down' }));
+  const controller = new AbortController();
+  const waiting = errorOf(client.handle(sandboxId).processes({ signal: controller.signal }));
+  controller.abort();
+  expect(await waiting).toMatchObject({ name: 'AbortError' });
 });

@@ -38,6 +38,8 @@ export interface RequestOptions {
   /** The file it is about: failures become FileErrors. */
   path?: string;
   signal?: AbortSignal | undefined;
+  /** It is for the inside of a sandbox, with which a server that was just restarted has to find together first: that is waited for. */
+  inside?: boolean;
   /** Cleaning up: the client's own signal, which may be why, does not stop it. */
   cleanup?: boolean;
 }
@@ -79,6 +81,9 @@ const codes = new Set<string>([
 /** An error's answer is short; more of it is not worth reading. */
 const errorBytesMax = 65_536;
 
+/** How often, and after which waits, a request to the inside of a sandbox is repeated that the server could not pass on. */
+const comesBackDelaysMs = [50, 100, 200, 400, 800, 1_500, 2_000];
+
 /** The connection never stood, so nothing can have happened. */
 const neverConnected = new Set([
   'ECONNREFUSED',
@@ -109,6 +114,7 @@ export class Connection {
     const signal = options.cleanup ? options.signal : this.joined(options.signal);
     throwIfAborted(signal, doing);
     const transport = await this.#ready();
+    let refusals = 0;
     for (let attempt = 1; ; attempt++) {
       const { url, apiKey } = await this.#server();
       const target = new URL(`${url}${path}`);
@@ -132,11 +138,17 @@ export class Connection {
         });
       } catch (cause) {
         if (signal?.aborted) throw abortErrorOf(signal, doing);
-        if (attempt === 1 && !(body instanceof ReadableStream) && (await this.#moved(cause))) continue;
+        if (attempt - refusals === 1 && !(body instanceof ReadableStream) && (await this.#moved(cause)))
+          continue;
         throw this.#connectionError(cause, method, target, options);
       }
       if (response.status >= 200 && response.status < 300) return response;
-      throw await errorOfResponse(response, options);
+      const error = await errorOfResponse(response, options);
+      const delayMs = comesBackDelaysMs[refusals++];
+      const comesBack = options.inside && error.code === 'unavailable' && error.status === 503;
+      if (!comesBack || delayMs === undefined || body instanceof ReadableStream) throw error;
+      await pause(delayMs, signal);
+      throwIfAborted(signal, doing);
     }
   }
 
@@ -266,6 +278,19 @@ export class Connection {
       },
     );
   }
+}
+
+/** Resolves after the time, or early when the signal fires. */
+export function pause(ms: number, signal: AbortSignal | undefined): Promise<void> {
+  return new Promise((resolve) => {
+    const done = () => {
+      clearTimeout(timer);
+      signal?.removeEventListener('abort', done);
+      resolve();
+    };
+    const timer = setTimeout(done, ms);
+    signal?.addEventListener('abort', done);
+  });
 }
 
 function checkedUrl(url: string): string {

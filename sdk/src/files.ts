@@ -226,7 +226,7 @@ export class Files {
   }
 
   #asking(doing: string, path: string, options: Aborting): RequestOptions {
-    return { doing, path, sandboxId: this.#sandboxId, signal: options.signal };
+    return { doing, path, sandboxId: this.#sandboxId, inside: true, signal: options.signal };
   }
 }
 

@@ -1,6 +1,6 @@
 // Commands in a sandbox: started, watched, fed and ended over the daemon's own routes (src/contract/process.ts).
 // A connection that drops is replaced by itself: the output goes on at the byte where it stopped, and no command runs twice.
-import type { Connection } from './connection.ts';
+import { type Connection, pause } from './connection.ts';
 import { abortErrorOf, errorOf, ProtocolError, SandboxError, UnavailableError } from './errors.ts';
 import type { Socket } from './transport.ts';
 import { type Duration, milliseconds } from './units.ts';
@@ -175,7 +175,13 @@ export class Process implements AsyncIterable<ProcessEvent> {
         ...(options.tree ? { tree: true } : {}),
         ...(options.grace === undefined ? {} : { graceMs: milliseconds(options.grace, 'grace') }),
       },
-      ...{ doing: `send ${name} to process ${this.id}`, sandboxId, signal: options.signal, cleanup },
+      ...{
+        doing: `send ${name} to process ${this.id}`,
+        sandboxId,
+        inside: true,
+        signal: options.signal,
+        cleanup,
+      },
     });
   }
 
@@ -198,7 +204,7 @@ export class Process implements AsyncIterable<ProcessEvent> {
     const doing = `look up process ${this.id}`;
     const path = `${base}/processes/${encodeURIComponent(this.id)}`;
     return processInfoOf(
-      await connection.json('GET', path, { doing, sandboxId, signal: options.signal }),
+      await connection.json('GET', path, { doing, sandboxId, inside: true, signal: options.signal }),
       doing,
     );
   }
@@ -324,7 +330,7 @@ export class Process implements AsyncIterable<ProcessEvent> {
             hint: `The command may still run: attach('${this.id}', { from: ${this.#offset} }) goes on from here.`,
           });
         }
-        await sleep(delayMs, this.#detached.signal);
+        await pause(delayMs, this.#detached.signal);
       }
     }
   }
@@ -433,18 +439,6 @@ function parseJson(text: string, doing: string): unknown {
   }
 }
 
-function sleep(ms: number, signal: AbortSignal): Promise<void> {
-  return new Promise((resolve) => {
-    const done = () => {
-      clearTimeout(timer);
-      signal.removeEventListener('abort', done);
-      resolve();
-    };
-    const timer = setTimeout(done, ms);
-    signal.addEventListener('abort', done);
-  });
-}
-
 export async function unlessAborted<T>(
   promise: Promise<T>,
   signal: AbortSignal | undefined,
@@ -486,14 +480,13 @@ const outputBytesMaxDefault = 16 * 1024 * 1024;
 
 /** Feeds a started command, reads it to its end, and kills it when the signal fires or its input fails. */
 export async function collect(
-  process: Process,
+  running: Process,
   command: string,
   options: RunOptions,
 ): Promise<Omit<RunResult, 'durationMs'>> {
   const most = options.outputBytesMax ?? outputBytesMaxDefault;
   const kept = { stdout: new Kept(most), stderr: new Kept(most) };
   let gaps = false;
-  await using running = process;
   const ended = (async () => {
     for await (const event of running) {
       if (event.type === 'gap') gaps = true;
@@ -503,15 +496,21 @@ export async function collect(
     throw new ProtocolError('protocol', `${command}: ended without an exit`);
   })();
   const fed = options.stdin === undefined ? ended : feed(running, options.stdin).then(() => ended);
-  const status = await unlessAborted(Promise.race([ended, fed]), options.signal, command);
-  const bytes = { stdout: kept.stdout.bytes(), stderr: kept.stderr.bytes() };
-  const decoder = new TextDecoder();
-  return {
-    ...{ exitCode: status.exitCode, signal: status.signal, reason: status.reason, bytes },
-    stdout: decoder.decode(bytes.stdout),
-    stderr: decoder.decode(bytes.stderr),
-    truncated: gaps || kept.stdout.truncated || kept.stderr.truncated,
-  };
+  try {
+    const both = Promise.race([ended, fed]);
+    const { exitCode, signal, reason } = await unlessAborted(both, options.signal, command);
+    const bytes = { stdout: kept.stdout.bytes(), stderr: kept.stderr.bytes() };
+    const decoder = new TextDecoder();
+    return {
+      ...{ exitCode, signal, reason, bytes },
+      stdout: decoder.decode(bytes.stdout),
+      stderr: decoder.decode(bytes.stderr),
+      truncated: gaps || kept.stdout.truncated || kept.stderr.truncated,
+    };
+  } finally {
+    // Not `await using`: Node.js 22 runs these sources, and knows it not.
+    await running[Symbol.asyncDispose]();
+  }
 }
 
 async function feed(process: Process, stdin: NonNullable<RunOptions['stdin']>): Promise<void> {

@@ -111,7 +111,13 @@ export class Sandbox {
     };
     // The request itself is not aborted: its command could be running then, and nobody would know its id.
     const started = this.#connection
-      .json('POST', `${this.#base}/processes`, { doing, json, sandboxId: this.id, cleanup: true })
+      .json('POST', `${this.#base}/processes`, {
+        doing,
+        json,
+        sandboxId: this.id,
+        inside: true,
+        cleanup: true,
+      })
       .then((answer) => this.#process(processInfoOf(answer, doing), { from: 0, owned: true }));
     try {
       return await unlessAborted(started, this.#connection.joined(signal), doing);
@@ -130,7 +136,7 @@ export class Sandbox {
   async attach(id: string, options: Aborting & { from?: number | 'start' | 'end' } = {}): Promise<Process> {
     const doing = `attach to process ${id}`;
     const path = `${this.#base}/processes/${encodeURIComponent(id)}`;
-    const info = processInfoOf(await this.#connection.json('GET', path, this.#asking(doing, options)), doing);
+    const info = processInfoOf(await this.#connection.json('GET', path, this.#within(doing, options)), doing);
     const { from = 'start' } = options;
     if (typeof from === 'number' && (!Number.isInteger(from) || from < 0)) {
       throw errorOf('invalid', `${doing}: ${from} is not an offset`, {
@@ -147,7 +153,7 @@ export class Sandbox {
     const answer = await this.#connection.json(
       'GET',
       `${this.#base}/processes`,
-      this.#asking(doing, options),
+      this.#within(doing, options),
     );
     const { items } = expectFields<{ items: unknown }>(answer, { items: 'array' }, doing);
     return expectItems(items, {}, doing).map((item) => processInfoOf(item, doing));
@@ -210,6 +216,10 @@ export class Sandbox {
 
   #asking(doing: string, options: Aborting): RequestOptions {
     return { doing, sandboxId: this.id, signal: options.signal };
+  }
+
+  #within(doing: string, options: Aborting): RequestOptions {
+    return { ...this.#asking(doing, options), inside: true };
   }
 }
 

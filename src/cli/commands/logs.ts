@@ -29,7 +29,10 @@ export async function logs(
         : `${reference} has no process '${processId}'`,
       {
         ...{ exitCode: exitCodes.failed, cause: error },
-        hint: ids.length > 0 ? clean(`Name one of: ${ids.join(' ')}`) : 'No command has run in it yet.',
+        hint:
+          ids.length > 0
+            ? clean(`Name one of: ${ids.slice(-5).join(' ')}${ids.length > 5 ? ', … (see glovebox ps)' : ''}`)
+            : 'No command has run in it yet.',
       },
     );
   });
