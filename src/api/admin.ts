@@ -10,9 +10,10 @@ type AdminHandlers = Handlers<
 const reportBytesMax = 64 * 1024;
 
 export function adminHandlers({ images, system, version }: ApiOptions): AdminHandlers {
+  const describe = once(() => createOpenApi(version));
   return {
     health: () => ({ status: 200, json: { status: 'healthy' } }),
-    openApi: () => ({ status: 200, json: createOpenApi(version) }),
+    openApi: () => ({ status: 200, json: describe() }),
     reportEvent: async ({ exchange }) => {
       let bytes = 0;
       for await (const chunk of exchange.body()) {
@@ -31,5 +32,14 @@ export function adminHandlers({ images, system, version }: ApiOptions): AdminHan
       await images.remove(params.name ?? '');
       return { status: 204 };
     },
+  };
+}
+
+/** Anybody may ask for it, so it is made once. */
+function once<T>(make: () => T): () => T {
+  let made: { value: T } | undefined;
+  return () => {
+    made ??= { value: make() };
+    return made.value;
   };
 }

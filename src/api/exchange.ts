@@ -129,7 +129,8 @@ export class Exchange {
       return;
     }
     const { status, code, headers } = errorAnswer(failure, area);
-    for (const name of response.getHeaderNames()) if (name !== 'x-request-id') response.removeHeader(name);
+    for (const name of response.getHeaderNames())
+      if (name !== 'x-request-id' && name !== 'connection') response.removeHeader(name);
     await this.send({ status, headers, json: { code, message: failure.message } satisfies ErrorBody });
   }
 }

@@ -81,6 +81,7 @@ export async function proxyUpgrade(exchange: Exchange, upgrade: Upgrade, route: 
       await pipeline(answer, response, { signal });
       return;
     }
+    signal.throwIfAborted();
     response.detachSocket(upgrade.socket as never);
     const lines = [`HTTP/1.1 101 ${answer.statusMessage ?? 'Switching Protocols'}`];
     const all = [...headers, 'Connection', 'Upgrade', 'Upgrade', answer.headers.upgrade ?? 'websocket'];

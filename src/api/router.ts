@@ -88,7 +88,7 @@ export function find(method: string, fullPath: string): Target {
   }
   const [branch, raw] = found;
   const id = branch.byMethod.get(method === 'HEAD' ? 'GET' : method);
-  if (id === undefined) {
+  if (id === undefined || (method === 'HEAD' && endless(id))) {
     const allow = [...branch.byMethod.keys()].join(', ');
     throw new Refusal('invalid', `${method} is not possible here; ${allow} is`, {
       status: 405,
@@ -98,6 +98,11 @@ export function find(method: string, fullPath: string): Target {
   const params: Record<string, string> = {};
   for (let at = 0; at < raw.length; at += 2) params[raw[at] ?? ''] = decode(raw[at + 1] ?? '');
   return { kind: 'route', id, route: routes[id], params };
+}
+
+/** There is no head of what never ends. */
+function endless(id: OperationId): boolean {
+  return (routes[id] as Route).endless ?? false;
 }
 
 function decode(segment: string): string {

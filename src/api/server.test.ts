@@ -103,6 +103,7 @@ const refusals = [
   ['POST', '/sandboxes/s/proxy/44772/code', 501, 'NOT_SUPPORTED'],
   ['GET', '/sandboxes/s/proxy/44772/code/contexts', 501, 'NOT_SUPPORTED'],
   ['POST', '/sandboxes/s/proxy/44772/v1/isolated/session', 501, 'NOT_SUPPORTED'],
+  ['GET', '/v1/sandboxes/s/proxy/44772/nowhere', 404, 'REQUEST::NOT_FOUND'],
   ['GET', '/sandboxes/s/proxy/44772/pty/x/ws', 426, 'INVALID_REQUEST_BODY'],
   ['GET', '/sandboxes/s/proxy/18080/policy', 501, 'PROXY::NOT_SUPPORTED'],
 ] as const;
@@ -121,6 +122,7 @@ test('each route is there with and without /v1, and HEAD goes where GET goes', a
     expect((await api.call('GET', path)).status).toBe(200);
   const head = await api.call('HEAD', '/v1/sandboxes');
   expect([head.status, head.text]).toEqual([200, '']);
+  expect((await api.execd('HEAD', '/metrics/watch')).status).toBe(405);
 });
 
 test('the API description is what the routes are', async () => {

@@ -2,7 +2,7 @@
 // Knows nothing of sandboxes; the handlers call the service. No state is shared between two servers of one process.
 import { createServer, type IncomingMessage, type Server, ServerResponse } from 'node:http';
 import type { AddressInfo, Socket } from 'node:net';
-import type { Area } from '../contract/errors.ts';
+import { type Area, httpStatusOf } from '../contract/errors.ts';
 import { egressPort } from '../contract/opensandbox.ts';
 import type { OperationId, Route } from '../contract/routes.ts';
 import { Failure } from '../lib/failure.ts';
@@ -226,9 +226,16 @@ class ApiServer {
     const { requestId, response } = exchange;
     const failure = Failure.from(thrown, operation);
     const ours = thrown instanceof Failure || failure.code !== 'internal';
-    if (failure.code === 'internal' || failure.code === 'unknown')
-      this.#options.log.error(
-        { requestId, operation, error: String((thrown as Error)?.stack ?? thrown) },
+    if (failure.code === 'internal' || failure.code === 'unknown') {
+      const error = String((thrown as Error)?.stack ?? thrown);
+      this.#options.log.error({ requestId, operation, error }, 'request failed');
+    } else if (
+      !(thrown instanceof Refusal) &&
+      failure.code !== 'unsupported' &&
+      httpStatusOf(failure.code) >= 500
+    )
+      this.#options.log.warn(
+        { requestId, operation, code: failure.code, error: failure.message },
         'request failed',
       );
     const shown = ours

@@ -55,6 +55,7 @@ export class Wire {
   /** Called for one message after the other: text as a string, binary as bytes. What it throws closes the connection with 1008. */
   onMessage(handle: (message: string | Uint8Array) => Promise<void>): void {
     this.#socket.on('message', (data: Buffer, isBinary: boolean) => {
+      if (this.signal.aborted) return;
       this.#queued += 1;
       this.#socket.pause();
       this.#work = this.#work
@@ -109,13 +110,12 @@ export class WireServer {
     const offered = (request.headers['sec-websocket-protocol'] ?? '').split(',').map((it) => it.trim());
     if (protocol !== '' && offered[0] !== protocol)
       throw new Refusal('invalid', `this WebSocket speaks the sub-protocol ${protocol}; offer it first`);
-    if (
-      request.headers['sec-websocket-version'] !== '13' ||
-      request.headers['sec-websocket-key'] === undefined
-    )
+    const key = request.headers['sec-websocket-key'] ?? '';
+    if (request.headers['sec-websocket-version'] !== '13' || !/^[+/0-9A-Za-z]{22}==$/.test(key))
       throw new Refusal('invalid', 'this is no WebSocket handshake of version 13', {
         headers: { 'Sec-WebSocket-Version': '13' },
       });
+    exchange.signal.throwIfAborted();
     this.#ids.set(request, exchange.requestId);
     response.detachSocket(upgrade.socket as never);
     return new Promise((resolve, reject) => {
