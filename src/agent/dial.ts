@@ -51,9 +51,9 @@ export class Dials {
     connection.onClose = (cause) => {
       closedByPeer = true;
       wake();
-      // An end without a word is an end; anything else the daemon must not mistake for one.
-      if (ended) call.end();
-      else call.reset({ code: 'closed', message: cause?.message ?? 'the connection was closed' });
+      // A connection that broke must not pass for one that ended.
+      if (ended || cause === undefined) call.end();
+      else call.reset({ code: 'closed', message: cause.message });
       closed.resolve();
     };
     connection.onEnd = () => {

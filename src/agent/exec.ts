@@ -260,7 +260,7 @@ class Exec {
     if (!Number.isSafeInteger(from) || from < 0 || from > this.#log.end) {
       throw new Refusal('invalid', `from ${from}: the output so far ends at ${this.#log.end}`);
     }
-    this.#call?.reset({ code: 'superseded', message: 'another reader of the same command has taken over' });
+    this.#call?.fail(new Refusal('conflict', 'another reader of the same command has taken over'));
     const start = Math.max(from, this.#log.start);
     call.reply({ type: 'started', pid: this.#child.pid, startedAt: this.#startedAt, from });
     if (start > from) call.reply({ type: 'gap', from, to: start });

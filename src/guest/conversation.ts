@@ -17,6 +17,8 @@ const pieceBytesMax = 64 * 1024;
 export class Conversation {
   /** Called for each reply as it arrives, before its turn: the exit of a command is news even when its output waits. */
   onReply: (reply: GuestReply) => void = () => {};
+  /** Called once when the conversation breaks off, by whichever side. */
+  onBroken: () => void = () => {};
   readonly #stream: Stream;
   readonly #doing: string;
   readonly #harmless: boolean;
@@ -107,6 +109,7 @@ export class Conversation {
     this.#queue = [];
     this.#stream.reset({ code: failure.code, message: failure.message.slice(0, 200) });
     this.#stir();
+    this.onBroken();
   }
 
   /** Whether this side may send. */
@@ -172,6 +175,7 @@ export class Conversation {
       details: { end: reason.code },
     });
     this.#stir();
+    this.onBroken();
   }
 
   #protocol(what: string): Failure {

@@ -65,7 +65,7 @@ class ChannelGuest implements Guest {
   }
 
   async #process(execId: string, conversation: Conversation, signal?: AbortSignal): Promise<GuestProcess> {
-    const exit = exitOf(conversation, this.#channel.ended);
+    const exit = exitOf(conversation);
     const started = await conversation.reply('started', signal);
     return new ConversingProcess(execId, started, conversation, exit);
   }

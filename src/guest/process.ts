@@ -3,6 +3,7 @@ import type { ExecExit, GuestReply } from '../contract/guest.ts';
 import { Failure } from '../lib/failure.ts';
 import type { Conversation } from './conversation.ts';
 import type { GuestProcess, Output } from './guest.ts';
+import { failureOf } from './guest-failure.ts';
 
 const unknownExit: ExecExit = { code: null, signal: null, reason: 'unknown' };
 
@@ -45,6 +46,8 @@ export class ConversingProcess implements GuestProcess {
         } else if (item.reply.type === 'gap') {
           this.#offset = item.reply.to;
           yield { type: 'gap', from: item.reply.from, to: item.reply.to };
+        } else if (item.reply.type === 'error') {
+          throw failureOf(item.reply, `read the output of ${this.execId}`);
         }
       }
       whole = true;
@@ -75,11 +78,13 @@ export class ConversingProcess implements GuestProcess {
 }
 
 /** The end of a command, told as soon as it arrives; `unknown` when the conversation breaks off or is dropped before. */
-export function exitOf(conversation: Conversation, gone: Promise<unknown>): Promise<ExecExit> {
+export function exitOf(conversation: Conversation): Promise<ExecExit> {
   const { promise, resolve } = Promise.withResolvers<ExecExit>();
   conversation.onReply = (reply) => {
     if (reply.type === 'exit') resolve(reply.exit);
+    // Another reader has taken over, and hears of the end instead.
+    else if (reply.type === 'error') resolve(unknownExit);
   };
-  void gone.then(() => resolve(unknownExit));
+  conversation.onBroken = () => resolve(unknownExit);
   return promise;
 }

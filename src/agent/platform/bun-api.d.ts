@@ -27,7 +27,6 @@ declare namespace BunApi {
   };
 
   interface Terminal {
-    write(bytes: Uint8Array): number;
     resize(cols: number, rows: number): void;
     close(): void;
   }
@@ -43,7 +42,6 @@ declare namespace BunApi {
       rows: number;
       name: string;
       data(terminal: Terminal, bytes: Uint8Array): void;
-      drain(terminal: Terminal): void;
       exit(terminal: Terminal): void;
     };
   }

@@ -1,6 +1,7 @@
 // The agent's platform in a guest: Bun's native API, and the C library where that has no answer. Nothing of Node's streams, net or child_process.
 // Commands get real pipes rather than Bun's socket pairs, for a socket cannot be opened again as /dev/stdout, which scripts do.
 
+import { writeSync } from 'node:fs';
 import { LibC } from './libc.ts';
 import type { Child, Connection, DirectSocket, Platform, Source, SpawnSpec } from './platform.ts';
 import { systemError } from './platform.ts';
@@ -119,7 +120,6 @@ export class BunPlatform implements Platform {
           ...size,
           name: spec.env.TERM ?? 'xterm-256color',
           data: (_terminal, bytes) => child.source.push(bytes),
-          drain: () => child.drained(),
           exit: () => child.source.finish(),
         },
       }),
@@ -284,7 +284,6 @@ class TerminalChild implements Child {
   #exited: Promise<{ code: number | null; signal: string | null }> | undefined;
   #controller: { fd: number; number: number } | undefined;
   #released = false;
-  #drained: (() => void) | undefined;
 
   constructor(libc: LibC, numbers: Set<number>) {
     this.#libc = libc;
@@ -310,20 +309,17 @@ class TerminalChild implements Child {
     return this.#exited ?? Promise.resolve({ code: null, signal: null });
   }
 
-  /** Bun takes everything at once and tells when it has left; one piece at a time keeps what waits small. */
+  /** Bun takes everything at once and does not tell when it has left, so this writes past it and waits for room by itself. */
   async write(bytes: Uint8Array): Promise<void> {
-    const terminal = this.#process?.terminal;
-    if (this.#released || terminal === undefined) throw systemError('EPIPE', 'write to the terminal');
-    const drained = new Promise<void>((resolve) => {
-      this.#drained = resolve;
-    });
-    terminal.write(bytes);
-    await drained;
-  }
-
-  drained(): void {
-    this.#drained?.();
-    this.#drained = undefined;
+    let waitMs = 1;
+    for (let at = 0; at < bytes.length; ) {
+      const controller = this.#findController();
+      if (controller === undefined) throw systemError('EPIPE', 'write to the terminal');
+      const written = writeNow(controller, bytes.subarray(at));
+      at += written;
+      waitMs = written > 0 ? 1 : Math.min(waitMs * 2, terminalWaitMsMax);
+      if (at < bytes.length) await new Promise((resolve) => setTimeout(resolve, waitMs));
+    }
   }
 
   /** A terminal has no end of input of its own; whoever wants one sends Control-D. */
@@ -344,7 +340,6 @@ class TerminalChild implements Child {
     if (this.#controller !== undefined) this.#numbers.delete(this.#controller.number);
     this.#process?.terminal?.close();
     this.source.finish();
-    this.drained();
   }
 
   // Bun does not tell the descriptor: it is the first controlling end of a terminal that no other child has.
@@ -354,6 +349,7 @@ class TerminalChild implements Child {
     for (let fd = 3; fd < descriptorsMax; fd++) {
       const number = this.#libc.terminalNumber(fd);
       if (number === undefined || this.#numbers.has(number)) continue;
+      this.#libc.setNonBlocking(fd);
       this.#controller = { fd, number };
       this.#numbers.add(number);
       return fd;
@@ -363,6 +359,17 @@ class TerminalChild implements Child {
 }
 
 const descriptorsMax = 4096;
+const terminalWaitMsMax = 32;
+
+/** Writes what there is room for. */
+function writeNow(fd: number, bytes: Uint8Array): number {
+  try {
+    return writeSync(fd, bytes);
+  } catch (thrown) {
+    if ((thrown as NodeJS.ErrnoException).code === 'EAGAIN') return 0;
+    throw thrown;
+  }
+}
 
 function connect(
   to: { unix: string } | { hostname: string; port: number },

@@ -46,8 +46,12 @@ export class LibC {
   pipe(own: 'read' | 'write'): { read: number; write: number } {
     if (this.#c.pipe2(this.#two, closeOnExec) !== 0) throw systemError('EMFILE', 'make a pipe');
     const [read = -1, write = -1] = this.#two;
-    this.#c.fcntl(own === 'read' ? read : write, setFlags, nonBlocking);
+    this.setNonBlocking(own === 'read' ? read : write);
     return { read, write };
+  }
+
+  setNonBlocking(fd: number): void {
+    this.#c.fcntl(fd, setFlags, nonBlocking);
   }
 
   close(fd: number): void {

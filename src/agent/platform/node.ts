@@ -1,5 +1,6 @@
 // The agent's platform on Node.js: for the memory runtime, which runs the agent inside the daemon's process, and for tests. No terminals.
 import { type ChildProcess, spawn } from 'node:child_process';
+import { accessSync, constants as fsConstants, statSync } from 'node:fs';
 import { connect, type NetConnectOpts } from 'node:net';
 import { constants } from 'node:os';
 import type { Readable } from 'node:stream';
@@ -33,13 +34,10 @@ export class NodePlatform implements Platform {
       detached: true,
       stdio: [spec.stdin === 'pipe' ? 'pipe' : 'ignore', 'pipe', 'pipe'],
     });
-    // A failed start is known at once, in that there is no pid; the event with the reason comes later.
+    // A failed start is known at once, in that there is no pid; the event with the reason comes too late.
     if (child.pid === undefined) {
       child.on('error', () => {});
-      throw systemError(
-        (child as { spawnfile: string } & ChildProcess).exitCode === -13 ? 'EACCES' : startError(child),
-        spec.path,
-      );
+      throw systemError(isProgram(spec.path) ? 'ENOENT' : 'EACCES', `start ${spec.path}`);
     }
     return new NodeChild(child, child.pid);
   }
@@ -57,10 +55,13 @@ export class NodePlatform implements Platform {
   relax(): void {}
 }
 
-// Node keeps the reason of a failed start, negated, where the exit code will be.
-function startError(child: ChildProcess): string {
-  const number = -(child.exitCode ?? 0);
-  return Object.entries(constants.errno).find(([, value]) => value === number)?.[0] ?? 'EIO';
+function isProgram(path: string): boolean {
+  try {
+    accessSync(path, fsConstants.X_OK);
+    return statSync(path).isFile();
+  } catch {
+    return false;
+  }
 }
 
 class NodeChild implements Child {
