@@ -28,7 +28,9 @@ compdef _glovebox glovebox`,
   set -l words (commandline -opc) (commandline -ct)
   glovebox __complete $words[2..-1] 2>/dev/null
 end
-complete -c glovebox -a '(__glovebox_complete)'`,
+set -l with_files cp import exec serve
+complete -c glovebox -f -n "not __fish_seen_subcommand_from $with_files" -a '(__glovebox_complete)'
+complete -c glovebox -n "__fish_seen_subcommand_from $with_files" -a '(__glovebox_complete)'`,
 };
 
 export async function completion(shell: string): Promise<void> {
