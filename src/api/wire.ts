@@ -77,7 +77,8 @@ export class Wire {
   }
 
   #beat(): void {
-    if (!this.#alive) this.#socket.terminate();
+    // While a message is dealt with nothing is read, pongs neither: a command that does not read its input is no dead client.
+    if (!this.#alive && this.#queued === 0) this.#socket.terminate();
     this.#alive = false;
     this.#socket.ping();
   }
