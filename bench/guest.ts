@@ -41,7 +41,7 @@ async function rate(count: number, inFlight: number, one: () => Promise<void>): 
 }
 
 async function spawnFloor(bun: string, count: number): Promise<Record<'1' | '8' | '64', number>> {
-  const { stdout } = await run(bun, [join(import.meta.dirname, 'spawn-floor.ts'), String(count)]);
+  const { stdout } = await run(bun, [join(import.meta.dirname, 'spawn-floor.js'), String(count)]);
   return JSON.parse(stdout);
 }
 

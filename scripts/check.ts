@@ -3,7 +3,6 @@ import { spawnSync } from 'node:child_process';
 
 const steps: [string, string[]][] = [
   ['types', ['node_modules/typescript/bin/tsc', '-p', '.']],
-  ['types of the agent', ['node_modules/typescript/bin/tsc', '-p', 'src/agent']],
   ['lint', ['node_modules/@biomejs/biome/bin/biome', 'check', '.']],
   ['generated files', ['scripts/generate.ts', '--check']],
   ['layers', ['node_modules/vitest/vitest.mjs', 'run', 'test/layers.test.ts']],

@@ -21,7 +21,8 @@ function show(args: string[], options: { expect?: number; quiet?: boolean } = {}
     stdio: ['ignore', 'pipe', 'inherit'],
   });
   if (options.quiet !== true) process.stdout.write(stdout);
-  if (status !== (options.expect ?? 0)) throw new Error(`glovebox ${args[0]} ended with ${status}, not ${options.expect ?? 0}`);
+  if (status !== (options.expect ?? 0))
+    throw new Error(`glovebox ${args[0]} ended with ${status}, not ${options.expect ?? 0}`);
   return stdout;
 }
 
@@ -33,10 +34,17 @@ function tour(): void {
   show(['create', '--name', 'demo', '--memory', '512Mi', '--timeout', '10m', 'host']);
 
   say('3. Code runs in it');
-  show(['exec', 'demo', 'sh', '-c', 'echo "I am $(id -un) on a machine of my own:"; ps ax 2>/dev/null || ls /proc | grep -c "^[0-9]"']);
+  show([
+    'exec',
+    'demo',
+    'sh',
+    '-c',
+    'echo "I am $(id -un) on a machine of my own:"; ps ax 2>/dev/null || ls /proc | grep -c "^[0-9]"',
+  ]);
 
   say('4. It cannot reach out: there is no network but its own loopback');
-  show(['exec', 'demo', 'sh', '-c', '! (exec 3<>/dev/tcp/192.0.2.1/80) 2>/dev/null && echo "192.0.2.1:80 refused" && cat /proc/net/dev | tail -n +3 | cut -d: -f1']);
+  show(['exec', 'demo', 'bash', '-c', 'exec 3<>/dev/tcp/192.0.2.1/443'], { expect: 1 });
+  show(['exec', 'demo', 'sh', '-c', 'tail -n +3 /proc/net/dev | cut -d: -f1']);
 
   say('5. Files go in and out by hand');
   show(['exec', 'demo', 'sh', '-c', 'mkdir -p /tmp/work && echo "made inside" > /tmp/work/result.txt']);

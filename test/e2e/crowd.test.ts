@@ -5,7 +5,7 @@ import { expectNothingLeft, makeHome, startDaemon, type TestDaemon } from '../da
 import { imageFor, runtimes } from '../runtimes.ts';
 
 const crowd: Record<string, number> = { bubblewrap: 100, docker: 30 };
-const cycles: Record<string, number> = { bubblewrap: 200, docker: 12 };
+const cycles: Record<string, number> = { bubblewrap: 200, docker: 50 };
 const longMs = 20 * 60_000;
 
 let daemon: TestDaemon | undefined;

@@ -1,12 +1,12 @@
-// The floor for exec: the agent's own runtime starting /bin/true by itself, at one, 8 and 64 in flight. Run by Bun; prints JSON.
+// The floor for exec: the agent's own runtime (Bun) starting /bin/true by itself, at one, 8 and 64 in flight. Prints commands a second as JSON.
 const count = Number(process.argv[2]);
 
-async function one(): Promise<void> {
+async function one() {
   const child = Bun.spawn(['/bin/true'], { stdin: 'ignore', stdout: 'pipe', stderr: 'pipe' });
   await Promise.all([child.exited, child.stdout.bytes(), child.stderr.bytes()]);
 }
 
-async function rate(inFlight: number): Promise<number> {
+async function rate(inFlight) {
   let left = count;
   const started = performance.now();
   const worker = async () => {

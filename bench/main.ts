@@ -1,0 +1,67 @@
+// `npm run bench`: figures beside their floors, measured in the same run. A table for people, `--json` for programs, `--quick` for a first look.
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { parseArgs } from 'node:util';
+import { ensureAgentBundle } from '../src/agent/bundle.ts';
+import { loadConfig } from '../src/daemon/config.ts';
+import { openPlatform } from '../src/daemon/platform.ts';
+import { openLog } from '../src/lib/log.ts';
+import { dockerImage } from '../test/images.ts';
+import { execFigures, fileFigures, stalledReaderFigure, streamFigures } from './guest.ts';
+import { type Figure, table } from './measure.ts';
+import { memoryFigures } from './memory.ts';
+import { startFigures } from './start.ts';
+
+const { values: flags } = parseArgs({
+  options: { json: { type: 'boolean', default: false }, quick: { type: 'boolean', default: false } },
+});
+const times = (count: number): number => (flags.quick ? Math.max(2, Math.ceil(count / 5)) : count);
+const say = (line: string): void => console.error(`bench: ${line}`);
+
+async function bench(home: string): Promise<Figure[]> {
+  const config = await loadConfig({ home, env: {} });
+  await using platform = await openPlatform(config, openLog({ level: 'error' }));
+  const service = platform.sandboxes;
+  const signal = AbortSignal.timeout(3_600_000);
+  const docker = (await service.runtimes(signal)).some((it) => it.name === 'docker' && it.check.usable);
+  const image = docker ? dockerImage('debian') : undefined;
+  if (!docker) say('no Docker engine answers: its figures are left out');
+  const request = { entrypoint: [], env: {}, metadata: {}, extensions: {}, limits: {}, mounts: [] };
+
+  say('starting sandboxes');
+  const figures = await startFigures(service, { runs: times(30), dockerImage: image, dockerRuns: times(15) });
+  say('idle memory');
+  figures.push(...(await memoryFigures(service, 50)));
+
+  const inside = await service.create({ ...request, runtime: 'bubblewrap', image: 'host' }, signal);
+  const container = image && (await service.create({ ...request, runtime: 'docker', image }, signal));
+  const guest = service.guest(inside.id);
+  say('commands');
+  figures.push(
+    ...(await execFigures(guest, {
+      bun: join(await ensureAgentBundle(), 'bun'),
+      rounds: times(5),
+      count: 1_000,
+      ...(container
+        ? { container: { guest: service.guest(container.id), name: `glovebox-${container.id}` } }
+        : {}),
+    })),
+  );
+  say('a reader that stalls');
+  figures.push(await stalledReaderFigure(guest));
+  say('streams');
+  figures.push(...(await streamFigures(guest, { runs: times(7) })));
+  say('files');
+  figures.push(...(await fileFigures(guest, { runs: times(7), folder: home })));
+  for (const info of [inside, container]) if (info) await service.remove(info.id, signal);
+  return figures;
+}
+
+const home = await mkdtemp(join(tmpdir(), 'glovebox-bench-'));
+try {
+  const figures = await bench(home);
+  console.log(flags.json ? JSON.stringify({ node: process.version, figures }, undefined, 2) : table(figures));
+} finally {
+  await rm(home, { recursive: true, force: true });
+}
