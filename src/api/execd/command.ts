@@ -16,6 +16,9 @@ type CommandHandlers = Handlers<'ping' | 'runCommand' | 'interruptCommand' | 'co
 /** Between SIGTERM and SIGKILL of an interrupted command. */
 const interruptGraceMs = 3_000;
 
+/** Output becomes events in slices of this size: a line of one byte is an event of fifty, and a slow reader should not make us hold many. */
+const sliceBytes = 8 * 1024;
+
 export function commandHandlers({ service, now }: ApiOptions): CommandHandlers {
   return {
     ping: async ({ sandboxId, exchange }) => {
@@ -132,16 +135,16 @@ async function streamOutput(stream: EventStream, execution: Execution, exchange:
   const lanes = { stdout: new Lines(), stderr: new Lines() };
   for await (const piece of execution.read(0, { follow: true }, exchange.signal)) {
     if (piece.type === 'output') {
-      const { lane } = piece;
-      await stream.send(lanes[lane].push(piece.bytes).map((text) => ({ type: lane, text })));
+      const { lane, bytes } = piece;
+      for (let at = 0; at < bytes.length; at += sliceBytes)
+        await stream.sendLines(lane, lanes[lane].push(bytes.subarray(at, at + sliceBytes)));
     } else {
       const text = `glovebox: ${piece.to - piece.from} bytes of output came faster than they were read and are lost`;
       await stream.send([{ type: 'stderr', text }]);
     }
   }
   exchange.signal.throwIfAborted();
-  for (const lane of ['stdout', 'stderr'] as const)
-    await stream.send(lanes[lane].end().map((text) => ({ type: lane, text })));
+  for (const lane of ['stdout', 'stderr'] as const) await stream.sendLines(lane, lanes[lane].end());
   const outcome = outcomeOf(await execution.exit);
   const ms = Math.round(performance.now() - startedAt);
   await stream.send([

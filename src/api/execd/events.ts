@@ -30,6 +30,16 @@ export class EventStream implements Disposable {
     await writeTo(this.#exchange, events.map((event) => this.#text(event)).join(''));
   }
 
+  /** The same for many lines of one kind, without an object for each. */
+  async sendLines(type: 'stdout' | 'stderr', lines: string[]): Promise<void> {
+    if (lines.length === 0) return;
+    const begin = `{"type":"${type}","text":`;
+    const end = `,"timestamp":${this.#now().getTime()}}\n\n`;
+    let text = '';
+    for (const line of lines) text += begin + JSON.stringify(line) + end;
+    await writeTo(this.#exchange, text);
+  }
+
   [Symbol.dispose](): void {
     clearInterval(this.#pings);
   }
