@@ -11,7 +11,7 @@ import {
   type SandboxError,
   throwIfAborted,
 } from './errors.ts';
-import { HandshakeRefused, type Socket, type Transport, transportFor } from './transport.ts';
+import { HandshakeRefused, type Reply, type Socket, type Transport, transportFor } from './transport.ts';
 
 export interface ConnectionOptions {
   /** E.g. `http://127.0.0.1:8080`. Default: `GLOVEBOX_URL`, `OPEN_SANDBOX_DOMAIN`, or the daemon of this machine. */
@@ -109,7 +109,7 @@ export class Connection {
   }
 
   /** The response of a request that succeeded. Everything else is thrown, as a SandboxError. */
-  async request(method: string, path: string, options: RequestOptions): Promise<Response> {
+  async request(method: string, path: string, options: RequestOptions): Promise<Reply> {
     const { doing } = options;
     const signal = options.cleanup ? options.signal : this.joined(options.signal);
     throwIfAborted(signal, doing);
@@ -128,14 +128,9 @@ export class Connection {
       if (options.json !== undefined) headers['content-type'] = 'application/json';
       if (body instanceof Uint8Array) headers['content-length'] = String(body.length);
       else if (body === undefined && method !== 'GET') headers['content-length'] = '0';
-      let response: Response;
+      let response: Reply;
       try {
-        response = await transport.fetch(target, {
-          ...{ method, headers, redirect: 'manual' },
-          // The types of `fetch` in the DOM's library lag behind streams and typed arrays over shared memory.
-          ...(body === undefined ? {} : ({ body, duplex: 'half' } as RequestInit)),
-          ...(signal ? { signal } : {}),
-        });
+        response = await transport.send(target, { method, headers, body, signal });
       } catch (cause) {
         if (signal?.aborted) throw abortErrorOf(signal, doing);
         if (attempt - refusals === 1 && !(body instanceof ReadableStream) && (await this.#moved(cause)))
@@ -312,7 +307,7 @@ function systemCodeOf(cause: unknown): string {
 
 /** The server's own words: `{code, message}` in the body, the rest in headers (src/contract/errors.ts). */
 async function errorOfResponse(
-  response: Response,
+  response: Reply,
   options: Pick<RequestOptions, 'doing' | 'sandboxId' | 'path'>,
 ): Promise<SandboxError> {
   const { status, headers } = response;
@@ -348,7 +343,7 @@ function hintOf(code: ErrorCode): string | undefined {
     : undefined;
 }
 
-async function textOf(response: Response): Promise<string> {
+async function textOf(response: Reply): Promise<string> {
   const decoder = new TextDecoder();
   let text = '';
   try {

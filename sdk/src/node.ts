@@ -12,6 +12,8 @@ import {
   MessageQueue,
   messageBytesMax,
   queuedBytesMax,
+  type Reply,
+  type Send,
   type Socket,
   type SocketOptions,
   type Transport,
@@ -29,7 +31,7 @@ export function nodeTransport(): Transport {
     'https:': new https.Agent({ keepAlive: true }),
   };
   return {
-    fetch: (input, init) => fetchOverHttp(input instanceof Request ? input.url : input, init ?? {}, agents),
+    send: (url, init) => send(url, init, agents),
     connect,
   };
 }
@@ -38,44 +40,65 @@ function requesterFor(url: URL): typeof http.request {
   return url.protocol === 'https:' ? https.request : http.request;
 }
 
-/** The part of fetch that this package uses: no redirects, no cache, no cookies, no decoding. */
-function fetchOverHttp(
-  input: string | URL,
-  init: RequestInit,
+function send(
+  url: URL,
+  init: Parameters<Send>[1],
   agents: Record<'http:' | 'https:', http.Agent>,
-): Promise<Response> {
-  const url = new URL(input);
-  const { promise, resolve, reject } = Promise.withResolvers<Response>();
-  const { body, signal } = init;
+): Promise<Reply> {
+  const { promise, resolve, reject } = Promise.withResolvers<Reply>();
+  const { method, headers, body, signal } = init;
   const request = requesterFor(url)(url, {
-    method: init.method ?? 'GET',
-    headers: init.headers as Record<string, string>,
-    agent: agents[url.protocol as 'http:' | 'https:'],
+    ...{ method, headers, agent: agents[url.protocol as 'http:' | 'https:'] },
     ...(signal ? { signal } : {}),
   });
-  request.on('response', (incoming) => resolve(responseOf(incoming)));
+  request.on('response', (incoming) => resolve(new NodeReply(incoming)));
   // After the response this is too late to matter: the response's own body fails then.
   request.on('error', (error) => {
     // A kept connection that the server closed just now. Asking again on a new one is safe for what changes nothing.
-    const stale = request.reusedSocket && request.method === 'GET' && !signal?.aborted;
-    if (stale) resolve(fetchOverHttp(input, init, agents));
+    const stale = request.reusedSocket && method === 'GET' && !signal?.aborted;
+    if (stale) resolve(send(url, init, agents));
     else reject(error);
   });
-  if (body === undefined || body === null) request.end();
-  else if (typeof body === 'string' || body instanceof Uint8Array) request.end(body);
-  else pipeline(Readable.from(body as ReadableStream<Uint8Array>), request).catch(reject);
+  if (body === undefined || body instanceof Uint8Array) request.end(body);
+  else pipeline(Readable.from(body), request).catch(reject);
   return promise;
 }
 
-function responseOf(incoming: http.IncomingMessage): Response {
-  const status = incoming.statusCode ?? 0;
-  const headers = new Headers();
-  for (let i = 0; i + 1 < incoming.rawHeaders.length; i += 2) {
-    headers.append(incoming.rawHeaders[i] ?? '', incoming.rawHeaders[i + 1] ?? '');
+/** Short answers are read as they come; a stream of the platform, which costs more than all else about them, is made when it is asked for. */
+class NodeReply implements Reply {
+  readonly status: number;
+  readonly headers: { get(name: string): string | null };
+  readonly #incoming: http.IncomingMessage;
+
+  constructor(incoming: http.IncomingMessage) {
+    this.#incoming = incoming;
+    this.status = incoming.statusCode ?? 0;
+    this.headers = {
+      get(name) {
+        const value = incoming.headers[name.toLowerCase()];
+        return Array.isArray(value) ? value.join(', ') : (value ?? null);
+      },
+    };
   }
-  const bodiless = status === 204 || status === 205 || status === 304;
-  if (bodiless) incoming.resume();
-  return new Response(bodiless ? null : (bodyOf(incoming) as never), { status, headers });
+
+  get body(): globalThis.ReadableStream<Uint8Array> {
+    return bodyOf(this.#incoming) as globalThis.ReadableStream<Uint8Array>;
+  }
+
+  async text(): Promise<string> {
+    return new TextDecoder().decode(await this.#bytes());
+  }
+
+  async arrayBuffer(): Promise<ArrayBuffer> {
+    const { buffer, byteOffset, byteLength } = await this.#bytes();
+    return buffer.slice(byteOffset, byteOffset + byteLength) as ArrayBuffer;
+  }
+
+  async #bytes(): Promise<Buffer> {
+    const chunks: Buffer[] = [];
+    for await (const chunk of this.#incoming) chunks.push(chunk as Buffer);
+    return chunks.length === 1 ? (chunks[0] as Buffer) : Buffer.concat(chunks);
+  }
 }
 
 /** Readable.toWeb, but several times faster: chunks are handed on as they are, with the socket's own back-pressure. */
@@ -119,7 +142,7 @@ function connect(url: URL, options: SocketOptions): Promise<Socket> {
     ...(options.signal ? { signal: options.signal } : {}),
   });
   request.on('error', reject);
-  request.on('response', (incoming) => reject(new HandshakeRefused(responseOf(incoming))));
+  request.on('response', (incoming) => reject(new HandshakeRefused(new NodeReply(incoming))));
   request.on('upgrade', (incoming, socket, head) => {
     const accept = createHash('sha1').update(`${key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11`).digest('base64');
     const { headers } = incoming;

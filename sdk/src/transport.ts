@@ -14,10 +14,31 @@ export interface Socket {
   close(): void;
 }
 
+/** What is used of a Response. */
+export interface Reply {
+  readonly status: number;
+  readonly headers: { get(name: string): string | null };
+  /** Either this, or one of the methods, once. */
+  readonly body: ReadableStream<Uint8Array> | null;
+  text(): Promise<string>;
+  arrayBuffer(): Promise<ArrayBuffer>;
+}
+
+/** What is used of fetch: no redirects, no cache, no cookies. */
+export type Send = (
+  url: URL,
+  init: {
+    method: string;
+    headers: Record<string, string>;
+    body?: Uint8Array | ReadableStream<Uint8Array> | undefined;
+    signal?: AbortSignal | undefined;
+  },
+) => Promise<Reply>;
+
 /** The server answered the WebSocket's handshake with an ordinary response. */
 export class HandshakeRefused extends Error {
-  readonly response: Response;
-  constructor(response: Response) {
+  readonly response: Reply;
+  constructor(response: Reply) {
     super(`the server answered with status ${response.status}`);
     this.response = response;
   }
@@ -30,7 +51,7 @@ export interface SocketOptions {
 }
 
 export interface Transport {
-  fetch: typeof fetch;
+  send: Send;
   connect(url: URL, options: SocketOptions): Promise<Socket>;
 }
 
@@ -150,6 +171,16 @@ export async function transportFor(ownFetch?: typeof fetch): Promise<Transport> 
   const onNode = versions?.node !== undefined && versions.bun === undefined;
   const native: Transport = onNode
     ? (await import('./node.ts')).nodeTransport()
-    : { fetch: globalThis.fetch.bind(globalThis), connect: connectWeb };
-  return ownFetch ? { fetch: ownFetch, connect: native.connect } : native;
+    : { send: sendWith(globalThis.fetch.bind(globalThis)), connect: connectWeb };
+  return ownFetch ? { send: sendWith(ownFetch), connect: native.connect } : native;
+}
+
+function sendWith(fetch: typeof globalThis.fetch): Send {
+  return ({ href }, { body, signal, ...init }) =>
+    fetch(href, {
+      ...{ ...init, redirect: 'manual' },
+      // The types of `fetch` in the DOM's library lag behind streams and typed arrays over shared memory.
+      ...(body === undefined ? {} : ({ body, duplex: 'half' } as RequestInit)),
+      ...(signal ? { signal } : {}),
+    });
 }
