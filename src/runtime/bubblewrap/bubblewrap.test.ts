@@ -123,8 +123,8 @@ describe.runIf(present && asRoot)('bubblewrap, as root', () => {
       );
     const [shell, scratch, empty] = outputs;
     expect(shell).toContain('bin dev etc');
-    expect(scratch).toBe('busybox dev etc output proc 127.0.0.1\tlocalhost glovebox\nnew\n');
-    expect(empty).toBe('dev etc output proc 127.0.0.1\tlocalhost glovebox\nnew\n');
+    expect(scratch).toBe('busybox dev etc output proc sys 127.0.0.1\tlocalhost glovebox\nnew\n');
+    expect(empty).toBe('dev etc output proc sys 127.0.0.1\tlocalhost glovebox\nnew\n');
     expect(existsSync(join(home.folder, 'empty/new'))).toBe(false);
   });
 

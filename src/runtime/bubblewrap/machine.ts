@@ -10,6 +10,7 @@ import { insideProcess } from './record.ts';
 import { removeTree } from './remove-tree.ts';
 
 const killDeadlineMs = 10_000;
+const monitorGraceMs = 500;
 const killedExitCode = 137;
 
 /** What there is of a machine on the host. */
@@ -66,6 +67,8 @@ export class BubblewrapMachine implements Machine {
   async #remove(signal: AbortSignal): Promise<void> {
     await removeTraces(this.#traces, signal);
     this.#watch?.look();
+    // So that nothing of it is left, not even a number in the host's table of processes.
+    await this.exited;
     this.#onRemoved();
   }
 
@@ -133,23 +136,36 @@ async function killProcesses(traces: MachineTraces, signal: AbortSignal): Promis
     inside = await insideProcess(traces.stateFolder);
     for (const child of childrenOf(monitor.pid)) killQuietly(child, 'SIGKILL');
   }
-  // The end of the first process inside is the end of all inside, frozen ones after the thaw.
-  if (inside !== undefined) killQuietly(inside.pid, 'SIGKILL');
+  // The end of the first process inside is the end of all inside. Its parent, the monitor, then ends by itself, once it has seen to it.
+  if (inside !== undefined) {
+    killQuietly(inside.pid, 'SIGKILL');
+    traces.cgroup?.wake();
+    await goneWithin([monitor, inside], monitorGraceMs, signal);
+  }
   if (monitor !== undefined && isAlive(monitor)) {
     killQuietly(-monitor.pid, 'SIGKILL');
     killQuietly(monitor.pid, 'SIGKILL');
   }
   traces.cgroup?.kill();
-  const left = [monitor, inside].filter((it) => it !== undefined);
-  const deadline = performance.now() + killDeadlineMs;
+  if (await goneWithin([monitor, inside], killDeadlineMs, signal)) return;
+  throw new Failure('timeout', `kill the machine: still alive after ${killDeadlineMs} ms`, {
+    hint: 'A process inside is stuck in the kernel; look at the host log.',
+  });
+}
+
+async function goneWithin(
+  processes: (ProcessIdentity | undefined)[],
+  deadlineMs: number,
+  signal: AbortSignal,
+): Promise<boolean> {
+  const left = processes.filter((it) => it !== undefined);
+  const deadline = performance.now() + deadlineMs;
   for (let waitMs = 1; left.some(isAlive); waitMs = Math.min(waitMs * 2, 50)) {
     if (signal.aborted) throw new Failure('aborted', 'kill the machine: aborted', { cause: signal.reason });
-    if (performance.now() > deadline)
-      throw new Failure('timeout', `kill the machine: still alive after ${killDeadlineMs} ms`, {
-        hint: 'A process inside is stuck in the kernel; look at the host log.',
-      });
+    if (performance.now() > deadline) return false;
     await delay(waitMs);
   }
+  return true;
 }
 
 function killQuietly(pid: number, signal: NodeJS.Signals): void {

@@ -153,9 +153,13 @@ export class Cgroup {
         // It has gone in the meantime.
       }
     }
+    this.wake();
+  }
+
+  /** Thaws without waiting. A frozen process that was killed dies only then, and before it runs anything more. */
+  wake(): void {
     if (!this.#dialect.freezes) return;
     try {
-      // A frozen process dies only once it is thawed, and before it runs anything more.
       this.#dialect.setFrozen(this.#path, false);
     } catch {
       // The group has gone already.
