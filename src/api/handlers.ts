@@ -51,12 +51,15 @@ export interface ApiLimits {
   /** To reach a port of a guest, and until its first byte of an answer. */
   proxyConnectMs: number;
   proxyFirstByteMs: number;
+  /** How long an idle connection is kept for the next request. */
+  keepAliveMs: number;
 }
 
 export const defaultLimits: ApiLimits = {
   concurrency: 1024,
   proxyConnectMs: 10_000,
   proxyFirstByteMs: 180_000,
+  keepAliveMs: 30_000,
 };
 
 export interface ApiOptions {

@@ -36,7 +36,7 @@ export interface Listening {
 
 export interface Api {
   /** Failure('unavailable') when the port is taken, Failure('permission') when it may not be used. */
-  listen(where: { host: string; port: number }): Promise<Listening>;
+  listen(where: { host: string; port: number; backlog?: number }): Promise<Listening>;
 }
 
 export function createApi(options: ApiOptions): Api {
@@ -75,7 +75,7 @@ class ApiServer {
       // Uploads may take as long as they like; only the head of a request is timed.
       requestTimeout: 0,
       headersTimeout: 60_000,
-      keepAliveTimeout: 30_000,
+      keepAliveTimeout: limits.keepAliveMs,
       maxHeaderSize: 64 * 1024,
       // Other upgrades (h2c) are offers that a server may pass over.
       shouldUpgradeCallback: (request) => request.headers.upgrade?.toLowerCase() === 'websocket',
@@ -87,11 +87,11 @@ class ApiServer {
     this.#server.on('clientError', refuseMalformed);
   }
 
-  async listen({ host, port }: { host: string; port: number }): Promise<Listening> {
+  async listen({ host, port, backlog }: { host: string; port: number; backlog?: number }): Promise<Listening> {
     const server = this.#server;
     await new Promise<void>((resolve, reject) => {
       server.once('error', (error: NodeJS.ErrnoException) => reject(listenFailure(error, host, port)));
-      server.listen({ host, port }, resolve);
+      server.listen({ host, port, backlog }, resolve);
     });
     const address = server.address() as AddressInfo;
     this.#hostRules.boundToLoopback = isLoopback(address.address);

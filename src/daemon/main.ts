@@ -40,6 +40,7 @@ export async function startDaemon(config: Config): Promise<Daemon> {
     apiKey: config.server.apiKey ?? (await apiKeyOf(config.paths.apiKeyFile)),
     limits: {
       concurrency: config.server.requestsMax ?? 0,
+      keepAliveMs: config.server.keepAliveMs,
       ...(config.server.maxSandboxTimeoutMs === undefined
         ? {}
         : { sandboxTimeoutSecondsMax: config.server.maxSandboxTimeoutMs / 1000 }),
@@ -50,7 +51,11 @@ export async function startDaemon(config: Config): Promise<Daemon> {
     system: (signal) => systemInfo(config, platform, startedAt, signal),
     now: () => new Date(),
   });
-  const listening = await api.listen({ host: config.server.host, port: config.server.port });
+  const listening = await api.listen({
+    host: config.server.host,
+    port: config.server.port,
+    backlog: config.server.backlog,
+  });
   undo.defer(() => listening.close(AbortSignal.timeout(drainMs)));
   await writeAddress(config.paths.addressFile, { pid: process.pid, url: listening.url, version });
   undo.defer(() => forgetAddress(config.paths.addressFile));
