@@ -1,5 +1,5 @@
 // Every error that this package throws: one base class with a code, and a class for each kind that a caller may want to catch by itself.
-import type { RunResult } from './process.ts';
+import type { RunResult } from './run.ts';
 
 /**
  * What kind of trouble it is. `unknown` means that nobody can tell whether the thing was done; everything else but `lost`, `timeout` and

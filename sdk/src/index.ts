@@ -33,14 +33,14 @@ export type { FileContent, Files, ReadOptions, WriteOptions } from './files.ts';
 export type { PortAddress, Ports } from './ports.ts';
 export {
   type OutputEvent,
+  type OutputPiece,
   Process,
   type ProcessEvent,
-  type RunOptions,
-  type RunResult,
   type SignalOptions,
   type StartOptions,
   type TerminalSize,
 } from './process.ts';
+export type { RunOptions, RunResult } from './run.ts';
 export { type Command, Sandbox } from './sandbox.ts';
 export { quote } from './shell.ts';
 export { type Duration, milliseconds, type Size } from './units.ts';

@@ -4,15 +4,8 @@ import type { Connection, ConnectionOptions, RequestOptions } from './connection
 import { CommandError, errorOf, SandboxError, throwIfAborted } from './errors.ts';
 import { Files } from './files.ts';
 import { Ports } from './ports.ts';
-import {
-  cleanupDeadlineMs,
-  collect,
-  Process,
-  type RunOptions,
-  type RunResult,
-  type StartOptions,
-  unlessAborted,
-} from './process.ts';
+import { cleanupDeadlineMs, Process, type StartOptions, unlessAborted } from './process.ts';
+import { collect, type RunOptions, type RunResult } from './run.ts';
 import { line } from './shell.ts';
 import { type Duration, milliseconds } from './units.ts';
 import {

@@ -132,23 +132,22 @@ const answers: [number, string, number, number][] = [
   [504, 'timeout', 124, 125],
   [500, 'internal', 1, 125],
 ];
-test.each(answers)(
-  'status %i (%s) ends with %i, and in exec with %i',
-  async (status, failure, plain, inExec) => {
-    const headers = { 'Glovebox-Failure': failure, 'Glovebox-Hint': 'Do this next.', 'X-Request-ID': 'r1' };
-    for (const [args, expected] of [
-      [['pause', 'web'], plain],
-      [['exec', 'web', 'true'], inExec],
-    ] as const) {
-      server.on('POST', /\/(pause|processes)$/, (_, response) =>
-        json(response, status, { code: 'X', message: 'it is so' }, headers),
-      );
-      const { code, stderr } = await glovebox(args);
-      expect(stderr).toMatch(/^glovebox: .*: it is so\nhint: Do this next\.\n$/);
-      expect(code).toBe(expected);
-    }
-  },
-);
+test.each(
+  answers,
+)('status %i (%s) ends with %i, and in exec with %i', async (status, failure, plain, inExec) => {
+  const headers = { 'Glovebox-Failure': failure, 'Glovebox-Hint': 'Do this next.', 'X-Request-ID': 'r1' };
+  for (const [args, expected] of [
+    [['pause', 'web'], plain],
+    [['exec', 'web', 'true'], inExec],
+  ] as const) {
+    server.on('POST', /\/(pause|processes)$/, (_, response) =>
+      json(response, status, { code: 'X', message: 'it is so' }, headers),
+    );
+    const { code, stderr } = await glovebox(args);
+    expect(stderr).toMatch(/^glovebox: .*: it is so\nhint: Do this next\.\n$/);
+    expect(code).toBe(expected);
+  }
+});
 
 test('a server that does not answer ends with 69, and no daemon is started for it', async () => {
   const { code, stderr } = await glovebox(['ls'], { env: { GLOVEBOX_URL: 'http://127.0.0.1:9' } });

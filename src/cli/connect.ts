@@ -28,14 +28,25 @@ export async function connect(): Promise<SandboxClient> {
   if (serverIsNamed()) return new SandboxClient();
   const home = homeFolder();
   const client = new SandboxClient({ home });
-  if (!(await answers(client))) await startDaemon(home, client);
+  if (!(processLives(home) && (await answers(client)))) await startDaemon(home, client);
   return client;
 }
 
 /** A client of a server that runs already, or undefined: for what must not start one. */
 export async function connectIfRunning(): Promise<SandboxClient | undefined> {
-  const client = serverIsNamed() ? new SandboxClient() : new SandboxClient({ home: homeFolder() });
-  return (await answers(client)) ? client : undefined;
+  const named = serverIsNamed();
+  const client = named ? new SandboxClient() : new SandboxClient({ home: homeFolder() });
+  return (named || processLives(homeFolder())) && (await answers(client)) ? client : undefined;
+}
+
+/** Whether the daemon that left its address here is still there. After a reboot its port may be someone else's. */
+function processLives(home: string): boolean {
+  try {
+    const { pid } = JSON.parse(readFileSync(join(home, 'daemon.json'), 'utf8')) as { pid: number };
+    return Number.isInteger(pid) && process.kill(pid, 0);
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === 'EPERM';
+  }
 }
 
 async function answers(client: SandboxClient): Promise<boolean> {
@@ -58,7 +69,7 @@ async function startDaemon(home: string, client: SandboxClient): Promise<void> {
   if (process.stderr.isTTY) say(paint('dim', 'glovebox: starting the daemon', process.stderr));
   const deadline = performance.now() + startDeadlineMs;
   while (performance.now() < deadline) {
-    if (await answers(client)) return;
+    if (processLives(home) && (await answers(client))) return;
     const code = daemon.exitCode();
     if (code !== undefined && code !== exitCodes.daemonRuns) {
       throw new CliError(`the daemon did not start: ${lastLineOf(log) || `it exited with ${code}`}`, {

@@ -9,8 +9,7 @@ process.exit(await run(process.argv.slice(2)));
 
 async function run(args: string[]): Promise<number> {
   try {
-    const program = makeProgram();
-    await program.parseAsync(args, { from: 'user' });
+    await makeProgram(args).parseAsync(args, { from: 'user' });
     return Number(process.exitCode ?? exitCodes.ok);
   } catch (error) {
     return failed(error);

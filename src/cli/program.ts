@@ -21,7 +21,8 @@ Environment:
 
 Sandboxes are named by id, by the beginning of an id, or by the name given with create --name.`;
 
-export function makeProgram(): Command {
+/** `args`: the whole line behind `glovebox`. */
+export function makeProgram(args: readonly string[]): Command {
   const program = new Command('glovebox')
     .description('Sandboxes for AI agents and untrusted code, on your own machines.')
     .usage('VERB …')
@@ -77,13 +78,9 @@ export function makeProgram(): Command {
     .action(async (first, others, options) => {
       // Commander does not tell whether the first word stood before the `--` or behind it.
       const words: string[] = [...(first === undefined ? [] : [first]), ...others];
-      const dashes =
-        program.args.length === 0 ? -1 : (program as unknown as { rawArgs: string[] }).rawArgs.indexOf('--');
-      const behind =
-        dashes < 0
-          ? words.length - 1
-          : (program as unknown as { rawArgs: string[] }).rawArgs.length - dashes - 1;
-      const [image, command] = behind === words.length ? [undefined, words] : [words[0], words.slice(1)];
+      const dashes = args.indexOf('--');
+      const withoutImage = dashes >= 0 && args.length - dashes - 1 === words.length;
+      const [image, command] = withoutImage ? [undefined, words] : [words[0], words.slice(1)];
       await (await import('./commands/create.ts')).create(image, command, options);
     });
 
