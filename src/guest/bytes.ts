@@ -1,4 +1,5 @@
 // Bytes of a conversation as streams of Node.js.
+import type { Socket } from 'node:net';
 import { Duplex, Readable } from 'node:stream';
 import { Failure } from '../lib/failure.ts';
 import type { Conversation } from './conversation.ts';
@@ -20,6 +21,33 @@ export function bytesOf(conversation: Conversation, doing: string, signal?: Abor
         }
       }
     } finally {
+      if (!whole) conversation.drop(new Failure('aborted', `${doing}: the reader has gone`));
+    }
+  }
+  return Readable.from(read(), { objectMode: false, highWaterMark: 1024 * 1024 });
+}
+
+/** The same on a connection of its own; the agent's `done`, which follows on the channel, tells how many there must be. */
+export function directBytesOf(
+  socket: Socket,
+  conversation: Conversation,
+  doing: string,
+  signal?: AbortSignal,
+): Readable {
+  async function* read(): AsyncGenerator<Uint8Array> {
+    let whole = false;
+    let size = 0;
+    try {
+      for await (const bytes of socket as AsyncIterable<Uint8Array>) {
+        size += bytes.length;
+        yield bytes;
+      }
+      const done = await conversation.reply('done', signal);
+      if (done.size !== size)
+        throw new Failure('protocol', `${doing}: ${size} bytes came, the agent sent ${done.size}`);
+      whole = true;
+    } finally {
+      socket.destroy();
       if (!whole) conversation.drop(new Failure('aborted', `${doing}: the reader has gone`));
     }
   }

@@ -4,7 +4,7 @@ import type { Channel } from '../channel/channel.ts';
 import type { ExecSummary, FileEntry, GuestReply, GuestRequest } from '../contract/guest.ts';
 import { Failure } from '../lib/failure.ts';
 import type { BulkConnections } from './bulk.ts';
-import { bytesOf, ConversingDuplex } from './bytes.ts';
+import { bytesOf, ConversingDuplex, directBytesOf } from './bytes.ts';
 import { Conversation } from './conversation.ts';
 import type { ExecSpec, Guest, GuestMetrics, GuestProcess } from './guest.ts';
 import { failureOf } from './guest-failure.ts';
@@ -12,6 +12,9 @@ import { ConversingProcess, exitOf } from './process.ts';
 
 /** Entries of a listing, unless the caller wants fewer. */
 const entriesMax = 100_000;
+
+/** A part of a file up to this size comes on the channel; more is worth a connection of its own. */
+const framedReadBytesMax = 256 * 1024;
 
 /** Requests that change nothing: a loss in the middle leaves no doubt. */
 const harmless = new Set<GuestRequest['op']>([
@@ -157,14 +160,28 @@ class ChannelGuest implements Guest {
   ): Promise<{ entry: FileEntry; bytes: Readable }> {
     const { offset = 0, length } = range;
     const doing = `read ${path}`;
-    const conversation = this.#ask(
-      { op: 'read', path, offset, ...(length === undefined ? {} : { length }) },
-      doing,
-      signal,
-    );
-    conversation.end();
-    const { entry } = await conversation.reply('entry', signal);
-    return { entry, bytes: bytesOf(conversation, doing, signal) };
+    const direct =
+      (length ?? Number.POSITIVE_INFINITY) > framedReadBytesMax ? this.#bulk?.expect() : undefined;
+    const request = {
+      op: 'read',
+      path,
+      offset,
+      ...(length === undefined ? {} : { length }),
+      ...(direct === undefined ? {} : { direct: direct.id }),
+    } as const;
+    try {
+      const conversation = this.#ask(request, doing, signal);
+      conversation.end();
+      const { entry } = await conversation.reply('entry', signal);
+      const bytes =
+        direct === undefined
+          ? bytesOf(conversation, doing, signal)
+          : directBytesOf(await direct.socket, conversation, doing, signal);
+      return { entry, bytes };
+    } catch (error) {
+      direct?.cancel();
+      throw error;
+    }
   }
 
   async write(
