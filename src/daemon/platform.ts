@@ -93,5 +93,10 @@ async function runtimesOf(
     const { MemoryRuntime } = await import('../runtime/memory/memory.ts');
     runtimes.push(new MemoryRuntime({ acknowledgeNoIsolation: true }));
   }
-  return new Map(runtimes.map((runtime) => [runtime.name, runtime]));
+  // Whoever configures a stronger wall for all sandboxes gets no weaker one by a request's wish.
+  const allowed =
+    config.runtime.type === 'docker' && docker.runtimeClass !== undefined
+      ? runtimes.filter((runtime) => runtime.name === 'docker')
+      : runtimes;
+  return new Map(allowed.map((runtime) => [runtime.name, runtime]));
 }

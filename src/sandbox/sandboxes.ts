@@ -263,7 +263,11 @@ export class Sandboxes implements SandboxService {
     try {
       machines = await runtime.list(AbortSignal.timeout(sweepEveryMs));
     } catch (error) {
-      this.#options.log.warn(
+      const known = [...this.#lives.values()].some(({ info }) => info.runtime === runtime.name);
+      // Every machine has a record before it exists, so a runtime without records has nothing of ours to find.
+      if (!known) this.#reconciled.add(runtime.name);
+      const level = known ? 'warn' : 'debug';
+      this.#options.log[level](
         { runtime: runtime.name, error: String(error) },
         'the runtime cannot be asked for its machines',
       );
