@@ -357,9 +357,11 @@ export function runtimeConformance(
       return;
     }
 
-    // Below, the guest is walled off. (Without walls the agent may be this very process.)
-    // An agent that is the first process of its namespace cannot be killed from inside, but heeds the polite signal.
-    const killAgent = (guest: Guest) => void shell(guest, 'kill -9 $PPID; kill -TERM $PPID').catch(() => {});
+    // From the host, for as the first process of its namespace the agent cannot be killed from inside.
+    const killAgent = ({ spec }: Running) => {
+      const isAgent = (pid: number) => readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes('agent.js');
+      for (const pid of harness.processes(spec.id).filter(isAgent)) process.kill(pid, 'SIGKILL');
+    };
 
     test('an unknown image is not found, and nothing is left', async () => {
       expect(await refusal({ image: '127.0.0.1:1/none-such:1' })).toMatchObject({
