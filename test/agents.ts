@@ -6,6 +6,7 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { agentEnvironment, ensureAgentBundle } from '../src/agent/bundle.ts';
+import { Call } from '../src/agent/call.ts';
 import { NodePlatform } from '../src/agent/platform/node.ts';
 import { Agent } from '../src/agent/serve.ts';
 import { Acceptor } from '../src/channel/acceptor.ts';
@@ -126,7 +127,9 @@ export async function startLocalAgent(): Promise<LocalAgent> {
     token: 'token',
     clock,
     backOff: localBackOff,
-    onChannel: (channel) => agent.serve(channel),
+    onChannel: (channel) => {
+      channel.onStream = (stream) => new Call(stream, (call, request) => agent.handle(call, request));
+    },
   });
   return {
     guest: await guest.promise,

@@ -14,6 +14,7 @@ import {
   realpath,
   rename,
   rm,
+  writeFile,
 } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { promisify } from 'node:util';
@@ -87,13 +88,8 @@ async function build(folder: string, bun: string): Promise<string> {
         join(beside, loader ? 'ld.so' : join('lib', basename(library))),
       );
     }
-    await run(bun, [
-      'build',
-      join(root, 'src/agent/main.ts'),
-      '--target=bun',
-      '--minify',
-      `--outfile=${join(beside, 'agent.js')}`,
-    ]);
+    await bundle(bun, { entry: 'main.ts', to: join(beside, 'agent.js'), apart: 'work' });
+    await bundle(bun, { entry: 'work.ts', to: join(beside, 'work.js') });
     await run('chmod', ['-R', 'a+rX', beside]);
     await rename(beside, folder).catch(async (error: NodeJS.ErrnoException) => {
       // Another process was quicker with the same content.
@@ -103,6 +99,19 @@ async function build(folder: string, bun: string): Promise<string> {
   } finally {
     await rm(beside, { recursive: true, force: true });
   }
+}
+
+/** One file of the agent's sources; the module `apart` stays an import, of the file beside it. */
+async function bundle(bun: string, parts: { entry: string; to: string; apart?: string }): Promise<void> {
+  const { entry, to, apart } = parts;
+  const external = apart === undefined ? [] : [`--external=*/${apart}.ts`];
+  const source = join(root, 'src/agent', entry);
+  await run(bun, ['build', source, '--target=bun', '--minify', `--outfile=${to}`, ...external]);
+  if (apart === undefined) return;
+  const text = await readFile(to, 'utf8');
+  const built = text.replaceAll(`"./${apart}.ts"`, `"./${apart}.js"`);
+  if (built === text) throw new Failure('internal', `build ${entry}: it no longer imports ${apart}.ts`);
+  await writeFile(to, built);
 }
 
 async function runtimePath(): Promise<string> {

@@ -115,7 +115,11 @@ describe('starting', () => {
   });
 
   test('a megabyte of arguments passes', async () => {
-    const argv = ['awk', 'BEGIN { print ARGC - 1, length(ARGV[1]); exit }', ...Array.from({ length: 1024 }, () => 'x'.repeat(1024))];
+    const argv = [
+      'awk',
+      'BEGIN { print ARGC - 1, length(ARGV[1]); exit }',
+      ...Array.from({ length: 1024 }, () => 'x'.repeat(1024)),
+    ];
     expect((await run(guest, argv)).stdout).toBe('1024 1024\n');
   });
 

@@ -21,6 +21,7 @@ const receiptMs = 10 * 60_000;
 /** Output held of all ended commands together; the oldest is given up first. */
 const endedBytesMax = 16 * 1024 * 1024;
 const idCharsMax = 128;
+const restAfterMs = 2_000;
 const lanes = { stdout: laneOf.data, stderr: laneOf.stderr };
 
 export interface ExecsOptions {
@@ -39,6 +40,7 @@ export class Execs {
   #running = 0;
   #stopping = false;
   #expiry: ReturnType<typeof setTimeout> | undefined;
+  #idle: ReturnType<typeof setTimeout> | undefined;
 
   constructor(options: ExecsOptions) {
     this.#options = options;
@@ -136,7 +138,16 @@ export class Execs {
       this.#endedBytes -= before - oldest.forgetOutput();
     }
     this.#scheduleExpiry();
-    if (this.#running === 0 && exec.outputBytes > relaxBytes) this.#options.platform.relax();
+    if (this.#running === 0) {
+      this.#idle ??= setTimeout(() => this.#rest(), restAfterMs);
+      this.#idle.unref?.();
+    }
+  }
+
+  /** A sandbox that has done its work gives back what it took for it. */
+  #rest(): void {
+    this.#idle = undefined;
+    if (this.#running === 0) this.#options.platform.relax();
   }
 
   #scheduleExpiry(): void {
@@ -159,8 +170,6 @@ export class Execs {
     this.#expiry.unref?.();
   }
 }
-
-const relaxBytes = 32 * 1024 * 1024;
 
 /** What makes two requests the same command. Its hash alone is kept, for arguments may be large. */
 function contentOf(request: ExecRequest): string {
@@ -233,10 +242,6 @@ class Exec {
 
   get heldBytes(): number {
     return this.#log.end - this.#log.start;
-  }
-
-  get outputBytes(): number {
-    return this.#log.end;
   }
 
   /** Gives up what has been read. Returns how many bytes are held then. */
@@ -404,6 +409,10 @@ class Exec {
     if (this.#exit === undefined) return false;
     call.reply({ type: 'exit', end: this.#log.end, exit: this.#exit });
     call.end();
+    if (this.#call === call) {
+      this.#call = undefined;
+      this.#reader = undefined;
+    }
     return true;
   }
 

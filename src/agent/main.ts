@@ -1,55 +1,67 @@
 // The agent as a process in a guest: reads what the daemon has left in the run folder, dials its socket there, and serves until told to stop.
 // Runs as any user, as the first process or not, with nothing of the image but the kernel it runs on.
-import { readFileSync } from 'node:fs';
+// Until the first request only what a connection needs is loaded: a pool of idle sandboxes consists of this.
 import { systemClock } from '../channel/clock.ts';
 import { Dialer, localBackOff } from '../channel/dialer.ts';
 import type { AgentBoot } from '../contract/guest.ts';
 import { guestFolder, guestProtocol } from '../contract/guest-wire.ts';
-import { BunPlatform } from './platform/bun.ts';
-import { Agent } from './serve.ts';
+import { Call } from './call.ts';
+import { connect } from './platform/bun-connection.ts';
+import type { Agent } from './serve.ts';
 
 const runFolder = process.argv[2] ?? `${guestFolder}/run`;
-const boot = readBoot(`${runFolder}/boot.json`);
 const socketPath = `${runFolder}/agent.sock`;
-const platform = new BunPlatform();
-platform.reapOrphans();
-const agent = new Agent({ platform, boot, socketPath });
-const dialer = new Dialer({
-  connect: (signal) => platform.connectUnix(socketPath, signal),
-  token: boot.token,
-  clock: systemClock({ keepsProcessAlive: true }),
-  backOff: localBackOff,
-  caps: agent.caps,
-  onChannel: (channel) => agent.serve(channel),
-  onHandlerError: (error) => console.error('glovebox agent:', error),
-});
 
-for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) {
-  process.on(signal, () => {
-    void agent.stop().then(() => {
-      dialer.stop({ code: 'stopped', message: `the sandbox got ${signal}` });
-    });
+void start();
+
+async function start(): Promise<void> {
+  const boot = await readBoot(`${runFolder}/boot.json`);
+  const parts: { agent?: Promise<Agent> } = {};
+  const dialer = new Dialer({
+    connect: (signal) => connect({ unix: socketPath }, signal),
+    token: boot.token,
+    clock: systemClock({ keepsProcessAlive: true }),
+    backOff: localBackOff,
+    caps: ['pty', 'direct', 'users'],
+    onChannel: (channel) => {
+      channel.onStream = (stream) =>
+        new Call(stream, (call, request) => {
+          parts.agent ??= import('./work.ts').then(({ begin }) => begin({ boot, socketPath }));
+          void parts.agent.then(
+            (agent) => agent.handle(call, request),
+            (thrown) => call.fail(thrown, 'load the agent'),
+          );
+        });
+    },
+    onHandlerError: (error) => console.error('glovebox agent:', error),
   });
+  // Nothing that was started here outlives the agent.
+  const stop = async () => (await parts.agent)?.stop();
+  for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) {
+    process.on(signal, () => {
+      void stop().then(() => dialer.stop({ code: 'stopped', message: `the sandbox got ${signal}` }));
+    });
+  }
+  const reason = await dialer.ended;
+  await stop();
+  process.exit(reason.code === 'stopped' ? 0 : 75);
 }
 
-// The daemon has let go for good, or a signal came. Nothing that was started here outlives the agent.
-const reason = await dialer.ended;
-await agent.stop();
-process.exit(reason.code === 'stopped' ? 0 : 75);
-
-function readBoot(path: string): AgentBoot {
+async function readBoot(path: string): Promise<AgentBoot> {
   let boot: AgentBoot;
   try {
-    boot = JSON.parse(readFileSync(path, 'utf8'));
+    // As a module: reading it as a file would cost a thread and a tenth of the memory of the whole.
+    boot = (await import(path, { with: { type: 'json' } })).default;
   } catch (thrown) {
-    console.error(`glovebox agent: cannot read ${path}: ${(thrown as Error).message}`);
-    process.exit(78);
+    return refuse(`cannot read ${path}: ${(thrown as Error).message}`);
   }
-  if (boot.protocol !== guestProtocol) {
-    console.error(
-      `glovebox agent: speaks guest protocol ${guestProtocol}, the daemon ${boot.protocol}; install both from one release`,
-    );
-    process.exit(78);
-  }
-  return boot;
+  if (boot.protocol === guestProtocol) return boot;
+  return refuse(
+    `speaks guest protocol ${guestProtocol}, the daemon ${boot.protocol}; install both from one release`,
+  );
+}
+
+function refuse(why: string): never {
+  console.error(`glovebox agent: ${why}`);
+  process.exit(78);
 }

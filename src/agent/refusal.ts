@@ -13,7 +13,7 @@ export class Refusal extends Error {
 
   /** Any thrown value as a Refusal; `doing` says what was tried, on what. */
   static from(thrown: unknown, doing: string): Refusal {
-    if (thrown instanceof Refusal) return thrown;
+    if (isRefusal(thrown)) return thrown;
     const errno = errnoOf(thrown);
     if (errno === undefined) {
       return new Refusal('io', `${doing}: ${thrown instanceof Error ? thrown.message : String(thrown)}`);
@@ -26,6 +26,11 @@ export class Refusal extends Error {
     const message = this.message.slice(0, 4096).toWellFormed();
     return { type: 'error', code: this.code, message, ...(this.errno && { errno: this.errno.slice(0, 32) }) };
   }
+}
+
+// By its shape, for the two files of the bundle have a class of this name each.
+function isRefusal(thrown: unknown): thrown is Refusal {
+  return typeof (thrown as Partial<Refusal> | null)?.toReply === 'function';
 }
 
 export function errnoOf(thrown: unknown): string | undefined {

@@ -1,9 +1,9 @@
 // Answers the daemon: one stream, one request, one handler. What commands there are outlives the channel that asked for them.
-import type { Channel, Stream } from '../channel/channel.ts';
+// In a guest it is loaded with the first request, so that an idle agent stays small.
 import { channelProtocol, frameType, headerBytes, writeHeader } from '../channel/frame.ts';
 import { encodeJson } from '../channel/handshake.ts';
 import type { AgentBoot, GuestRequest } from '../contract/guest.ts';
-import { Call } from './call.ts';
+import type { Call } from './call.ts';
 import { Dials } from './dial.ts';
 import { Execs } from './exec.ts';
 import * as files from './files.ts';
@@ -38,29 +38,14 @@ export class Agent {
     });
   }
 
-  /** What this agent can do, for its hello. */
-  get caps(): string[] {
-    const { abilities } = this.#options.platform;
-    return [
-      ...(abilities.pty ? ['pty'] : []),
-      ...(abilities.direct ? ['direct'] : []),
-      ...(abilities.users ? ['users'] : []),
-    ];
-  }
-
-  serve(channel: Channel): void {
-    channel.onStream = (stream) => this.#take(stream);
-  }
-
   /** Kills every command, with all that they started. */
   stop(): Promise<void> {
     return this.#execs.stop();
   }
 
-  #take(stream: Stream): void {
-    new Call(stream, (call, request) => {
-      this.#handle(call, request).catch((thrown) => call.fail(thrown, String(request?.op)));
-    });
+  /** Answers one request; whatever goes wrong is the answer. */
+  handle(call: Call, request: GuestRequest): void {
+    this.#handle(call, request).catch((thrown) => call.fail(thrown, String(request?.op)));
   }
 
   async #handle(call: Call, request: GuestRequest): Promise<void> {

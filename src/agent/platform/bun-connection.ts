@@ -1,0 +1,154 @@
+// Sockets of Bun as connections: writes are partial there, and data may come before anybody asks.
+import type { Connection } from './platform.ts';
+
+const queuedBytesMax = 256 * 1024;
+
+export function connect(
+  to: { unix: string } | { hostname: string; port: number },
+  signal: AbortSignal,
+): Promise<Connection> {
+  return new Promise((resolve, reject) => {
+    const connection = new BunConnection();
+    const abort = () => {
+      connection.close();
+      reject(signal.reason);
+    };
+    const settle = (socket: BunApi.Socket) => {
+      signal.removeEventListener('abort', abort);
+      connection.opened(socket);
+    };
+    if (signal.aborted) return abort();
+    signal.addEventListener('abort', abort, { once: true });
+    const fail = (error: Error) => {
+      signal.removeEventListener('abort', abort);
+      reject(error);
+    };
+    Bun.connect({
+      ...to,
+      allowHalfOpen: true,
+      socket: {
+        binaryType: 'uint8array',
+        open: (socket) => {
+          settle(socket);
+          resolve(connection);
+        },
+        data: (_socket, bytes) => connection.took(bytes),
+        drain: () => connection.flush(),
+        end: () => connection.otherEnded(),
+        close: (_socket, error) => connection.closed(error),
+        error: (_socket, error) => connection.failed(error),
+        connectError: (_socket, error) => fail(error),
+      },
+    }).catch(fail);
+  });
+}
+
+/** A socket of Bun: writes are partial, so what is left waits here for the drain. */
+class BunConnection implements Connection {
+  onDrain: () => void = () => {};
+  onClose: (cause?: Error) => void = () => {};
+  onEnd: () => void = () => this.close();
+  #onData: (bytes: Uint8Array) => void = () => {};
+  #reading = false;
+  #early: Uint8Array[] = [];
+  #socket: BunApi.Socket | undefined;
+  #queue: Uint8Array[] = [];
+  #queuedBytes = 0;
+  #full = false;
+  #ending: 'end' | 'close' | undefined;
+  #over = false;
+  #cause: Error | undefined;
+
+  opened(socket: BunApi.Socket): void {
+    this.#socket = socket;
+    if (this.#ending === 'close') socket.end();
+  }
+
+  get onData(): (bytes: Uint8Array) => void {
+    return this.#onData;
+  }
+
+  set onData(handler: (bytes: Uint8Array) => void) {
+    this.#onData = handler;
+    this.#reading = true;
+    const early = this.#early;
+    this.#early = [];
+    for (const bytes of early) handler(bytes);
+  }
+
+  took(bytes: Uint8Array): void {
+    if (this.#reading) this.#onData(bytes);
+    else this.#early.push(bytes);
+  }
+
+  send(bytes: Uint8Array): boolean {
+    if (this.#over || this.#ending !== undefined) return false;
+    if (this.#queue.length > 0) {
+      this.#queue.push(bytes);
+      this.#queuedBytes += bytes.length;
+    } else {
+      const written = Math.max(0, this.#socket?.write(bytes) ?? 0);
+      if (written === bytes.length) return true;
+      this.#queue.push(bytes.subarray(written));
+      this.#queuedBytes += bytes.length - written;
+    }
+    this.#full ||= this.#queuedBytes >= queuedBytesMax;
+    return !this.#full;
+  }
+
+  flush(): void {
+    while (this.#queue.length > 0) {
+      const bytes = this.#queue[0] as Uint8Array;
+      const written = Math.max(0, this.#socket?.write(bytes) ?? 0);
+      this.#queuedBytes -= written;
+      if (written < bytes.length) {
+        this.#queue[0] = bytes.subarray(written);
+        return;
+      }
+      this.#queue.shift();
+    }
+    if (this.#ending === 'end') this.#socket?.shutdown();
+    else if (this.#ending === 'close') this.#socket?.end();
+    else if (this.#full) {
+      this.#full = false;
+      this.onDrain();
+    }
+  }
+
+  end(): void {
+    if (this.#ending !== undefined || this.#over) return;
+    this.#ending = 'end';
+    if (this.#queue.length === 0) this.#socket?.shutdown();
+  }
+
+  close(): void {
+    if (this.#ending === 'close' || this.#over) return;
+    this.#ending = 'close';
+    // What is queued behind a reader that does not read is not worth waiting for.
+    if (this.#queue.length === 0) this.#socket?.end();
+    else this.#socket?.terminate();
+  }
+
+  pause(): void {
+    if (!this.#over) this.#socket?.pause();
+  }
+
+  resume(): void {
+    if (!this.#over) this.#socket?.resume();
+  }
+
+  otherEnded(): void {
+    if (!this.#over) this.onEnd();
+  }
+
+  failed(error: Error): void {
+    this.#cause ??= error;
+  }
+
+  closed(error?: Error): void {
+    if (this.#over) return;
+    this.#over = true;
+    this.#queue = [];
+    this.onClose(this.#cause ?? error);
+  }
+}
