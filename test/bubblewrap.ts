@@ -66,6 +66,7 @@ export class BubblewrapHome {
     if (existsSync(path)) return name;
     mkdirSync(path);
     if (name !== 'empty') execFileSync('tar', ['-C', path, '-xf', rootfsTar(name)]);
+    chmodSync(path, 0o755);
     if (process.getuid?.() === 0) execFileSync('chown', ['-R', `${hostIdBase}:${hostIdBase}`, path]);
     return name;
   }
@@ -76,6 +77,7 @@ export class BubblewrapHome {
     const runFolder = join(this.folder, 'run', id);
     mkdirSync(runFolder, { recursive: true });
     writeFileSync(join(runFolder, 'job'), job);
+    chmodSync(join(runFolder, 'job'), 0o644);
     chmodSync(runFolder, 0o755);
     return {
       id,

@@ -217,6 +217,17 @@ describe.runIf(present && asRoot)('bubblewrap, as root', () => {
     await machine.remove(soon());
   });
 
+  test('a daemon with a closed umask makes open machines', async () => {
+    const before = process.umask(0o077);
+    try {
+      expect(
+        await home.run(runtime, { image: home.image('busybox'), job: 'stat -c %a / /.glovebox; umask' }),
+      ).toBe('755\n755\n0022\n');
+    } finally {
+      process.umask(before);
+    }
+  });
+
   test('an agent that cannot be started is a failure of create, in bubblewrap’s words', async () => {
     using broken = home.open({
       agent: { folder: join(home.folder, 'agent'), command: ['/.glovebox/agent/none'], environment: {} },

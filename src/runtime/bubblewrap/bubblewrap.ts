@@ -73,6 +73,7 @@ export class BubblewrapRuntime implements Runtime {
   readonly #launcherOptions: LauncherOptions;
   readonly #launchers: LauncherPool;
   readonly #watch = new ProcessWatch();
+  #filter: Uint8Array | undefined;
   readonly #machines = new Map<string, Machine>();
   /** Being made at this moment: not yet for `list` to show. */
   readonly #making = new Set<string>();
@@ -173,7 +174,7 @@ export class BubblewrapRuntime implements Runtime {
       await layOut({
         ...wanted.layout,
         cgroupViews: this.#cgroups?.of(id).views ?? [],
-        filter: systemCallFilter(),
+        filter: this.#systemCallFilter(),
         stateFolder,
         diskInMemory: limits.diskBytes !== undefined,
         idBase: this.#idBase,
@@ -232,6 +233,16 @@ export class BubblewrapRuntime implements Runtime {
     if (root.kind === 'host') return this.#layers.host();
     if (root.arch !== undefined && root.arch !== arch) throw wrongArch(spec, root.arch);
     return { path: root.path, shared: [], image: root.image };
+  }
+
+  #systemCallFilter(): Uint8Array {
+    const arch = seccompArch();
+    if (arch === undefined)
+      throw new Failure('unsupported', `start the walls: no system call filter for ${process.arch}`, {
+        hint: 'Use the docker runtime on this machine.',
+      });
+    this.#filter ??= seccompBpf(arch);
+    return this.#filter;
   }
 
   /** What is asked for and what the defaults add. Refuses what this host cannot hold. */
@@ -318,14 +329,6 @@ function makeStateFolder(id: string, stateFolder: string): void {
     if ((thrown as NodeJS.ErrnoException).code !== 'EEXIST') throw Failure.from(thrown, `make machine ${id}`);
     throw new Failure('conflict', `make machine ${id}: ${stateFolder} is there already`, { cause: thrown });
   }
-}
-
-function systemCallFilter(): Uint8Array {
-  const arch = seccompArch();
-  if (arch !== undefined) return seccompBpf(arch);
-  throw new Failure('unsupported', `start the walls: no system call filter for ${process.arch}`, {
-    hint: 'Use the docker runtime on this machine.',
-  });
 }
 
 function pick(limits: Limits, names: ReadonlySet<CgroupLimit>): CgroupLimits {

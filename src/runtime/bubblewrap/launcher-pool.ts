@@ -4,6 +4,7 @@ import { Launcher, type LauncherOptions } from './launcher.ts';
 
 /** Creates usually come one by one; more at once start their chains when they come. */
 const waitingMax = 2;
+const quietMs = 100;
 
 interface Waiting {
   launcher: Launcher;
@@ -13,6 +14,7 @@ interface Waiting {
 export class LauncherPool {
   readonly #options: LauncherOptions;
   #waiting: Waiting[] = [];
+  #refilling: NodeJS.Timeout | undefined;
   #closed = false;
 
   constructor(options: LauncherOptions) {
@@ -31,14 +33,21 @@ export class LauncherPool {
     return new Launcher(this.#options);
   }
 
-  /** Makes up for what was taken. Called when a machine runs, so that the new chains are not in its way. */
+  /** Makes up for what was taken, once things are quiet: a machine that has just been made is busy with its first command. */
   refill(): void {
-    while (!this.#closed && this.#waiting.length < waitingMax)
+    if (this.#closed) return;
+    clearTimeout(this.#refilling);
+    this.#refilling = setTimeout(() => this.#fill(), quietMs).unref();
+  }
+
+  #fill(): void {
+    while (this.#waiting.length < waitingMax)
       this.#waiting.push({ hostMounts: mountinfo(), launcher: new Launcher(this.#options) });
   }
 
   close(): void {
     this.#closed = true;
+    clearTimeout(this.#refilling);
     for (const { launcher } of this.#waiting.splice(0)) launcher.close();
   }
 }

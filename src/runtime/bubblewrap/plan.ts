@@ -1,5 +1,5 @@
 // Turns what a machine should be into what the chain and bubblewrap are told: folders to make, mounts, options. Starts nothing.
-import { chownSync, mkdirSync, statSync, writeFileSync } from 'node:fs';
+import { chmodSync, chownSync, mkdirSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { guestFolder } from '../../contract/guest.ts';
 import { Failure } from '../../lib/failure.ts';
@@ -60,10 +60,10 @@ export async function layOut(layout: MachineLayout): Promise<void> {
   const options = bwrapOptions(layout, await planMounts(layout));
   makeFolders(layout);
   const { stateFolder } = layout;
-  writeFileSync(join(stateFolder, 'fstab'), fstab(layout));
-  writeFileSync(join(stateFolder, 'stage/options'), options.map((it) => `${it}\0`).join(''));
-  writeFileSync(join(stateFolder, 'stage/filter'), layout.filter);
-  writeFileSync(join(stateFolder, 'stage/bwrap.json'), '');
+  writeFile(join(stateFolder, 'fstab'), fstab(layout));
+  writeFile(join(stateFolder, 'stage/options'), options.map((it) => `${it}\0`).join(''));
+  writeFile(join(stateFolder, 'stage/filter'), layout.filter);
+  writeFile(join(stateFolder, 'stage/bwrap.json'), '');
   giveToGuest(layout, 'stage/bwrap.json');
 }
 
@@ -127,17 +127,28 @@ function makeFolders(layout: MachineLayout): void {
   const { stateFolder } = layout;
   const stage = join(stateFolder, 'stage');
   const lowers = layout.lower.map((_, index) => `lower-${index}`);
-  mkdirSync(stage, { mode: 0o755 });
-  for (const name of ['root', 'agent', 'run', ...lowers]) mkdirSync(join(stage, name), { mode: 0o755 });
+  makeFolder(stage);
+  for (const name of ['root', 'agent', 'run', ...lowers]) makeFolder(join(stage, name));
   for (const [index, mount] of layout.mounts.entries()) {
     const target = join(stage, `mount-${index}`);
-    if (statSync(mount.hostPath).isDirectory()) mkdirSync(target, { mode: 0o755 });
-    else writeFileSync(target, '');
+    if (statSync(mount.hostPath).isDirectory()) makeFolder(target);
+    else writeFile(target, '');
   }
-  const upper = join(stateFolder, 'upper');
-  mkdirSync(upper, { mode: 0o755 });
+  makeFolder(join(stateFolder, 'upper'));
   giveToGuest(layout, 'upper');
-  mkdirSync(join(stateFolder, layout.diskInMemory ? 'disk' : 'work'), { mode: 0o755 });
+  makeFolder(join(stateFolder, layout.diskInMemory ? 'disk' : 'work'));
+}
+
+// The guest's ids must be able to read and pass, whatever umask the daemon was started with.
+
+function makeFolder(path: string): void {
+  mkdirSync(path);
+  chmodSync(path, 0o755);
+}
+
+function writeFile(path: string, content: string | Uint8Array): void {
+  writeFileSync(path, content);
+  chmodSync(path, 0o644);
 }
 
 function giveToGuest({ stateFolder, idBase }: MachineLayout, name: string): void {

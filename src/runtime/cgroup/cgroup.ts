@@ -1,8 +1,8 @@
 // Limits, freezing and counting of a sandbox's processes by the kernel's control groups, in whichever of its two shapes this host has them.
 // A sandbox's groups are called glovebox/<home id>/<sandbox id> in every hierarchy, so that they can be found after a crash.
 // All file operations are synchronous: each takes some ten microseconds in the kernel and touches no disk.
-import { mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { chmodSync, mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { Failure } from '../../lib/failure.ts';
 import type { Limits } from '../runtime.ts';
@@ -191,11 +191,14 @@ export class Cgroup {
   }
 }
 
-/** Makes a folder and its parents. Another home may be taking away the parent that we share at this very moment. */
-export function makeGroupFolder(path: string): void {
+/** Makes the folders of one path below a root, and the root. Another home may be taking away what we share at this very moment. */
+export function makeGroupFolder(root: string, path: string): void {
   for (let attempt = 1; ; attempt++) {
     try {
-      mkdirSync(path, { recursive: true, mode: 0o755 });
+      mkdirSync(join(root, path), { recursive: true });
+      // Whatever umask the daemon was started with: processes of the guest's ids go in and out.
+      for (let folder = join(root, path); folder.length >= root.length; folder = dirname(folder))
+        chmodSync(folder, 0o755);
       return;
     } catch (thrown) {
       if (attempt === 10 || errorCode(thrown) !== 'ENOENT') throw thrown;

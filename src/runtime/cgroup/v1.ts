@@ -50,7 +50,7 @@ class V1Dialect implements CgroupDialect {
   }
 
   make(path: string, limits: CgroupLimits): void {
-    for (const root of this.roots) makeGroupFolder(join(root, path));
+    for (const root of this.roots) makeGroupFolder(root, path);
     if (limits.memoryBytes !== undefined) {
       writeGroupFile(this.#file('memory', path, 'memory.limit_in_bytes'), limits.memoryBytes);
       // Memory and swap together: none of the sandbox goes to swap. Kernels without swap accounting at least prefer not to.

@@ -1,6 +1,6 @@
 // Control groups of the second generation: one hierarchy for all controllers. Root makes its groups at the top of what is mounted;
 // an ordinary user needs a part of the tree that was delegated to it, as systemd does for services with `Delegate=yes`.
-import { accessSync, constants, existsSync } from 'node:fs';
+import { accessSync, constants, existsSync, mkdirSync } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import {
@@ -56,7 +56,7 @@ export class V2Dialect implements CgroupDialect {
 
   make(path: string, limits: CgroupLimits): void {
     const folder = join(this.#root, path);
-    makeGroupFolder(folder);
+    makeGroupFolder(this.#root, path);
     // A controller reaches a group only when every group above hands it down.
     enable(this.#root, this.#controllers);
     enable(join(folder, '..'), this.#controllers);
@@ -119,7 +119,7 @@ function claim(base: string, controllers: readonly string[]): boolean {
       // A group with processes of its own cannot hand controllers down, so they move into a group below it.
       // Only a delegated group, which is ours alone, gets here: the top of the whole tree may have processes.
       const leaf = join(base, 'glovebox-daemon');
-      makeGroupFolder(leaf);
+      mkdirSync(leaf, { recursive: true });
       for (const pid of textOf(join(base, 'cgroup.procs')).split('\n').filter(Boolean))
         writeGroupFile(join(leaf, 'cgroup.procs'), pid);
       enable(base, controllers);

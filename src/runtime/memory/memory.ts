@@ -4,6 +4,7 @@ import { mkdirSync, readFileSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { Call } from '../../agent/call.ts';
 import { NodePlatform } from '../../agent/platform/node.ts';
 import { Agent } from '../../agent/serve.ts';
 import { systemClock } from '../../channel/clock.ts';
@@ -110,8 +111,9 @@ class MemoryMachine implements Machine {
       token: boot.token,
       clock: systemClock({ keepsProcessAlive: false }),
       backOff: localBackOff,
-      caps: agent.caps,
-      onChannel: (channel) => agent.serve(channel),
+      onChannel: (channel) => {
+        channel.onStream = (stream) => new Call(stream, (call, request) => agent.handle(call, request));
+      },
     });
     this.exited = this.#dialer.ended.then((reason) => ({
       reason: this.#removing === undefined ? 'exited' : 'removed',
