@@ -5,7 +5,7 @@ import { once } from 'node:events';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { agentEnvironment, ensureAgentBundle } from '../src/agent/bundle.ts';
+import { agentCommand, agentEnvironment, ensureAgentBundle } from '../src/agent/bundle.ts';
 import { Call } from '../src/agent/call.ts';
 import { NodePlatform } from '../src/agent/platform/node.ts';
 import { Agent } from '../src/agent/serve.ts';
@@ -13,7 +13,7 @@ import { Acceptor } from '../src/channel/acceptor.ts';
 import { systemClock } from '../src/channel/clock.ts';
 import { Dialer, localBackOff } from '../src/channel/dialer.ts';
 import { memoryPair } from '../src/channel/memory.ts';
-import { type AgentBoot, guestProtocol } from '../src/contract/guest.ts';
+import { type AgentBoot, guestFolder, guestProtocol } from '../src/contract/guest.ts';
 import type { Guest, GuestProcess } from '../src/guest/guest.ts';
 import { createGuest } from '../src/guest/guest-channel.ts';
 import { type AgentDoor, openDoor } from '../src/sandbox/door.ts';
@@ -32,20 +32,16 @@ export interface BundledOptions {
   /** Stands in front of the agent's command line, e.g. `unshare -p -f`. */
   prefix?: string[];
   env?: Record<string, string>;
+  cwd?: string;
   /** In place of the whole command: gets the bundle's folder and the run folder. */
   command?: (bundle: string, runFolder: string) => string[];
 }
 
-/** The command line of a bundle that lies at this path. */
+/** The agent's command line where the bundle and the run folder lie elsewhere than in a guest. */
 export function agentAt(bundle: string, runFolder: string): string[] {
-  return [
-    `${bundle}/ld.so`,
-    '--library-path',
-    `${bundle}/lib`,
-    `${bundle}/bun`,
-    `${bundle}/agent.js`,
-    runFolder,
-  ];
+  return agentCommand().map((it) =>
+    it.replace(`${guestFolder}/agent`, bundle).replace(`${guestFolder}/run`, runFolder),
+  );
 }
 
 export async function startBundledAgent(options: BundledOptions = {}): Promise<BundledAgent> {
@@ -65,6 +61,7 @@ export async function startBundledAgent(options: BundledOptions = {}): Promise<B
   const startedAt = performance.now();
   const [program = '', ...args] = command;
   const child = spawn(program, args, {
+    cwd: options.cwd ?? '/',
     env: { ...options.env, ...agentEnvironment() },
     stdio: ['ignore', 'ignore', 'pipe'],
   });

@@ -36,6 +36,9 @@ export function agentCommand(): string[] {
     '--library-path',
     `${agentPath}/lib`,
     `${agentPath}/bun`,
+    // Else a bunfig.toml or .env in the image's root folder would be obeyed, with code to run first.
+    `--config=${agentPath}/bunfig.toml`,
+    '--no-env-file',
     `${agentPath}/agent.js`,
     `${guestFolder}/run`,
   ];
@@ -51,6 +54,8 @@ export function agentEnvironment(): Record<string, string> {
     BUN_OPTIONS: '',
     BUN_INSPECT: '',
     NODE_EXTRA_CA_CERTS: '',
+    // The heap of an agent is collected as on a machine of this size, whatever the host has.
+    BUN_JSC_forceRAMSize: String(128 * 1024 * 1024),
   };
 }
 
@@ -90,6 +95,7 @@ async function build(folder: string, bun: string): Promise<string> {
     }
     await bundle(bun, { entry: 'main.ts', to: join(beside, 'agent.js'), apart: 'work' });
     await bundle(bun, { entry: 'work.ts', to: join(beside, 'work.js') });
+    await writeFile(join(beside, 'bunfig.toml'), '');
     await run('chmod', ['-R', 'a+rX', beside]);
     await rename(beside, folder).catch(async (error: NodeJS.ErrnoException) => {
       // Another process was quicker with the same content.
