@@ -2,7 +2,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { chmod, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { agentCommand, agentEnvironment, ensureAgentBundle } from '../src/agent/bundle.ts';
@@ -52,6 +52,8 @@ export async function startBundledAgent(options: BundledOptions = {}): Promise<B
     sandboxId: 'test',
     token: randomBytes(16).toString('hex'),
   };
+  // The guest may run as anybody.
+  await chmod(folder, 0o755);
   await writeFile(join(folder, 'boot.json'), JSON.stringify(boot));
   const door = await openDoor({ runFolder: folder, token: boot.token, onRefused: () => {} });
   const command = options.command?.(bundle, folder) ?? [

@@ -96,6 +96,9 @@ async function build(folder: string, bun: string): Promise<string> {
     await bundle(bun, { entry: 'main.ts', to: join(beside, 'agent.js'), apart: 'work' });
     await bundle(bun, { entry: 'work.ts', to: join(beside, 'work.js') });
     await writeFile(join(beside, 'bunfig.toml'), '');
+    // Bun looks for these from here upwards; what the image has must not be found.
+    await writeFile(join(beside, 'package.json'), '{"type":"module"}');
+    await writeFile(join(beside, 'tsconfig.json'), '{}');
     await run('chmod', ['-R', 'a+rX', beside]);
     await rename(beside, folder).catch(async (error: NodeJS.ErrnoException) => {
       // Another process was quicker with the same content.

@@ -25,7 +25,7 @@ import {
 } from 'node:fs';
 import { promisify } from 'node:util';
 import type { FileEntry, GuestRequest } from '../contract/guest.ts';
-import { laneOf } from '../contract/guest-wire.ts';
+import { directBytesMin, laneOf } from '../contract/guest-wire.ts';
 import type { Call } from './call.ts';
 import { matcher } from './glob.ts';
 import { absolutePath, baseOf, fromBytes, joinPath, parentOf, shown } from './paths.ts';
@@ -222,7 +222,13 @@ export async function readFile(
   const { fd, stats } = openForReading(path);
   let target: ReadTarget | undefined;
   try {
-    target = request.direct === undefined ? undefined : await direct(request.direct);
+    if (
+      request.direct !== undefined &&
+      stats.isFile() &&
+      Math.min(stats.size - offset, length) >= directBytesMin
+    ) {
+      target = await direct(request.direct);
+    }
     call.reply({ type: 'entry', entry: entryOf(path, stats, new Accounts()) });
     let size = 0;
     for await (const bytes of pieces(fd, { offset: stats.isFile() ? offset : undefined, length })) {

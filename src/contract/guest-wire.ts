@@ -11,3 +11,6 @@ export const laneOf = { message: 0, data: 1, stderr: 2 } as const;
 
 /** The name under which the bundle and the daemon's socket appear in every guest. */
 export const guestFolder = '/.glovebox';
+
+/** A `read` of a regular file that names a `direct` connection uses it from this many bytes on; fewer come on lane `data` and cost no connection. */
+export const directBytesMin = 256 * 1024;

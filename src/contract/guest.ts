@@ -51,7 +51,7 @@ export type GuestRequest =
   | { op: 'list'; path: string; depth: number; entriesMax: number }
   /** Files below a folder whose base name matches a glob (`*`, `?`, `[…]`, `**` = any). */
   | { op: 'search'; path: string; pattern: string; entriesMax: number }
-  /** Bytes on lane `data`, from `offset`, at most `length` of them. */
+  /** Bytes on lane `data`, from `offset`, at most `length` of them; from `directBytesMin` on, on the connection `direct` if that is given. */
   | { op: 'read'; path: string; offset: number; length?: number; direct?: string }
   /** Bytes from lane `data` until the daemon ends its direction; written beside the target and renamed onto it at the end. */
   | {

@@ -37,6 +37,8 @@ export function directBytesOf(
   async function* read(): AsyncGenerator<Uint8Array> {
     let whole = false;
     let size = 0;
+    const abort = () => socket.destroy(Failure.from(signal?.reason, doing));
+    signal?.addEventListener('abort', abort, { once: true });
     try {
       for await (const bytes of socket as AsyncIterable<Uint8Array>) {
         size += bytes.length;
@@ -47,6 +49,7 @@ export function directBytesOf(
         throw new Failure('protocol', `${doing}: ${size} bytes came, the agent sent ${done.size}`);
       whole = true;
     } finally {
+      signal?.removeEventListener('abort', abort);
       socket.destroy();
       if (!whole) conversation.drop(new Failure('aborted', `${doing}: the reader has gone`));
     }

@@ -2,6 +2,7 @@
 import type { Duplex, Readable } from 'node:stream';
 import type { Channel } from '../channel/channel.ts';
 import type { ExecSummary, FileEntry, GuestReply, GuestRequest } from '../contract/guest.ts';
+import { directBytesMin } from '../contract/guest-wire.ts';
 import { Failure } from '../lib/failure.ts';
 import type { BulkConnections } from './bulk.ts';
 import { bytesOf, ConversingDuplex, directBytesOf } from './bytes.ts';
@@ -12,9 +13,6 @@ import { ConversingProcess, exitOf } from './process.ts';
 
 /** Entries of a listing, unless the caller wants fewer. */
 const entriesMax = 100_000;
-
-/** A part of a file up to this size comes on the channel; more is worth a connection of its own. */
-const framedReadBytesMax = 256 * 1024;
 
 /** Requests that change nothing: a loss in the middle leaves no doubt. */
 const harmless = new Set<GuestRequest['op']>([
@@ -160,8 +158,7 @@ class ChannelGuest implements Guest {
   ): Promise<{ entry: FileEntry; bytes: Readable }> {
     const { offset = 0, length } = range;
     const doing = `read ${path}`;
-    const direct =
-      (length ?? Number.POSITIVE_INFINITY) > framedReadBytesMax ? this.#bulk?.expect() : undefined;
+    const direct = (length ?? Number.POSITIVE_INFINITY) < directBytesMin ? undefined : this.#bulk?.expect();
     const request = {
       op: 'read',
       path,
@@ -173,11 +170,12 @@ class ChannelGuest implements Guest {
       const conversation = this.#ask(request, doing, signal);
       conversation.end();
       const { entry } = await conversation.reply('entry', signal);
-      const bytes =
-        direct === undefined
-          ? bytesOf(conversation, doing, signal)
-          : directBytesOf(await direct.socket, conversation, doing, signal);
-      return { entry, bytes };
+      // The agent goes by the same rule.
+      const there = entry.kind === 'file' ? Math.min(entry.size - offset, length ?? entry.size) : 0;
+      if (direct !== undefined && there >= directBytesMin)
+        return { entry, bytes: directBytesOf(await direct.socket, conversation, doing, signal) };
+      direct?.cancel();
+      return { entry, bytes: bytesOf(conversation, doing, signal) };
     } catch (error) {
       direct?.cancel();
       throw error;
