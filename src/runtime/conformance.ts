@@ -132,7 +132,9 @@ export function runtimeConformance(
       undo.defer(() => rm(spec.runFolder, { recursive: true, force: true }));
       const door = undo.adopt(await openRunFolder(spec), (it) => it.close());
       const machine = undo.adopt(await runtime.create(spec, soon()), (it) => it.remove(soon()));
-      const guest = await door.connected(soon());
+      const died = machine.exited.then((exit) => expect.fail(`it ended before its hello: ${exit.message}`));
+      died.catch(() => {});
+      const guest = await Promise.race([door.connected(soon()), died]);
       undo.move();
       const result = { machine, guest, door, spec };
       running.push(result);
