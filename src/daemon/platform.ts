@@ -63,15 +63,17 @@ async function runtimesOf(
   const homeId = homeIdOf(config.home);
   const { docker } = config;
   const runtimes: Runtime[] = [
-    new BubblewrapRuntime({
-      homeId,
-      stateRoot: config.paths.stateRoot,
-      folder: join(config.home, 'bubblewrap'),
-      images,
-      agent: { folder: agentFolder, command: agentCommand(), environment: agentEnvironment() },
-      idBase: config.bubblewrap.idBase,
-      defaults: config.bubblewrap.defaults,
-    }),
+    undo.use(
+      new BubblewrapRuntime({
+        homeId,
+        stateRoot: config.paths.stateRoot,
+        folder: join(config.home, 'bubblewrap'),
+        images,
+        agent: { folder: agentFolder, command: agentCommand(), environment: agentEnvironment() },
+        idBase: config.bubblewrap.idBase,
+        defaults: config.bubblewrap.defaults,
+      }),
+    ),
     undo.use(
       new DockerRuntime({
         homeId,
