@@ -8,7 +8,7 @@ import { explain, prepare } from './lookup.ts';
 import { LogReader, OutputLog } from './output.ts';
 import type { Child, DirectSocket, Platform, Source } from './platform/platform.ts';
 import { Refusal } from './refusal.ts';
-import { identify, membersOf, type ProcessId, signalGroup, signalProcess } from './tree.ts';
+import { membersOf, type ProcessId, signalGroup, signalProcess } from './tree.ts';
 
 /** How long after its death a command's pipes may still bring something: children that it left behind hold them open. */
 const drainMs = 200;
@@ -192,7 +192,6 @@ class Exec {
   readonly content: string;
   endedAt = 0;
   readonly #child: Child;
-  readonly #root: ProcessId;
   readonly #platform: Platform;
   readonly #startedAt = Date.now();
   readonly #onEnd: (exec: Exec) => void;
@@ -224,7 +223,6 @@ class Exec {
     this.#platform = options.platform;
     this.#onEnd = options.onEnd;
     this.#graceMs = duration(request.graceMs) ?? graceMsDefault;
-    this.#root = identify(child.pid);
     this.#openSources = child.sources.length;
     this.#log.onRoom = () => {
       for (const go of this.#waitingForRoom.splice(0)) go();
@@ -347,7 +345,8 @@ class Exec {
   }
 
   #members(): ProcessId[] {
-    return membersOf(this.#root, this.id, this.#platform);
+    const root = { pid: this.#child.pid, buried: this.#status !== undefined };
+    return membersOf(root, this.id, this.#platform);
   }
 
   async #pump(source: Source): Promise<void> {

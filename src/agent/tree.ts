@@ -9,8 +9,8 @@ export const markName = 'GLOVEBOX_EXEC_ID';
 /** A process that cannot be mistaken for a later one with the same number. */
 export interface ProcessId {
   pid: number;
-  /** In ticks since boot; undefined where /proc is missing. */
-  startedAt: number | undefined;
+  /** In ticks since boot. */
+  startedAt: number;
 }
 
 interface Process {
@@ -22,28 +22,26 @@ interface Process {
   startedAt: number;
 }
 
-/** Identifies a living child of ours. */
-export function identify(pid: number): ProcessId {
-  return { pid, startedAt: readProcess(pid)?.startedAt };
+/** The first process of a command. Until it is buried its number is nobody else's. */
+export interface Root {
+  pid: number;
+  buried: boolean;
 }
 
-/** The living processes of a command, its own first if it lives. */
-export function membersOf(root: ProcessId, mark: string, platform: Platform): ProcessId[] {
+/** The living processes of a command. */
+export function membersOf(root: Root, mark: string, platform: Platform): ProcessId[] {
   const table = new Map<number, Process>();
   for (const name of listProc()) {
     const found = readProcess(name);
     if (found !== undefined) table.set(found.pid, found);
   }
   const members = new Map<number, Process>();
-  const leader = table.get(root.pid);
   // The number belongs to another process now, and so do the group and session of that name.
-  const reused = leader !== undefined && leader.startedAt !== root.startedAt;
+  const reused = root.buried && table.has(root.pid);
   const needle = `${markName}=${mark}`;
   for (const process of table.values()) {
-    const named = process.group === root.pid || process.session === root.pid || process.pid === root.pid;
-    const older = root.startedAt === undefined || process.startedAt < root.startedAt;
-    if ((named && !reused) || (!older && hasMark(process.pid, needle, platform)))
-      members.set(process.pid, process);
+    const named = [process.pid, process.group, process.session].includes(root.pid);
+    if ((named && !reused) || hasMark(process.pid, needle, platform)) members.set(process.pid, process);
   }
   for (let grown = true; grown; ) {
     grown = false;
@@ -61,7 +59,7 @@ export function membersOf(root: ProcessId, mark: string, platform: Platform): Pr
 
 /** False when the process is gone. A process that we may not signal counts as there. */
 export function signalProcess(target: ProcessId, signal: NodeJS.Signals, platform: Platform): boolean {
-  if (target.startedAt !== undefined && readProcess(target.pid)?.startedAt !== target.startedAt) return false;
+  if (readProcess(target.pid)?.startedAt !== target.startedAt) return false;
   return deliver(target.pid, signal, platform);
 }
 

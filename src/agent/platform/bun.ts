@@ -9,6 +9,8 @@ import { systemError } from './platform.ts';
 
 /** Terminal output held before the terminal is stopped. */
 const terminalBytesMax = 64 * 1024;
+/** One look for many deaths: a busy agent hears of one every millisecond. */
+const reapAfterMs = 10;
 const connectWithinMs = 10_000;
 
 export class BunPlatform implements Platform {
@@ -17,6 +19,7 @@ export class BunPlatform implements Platform {
   /** Children that Bun itself buries. */
   readonly #children = new Set<number>();
   readonly #terminals = new Set<number>();
+  #reaping: ReturnType<typeof setTimeout> | undefined;
 
   connectUnix(path: string, signal: AbortSignal): Promise<Connection> {
     return connect({ unix: path }, signal);
@@ -45,8 +48,8 @@ export class BunPlatform implements Platform {
 
   reapOrphans(): void {
     this.#c.becomeSubreaper();
-    process.on('SIGCHLD', () => this.#reap());
-    this.#reap();
+    process.on('SIGCHLD', () => this.#reapSoon());
+    this.#reapSoon();
   }
 
   relax(): void {
@@ -59,15 +62,17 @@ export class BunPlatform implements Platform {
     return this.#libc;
   }
 
+  #reapSoon(): void {
+    this.#reaping ??= setTimeout(() => {
+      this.#reaping = undefined;
+      this.#reap();
+    }, reapAfterMs);
+  }
+
   #reap(): void {
-    for (;;) {
-      const pid = this.#c.deadChild();
-      if (pid === 0) return;
-      if (this.#children.has(pid)) {
-        // Bun is about to bury this one; who is behind it comes to light afterwards.
-        setTimeout(() => this.#reap(), 5);
-        return;
-      }
+    for (let pid = this.#c.deadChild(); pid !== 0; pid = this.#c.deadChild()) {
+      // Bun is about to bury this one; who is behind it comes to light afterwards.
+      if (this.#children.has(pid)) return this.#reapSoon();
       this.#c.bury(pid);
     }
   }
