@@ -11,7 +11,7 @@ import { dockerImage } from '../test/images.ts';
 import { execFigures, fileFigures, stalledReaderFigure, streamFigures } from './guest.ts';
 import { type Figure, table } from './measure.ts';
 import { memoryFigures } from './memory.ts';
-import { startFigures } from './start.ts';
+import { createRequest, startFigures } from './start.ts';
 
 const { values: flags } = parseArgs({
   options: { json: { type: 'boolean', default: false }, quick: { type: 'boolean', default: false } },
@@ -27,15 +27,14 @@ async function bench(home: string): Promise<Figure[]> {
   const docker = (await service.runtimes(signal)).some((it) => it.name === 'docker' && it.check.usable);
   const image = docker ? dockerImage('debian') : undefined;
   if (!docker) say('no Docker engine answers: its figures are left out');
-  const request = { entrypoint: [], env: {}, metadata: {}, extensions: {}, limits: {}, mounts: [] };
 
   say('starting sandboxes');
   const figures = await startFigures(service, { runs: times(30), dockerImage: image, dockerRuns: times(15) });
   say('idle memory');
   figures.push(...(await memoryFigures(service, 50)));
 
-  const inside = await service.create({ ...request, runtime: 'bubblewrap', image: 'host' }, signal);
-  const container = image && (await service.create({ ...request, runtime: 'docker', image }, signal));
+  const inside = await service.create({ ...createRequest, runtime: 'bubblewrap', image: 'host' }, signal);
+  const container = image && (await service.create({ ...createRequest, runtime: 'docker', image }, signal));
   const guest = service.guest(inside.id);
   say('commands');
   figures.push(

@@ -2,6 +2,7 @@
 import { readdirSync, readFileSync } from 'node:fs';
 import type { SandboxService } from '../src/sandbox/sandbox.ts';
 import { type Figure, figure } from './measure.ts';
+import { createRequest } from './start.ts';
 
 function pssOfAgents(): number[] {
   return readdirSync('/proc')
@@ -21,16 +22,7 @@ function pssOfAgents(): number[] {
 
 export async function memoryFigures(service: SandboxService, count: number): Promise<Figure[]> {
   const signal = AbortSignal.timeout(300_000);
-  const request = {
-    runtime: 'bubblewrap',
-    image: 'host',
-    entrypoint: [],
-    env: {},
-    metadata: {},
-    extensions: {},
-    limits: {},
-    mounts: [],
-  };
+  const request = { ...createRequest, runtime: 'bubblewrap', image: 'host' };
   const infos = await Promise.all(Array.from({ length: count }, () => service.create(request, signal)));
   await Promise.all(infos.map(({ id }) => service.guest(id).ping(signal)));
   const agents = pssOfAgents();

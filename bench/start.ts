@@ -1,10 +1,11 @@
 // Create → first output of a command, against the plain tools that make the same walls.
 import { spawn } from 'node:child_process';
-import { request } from 'node:http';
 import type { SandboxService } from '../src/sandbox/sandbox.ts';
+import { engine } from './engine.ts';
 import { type Figure, figure, inTurns, timed } from './measure.ts';
 
-const createRequest = {
+/** A sandbox without wishes, on the runtime and image that the caller adds. */
+export const createRequest = {
   entrypoint: [],
   env: {},
   metadata: {},
@@ -72,28 +73,6 @@ function plainBwrap(): Promise<void> {
     });
     child.on('error', reject);
     child.on('exit', () => (heard ? resolve() : reject(new Error('plain bwrap said nothing'))));
-  });
-}
-
-function engine(method: string, path: string, body?: unknown): Promise<{ status: number; body: string }> {
-  return new Promise((resolve, reject) => {
-    const call = request(
-      {
-        socketPath: '/var/run/docker.sock',
-        method,
-        path: `/v1.41${path}`,
-        headers: { 'Content-Type': 'application/json' },
-      },
-      (reply) => {
-        let text = '';
-        reply.on('data', (chunk) => {
-          text += chunk;
-        });
-        reply.on('end', () => resolve({ status: reply.statusCode ?? 0, body: text }));
-      },
-    );
-    call.on('error', reject);
-    call.end(body === undefined ? undefined : JSON.stringify(body));
   });
 }
 

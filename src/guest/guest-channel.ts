@@ -43,16 +43,17 @@ class ChannelGuest implements Guest {
     this.#bulk = bulk;
   }
 
-  async exec(spec: ExecSpec, signal?: AbortSignal): Promise<GuestProcess> {
-    const name = spec.argv?.[0] ?? spec.shell ?? '';
-    const conversation = this.#ask(
-      { op: 'exec', ...spec },
-      `run ${JSON.stringify(name.slice(0, 100))}`,
-      signal,
-    );
+  async exec({ direct, ...spec }: ExecSpec, signal?: AbortSignal): Promise<GuestProcess> {
+    const doing = `run ${JSON.stringify((spec.argv?.[0] ?? spec.shell ?? '').slice(0, 100))}`;
+    const stdout = direct && this.#bulk?.expect();
+    if (direct && stdout === undefined)
+      throw new Failure('unsupported', `${doing}: this sandbox has no connections for bytes alone`);
+    const request = { op: 'exec', ...spec, ...(stdout && { directStdout: stdout.id }) } as const;
     try {
-      return await this.#process(spec.execId, conversation, signal);
+      const process = await this.#process(spec.execId, this.#ask(request, doing, signal), signal);
+      return stdout === undefined ? process : Object.assign(process, { direct: await stdout.socket });
     } catch (error) {
+      stdout?.cancel();
       // Whoever gives up on the start does not want the command either.
       if (signal?.aborted)
         await this.signal(spec.execId, 'SIGKILL', { tree: true, graceMs: 0 }).catch(() => undefined);

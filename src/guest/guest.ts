@@ -2,7 +2,13 @@
 import type { Duplex, Readable } from 'node:stream';
 import type { ExecExit, ExecRequest, ExecSummary, FileEntry } from '../contract/guest.ts';
 
-export type ExecSpec = Omit<ExecRequest, 'op' | 'directStdout'>;
+export type ExecSpec = Omit<ExecRequest, 'op' | 'directStdout'> & {
+  /**
+   * Stdout comes on a connection of its own that the command itself writes to, as `GuestProcess.direct`: twice as fast, never replayed, and only
+   * where the carrier is a socket of this host (Failure('unsupported') elsewhere). Without a terminal.
+   */
+  direct?: true;
+};
 
 /** A piece of output. `offset` is that of its first byte; a `gap` says which bytes were lost and why nothing else is. */
 export type Output =
@@ -24,6 +30,8 @@ export interface GuestProcess {
   signal(signal: string, options?: { tree?: boolean; graceMs?: number }): void;
   /** Resolves, never rejects: reason `unknown` when the guest was lost before the end was known. Does not wait for the output to be read. */
   readonly exit: Promise<ExecExit>;
+  /** The command's stdout, when it was asked for `direct`. */
+  readonly direct?: Readable;
   /** Stops reading, without killing. Idempotent. */
   detach(): void;
 }
