@@ -55,7 +55,7 @@ export function agentEnvironment(): Record<string, string> {
     BUN_INSPECT: '',
     NODE_EXTRA_CA_CERTS: '',
     // The heap of an agent is collected as on a machine of this size, whatever the host has.
-    BUN_JSC_forceRAMSize: String(128 * 1024 * 1024),
+    BUN_JSC_forceRAMSize: String(256 * 1024 * 1024),
   };
 }
 

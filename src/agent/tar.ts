@@ -32,7 +32,7 @@ import { laneOf } from '../contract/guest-wire.ts';
 import type { Call } from './call.ts';
 import { attempt, openForReading, ownership, pieces, walk, writeAll } from './files.ts';
 import { absolutePath, baseOf, fromBytes, joinPath, shown, splitPath, toBytes } from './paths.ts';
-import { Refusal } from './refusal.ts';
+import { errnoOf, Refusal } from './refusal.ts';
 import { Accounts } from './users.ts';
 
 /** Packed but not yet taken by the stream. */
@@ -278,7 +278,9 @@ class Unpacker {
       fchmodSync(fd, (header.mode ?? 0o644) & 0o7777);
       if (header.mtime) futimesSync(fd, header.mtime, header.mtime);
     } catch (thrown) {
-      throw Refusal.from(thrown, `write ${shown(place)}`);
+      // A part must not pass for the whole.
+      attempt('remove', place, () => unlinkSync(place));
+      throw errnoOf(thrown) === undefined ? thrown : Refusal.from(thrown, `write ${shown(place)}`);
     } finally {
       closeSync(fd);
     }

@@ -63,7 +63,8 @@ export class BunPlatform implements Platform {
   }
 
   #reapSoon(): void {
-    this.#reaping ??= setTimeout(() => {
+    if (this.#reaping !== undefined) return;
+    this.#reaping = setTimeout(() => {
       this.#reaping = undefined;
       this.#reap();
     }, reapAfterMs);
