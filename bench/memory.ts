@@ -24,15 +24,20 @@ export async function memoryFigures(service: SandboxService, count: number): Pro
   const signal = AbortSignal.timeout(300_000);
   const request = { ...createRequest, runtime: 'bubblewrap', image: 'host' };
   const infos = await Promise.all(Array.from({ length: count }, () => service.create(request, signal)));
-  await Promise.all(infos.map(({ id }) => service.guest(id).ping(signal)));
-  const agents = pssOfAgents();
+  const idle = pssOfAgents();
   const daemon = process.memoryUsage().rss / 1024 ** 2;
+  for (const { id } of infos) {
+    const { exit } = await service.executions(id).start({ argv: ['/bin/true'], stdin: 'none' });
+    await exit;
+  }
+  const used = pssOfAgents();
   await Promise.all(infos.map(({ id }) => service.remove(id, signal)));
-  if (agents.length < count) throw new Error(`only ${agents.length} of ${count} agents were found`);
+  if (idle.length < count) throw new Error(`only ${idle.length} of ${count} agents were found`);
   return [
-    figure(`PSS of an idle agent, ${count} of them`, 'MiB', agents, {
+    figure(`PSS of an idle agent, ${count} of them`, 'MiB', idle, {
       target: { text: '≤ 3 MiB', holds: (it) => it.median <= 3 },
     }),
+    figure(`PSS of an agent after its first command, ${count} of them`, 'MiB', used),
     figure(`RSS of the daemon's process with ${count} sandboxes`, 'MiB', [daemon]),
   ];
 }
