@@ -11,6 +11,7 @@ import type { Agent } from './serve.ts';
 
 const runFolder = process.argv[2] ?? `${guestFolder}/run`;
 const socketPath = `${runFolder}/agent.sock`;
+const shrinkAfterMs = 1_000;
 
 void start();
 
@@ -24,6 +25,8 @@ async function start(): Promise<void> {
     backOff: localBackOff,
     caps: ['pty', 'direct', 'users'],
     onChannel: (channel) => {
+      // Starting has left memory behind that an idle agent does not need.
+      setTimeout(() => Bun.shrink(), shrinkAfterMs).unref();
       channel.onStream = (stream) =>
         new Call(stream, (call, request) => {
           parts.agent ??= import('./work.ts').then(({ begin }) => begin({ boot, socketPath }));
