@@ -14,6 +14,9 @@ import { ConversingProcess, exitOf } from './process.ts';
 /** Entries of a listing, unless the caller wants fewer. */
 const entriesMax = 100_000;
 
+/** How long the agent may take to confirm that a command was killed whose start was given up. */
+const killAnswerDeadlineMs = 5_000;
+
 /** Requests that change nothing: a loss in the middle leaves no doubt. */
 const harmless = new Set<GuestRequest['op']>([
   'attach',
@@ -56,7 +59,12 @@ class ChannelGuest implements Guest {
       stdout?.cancel();
       // Whoever gives up on the start does not want the command either.
       if (signal?.aborted)
-        await this.signal(spec.execId, 'SIGKILL', { tree: true, graceMs: 0 }).catch(() => undefined);
+        await this.signal(
+          spec.execId,
+          'SIGKILL',
+          { tree: true, graceMs: 0 },
+          AbortSignal.timeout(killAnswerDeadlineMs),
+        ).catch(() => undefined);
       throw error;
     }
   }

@@ -49,6 +49,8 @@ export interface LifeOptions {
   now: () => Date;
   /** Called once, when nothing of the sandbox is left. */
   onGone: () => void;
+  /** An earlier daemon made it: what its runtime has of it is not known before `adopt`. */
+  found: boolean;
 }
 
 /** Why a sandbox is taken away; kept as its death. */
@@ -68,13 +70,17 @@ export class Life {
   #machine: Machine | undefined;
   #door: AgentDoor | undefined;
   #guest: Guest | undefined;
+  #found: boolean;
   #gone = false;
+  /** It ended, and what it had on the host could not be taken away yet. */
+  #untidy = false;
   #rejoined: Promise<void> = Promise.resolve();
   #image: ImageDefaults = { env: {}, entrypoint: [] };
 
   constructor(record: SandboxRecord, options: LifeOptions) {
     this.#record = record;
     this.#options = options;
+    this.#found = options.found;
     const { id } = record.info;
     this.#runFolder = join(options.folders.run, id);
     this.executions = new SandboxExecutions({
@@ -88,6 +94,16 @@ export class Life {
 
   get info(): SandboxInfo {
     return this.#record.info;
+  }
+
+  /** Made by an earlier daemon and not compared with its runtime yet. */
+  get found(): boolean {
+    return this.#found;
+  }
+
+  /** Its removal has begun or its machine has ended, and something of it is left on the host. */
+  get unfinished(): boolean {
+    return this.info.state === 'Stopping' || this.#untidy;
   }
 
   get accessToken(): string {
@@ -150,12 +166,13 @@ export class Life {
     const machine = await this.#options.runtime.create(spec, signal);
     this.#machine = machine;
     this.#image = machine.image;
-    await this.#awaitAgent(machine, AbortSignal.any([signal, AbortSignal.timeout(helloDeadlineMs)]));
+    const patient = AbortSignal.any([signal, AbortSignal.timeout(helloDeadlineMs)]);
+    await this.#awaitAgent(machine, patient);
     await rm(join(this.#runFolder, 'boot.json'), { force: true });
     if (request.entrypoint.length > 0)
       await this.executions.start(
         { execId: mainExecId, argv: request.entrypoint, stdin: 'none', background: true },
-        signal,
+        patient,
       );
     this.#transition('Running', 'running', 'the agent answers');
     this.#watch(machine);
@@ -230,10 +247,11 @@ export class Life {
     end: { reason: string; exitCode: number | undefined; message: string },
   ): Promise<void> {
     await this.#exclusive(async () => {
-      if (this.info.state === 'Stopping' || this.#machine !== machine) return;
+      if (['Stopping', 'Terminated', 'Failed'].includes(this.info.state) || this.#machine !== machine) return;
       if (end.exitCode !== undefined) this.info.exitCode = end.exitCode;
       const well = end.reason === 'exited' && end.exitCode === 0;
-      this.#transition(well ? 'Terminated' : 'Failed', end.reason, end.message);
+      this.#note(well ? 'Terminated' : 'Failed', end.reason, end.message);
+      this.#untidy = true;
       await this.#dismantle();
     }).catch((error) =>
       this.#options.log.error(
@@ -281,7 +299,7 @@ export class Life {
         await this.#settleFreeze(from);
         throw error;
       }
-      this.#transition(to, to.toLowerCase(), `${to.toLowerCase()} on request`);
+      this.#note(to, to.toLowerCase(), `${to.toLowerCase()} on request`);
     });
   }
 
@@ -303,17 +321,22 @@ export class Life {
         'undoing a half-done freeze failed',
       );
     }
-    this.#transition(back, back.toLowerCase(), 'the change of state failed and was undone');
+    this.#note(back, back.toLowerCase(), 'the change of state failed and was undone');
   }
 
   setExpiry(expiresAt: Date): void {
-    this.info.expiresAt = expiresAt;
-    this.#save();
+    this.#change({ expiresAt });
   }
 
   setMetadata(metadata: Record<string, string>): void {
-    this.info.metadata = metadata;
-    this.#save();
+    this.#change({ metadata });
+  }
+
+  /** Takes away what an ended sandbox still has on the host. */
+  tidy(): Promise<void> {
+    return this.#exclusive(async () => {
+      if (this.#untidy) await this.#dismantle();
+    });
   }
 
   /** Resolves when nothing is left. A removal that failed is tried again by the next call. */
@@ -324,8 +347,14 @@ export class Life {
 
   async #takeAway(why: RemovalReason): Promise<void> {
     if (this.#gone) return;
-    // A removal that is tried again keeps the reason of the first try.
-    if (this.info.state !== 'Stopping') this.#transition('Stopping', why.reason, why.message);
+    // A removal that is tried again keeps the reason of the first try. One that cannot be recorded goes on: it makes room on a full disk.
+    if (this.info.state !== 'Stopping') this.#note('Stopping', why.reason, why.message);
+    if (this.#found)
+      throw new Failure(
+        'unavailable',
+        `sandbox ${this.info.id}: runtime ${this.info.runtime} cannot be asked for its machine; it is removed when it can`,
+        { hint: 'See `glovebox doctor` for what is missing.' },
+      );
     await this.#dismantle();
     await this.executions.dispose();
     const { id, reason, message } = this.info;
@@ -344,11 +373,13 @@ export class Life {
     this.#door = undefined;
     await rm(this.#runFolder, { recursive: true, force: true });
     await rm(join(this.#options.folders.machines, id), { recursive: true, force: true });
+    this.#untidy = false;
   }
 
   /** After a restart of the daemon: takes up the machine that was found, or says what became of it. */
   adopt(machine: Machine | undefined): Promise<void> {
     return this.#exclusive(async () => {
+      this.#found = false;
       this.#machine = machine;
       const { state } = this.info;
       if (state === 'Pending')
@@ -357,16 +388,18 @@ export class Life {
           message: 'the daemon ended while it was being created',
         });
       if (state === 'Stopping') return this.#takeAway({ reason: 'removed', message: this.info.message });
+      this.#untidy = true;
       if (state === 'Terminated' || state === 'Failed') return this.#dismantle();
       if (machine === undefined) {
-        this.#transition('Failed', 'lost', 'its machine was gone when the daemon started');
+        this.#note('Failed', 'lost', 'its machine was gone when the daemon started');
         return this.#dismantle();
       }
       this.#image = machine.image;
+      this.#untidy = false;
       await this.#openDoor();
       const paused = machine.paused;
       if (paused) this.#door?.hold();
-      this.#transition(paused ? 'Paused' : 'Running', 'adopted', 'found again after the daemon started');
+      this.#note(paused ? 'Paused' : 'Running', 'adopted', 'found again after the daemon started');
       const rejoining = this.#rejoin(machine);
       // A frozen agent dials in when it is thawed.
       if (!paused) this.#rejoined = rejoining;
@@ -387,14 +420,19 @@ export class Life {
     try {
       const guest = await door.connected(AbortSignal.any([this.#removal.signal, ...patience]));
       const records = this.#options.store.executions(this.info.id);
-      await this.executions.adopt(records, guest, this.#removal.signal);
+      await this.executions.adopt(records, guest, AbortSignal.any([this.#removal.signal, ...patience]));
       this.#guest = guest;
       if (records.some((it) => it.execId === mainExecId)) this.#watch(machine);
     } catch (error) {
-      this.#options.log.warn(
-        { sandbox: this.info.id, error: String(error) },
-        'taking up a sandbox again failed',
-      );
+      const { message } = Failure.from(error, 'take up the sandbox again');
+      this.#options.log.warn({ sandbox: this.info.id, error: message }, 'taking up a sandbox again failed');
+      // Nobody could use it ever again. A removal under way says what becomes of it by itself.
+      if (!this.#removal.signal.aborted && this.info.state === 'Running')
+        await this.#ended(machine, {
+          reason: 'lost',
+          exitCode: undefined,
+          message: `its agent did not come back: ${message}`,
+        });
     }
   }
 
@@ -403,21 +441,29 @@ export class Life {
     await this.#door?.leave();
   }
 
+  /** What is about to happen: recorded first, or it does not happen. */
   #transition(state: SandboxState, reason: string, message: string): void {
-    const { info } = this;
-    this.#options.log.info(
-      { sandbox: info.id, from: info.state, to: state, reason },
-      'sandbox changed state',
-    );
-    info.state = state;
-    info.reason = reason;
-    info.message = message;
-    info.lastTransitionAt = this.#options.now();
-    this.#save();
+    const from = this.info.state;
+    this.#change({ state, reason, message, lastTransitionAt: this.#options.now() });
+    this.#options.log.info({ sandbox: this.info.id, from, to: state, reason }, 'sandbox changed state');
   }
 
-  #save(): void {
-    this.#options.store.saveSandbox(this.#record);
+  /** What has happened, or happens in any case: true whether or not it can be recorded. The back end tells the next daemon. */
+  #note(state: SandboxState, reason: string, message: string): void {
+    try {
+      this.#transition(state, reason, message);
+    } catch (error) {
+      Object.assign(this.info, { state, reason, message, lastTransitionAt: this.#options.now() });
+      this.#options.log.error(
+        { sandbox: this.info.id, to: state, reason, error: String(error) },
+        'a change of state could not be recorded',
+      );
+    }
+  }
+
+  #change(change: Partial<SandboxInfo>): void {
+    this.#options.store.saveSandbox({ ...this.#record, info: { ...this.info, ...change } });
+    Object.assign(this.info, change);
   }
 
   /** One change of state at a time, in the order of the calls. */

@@ -8,14 +8,14 @@ import type { Guest } from '../guest/guest.ts';
 import { Failure } from '../lib/failure.ts';
 import type { Log } from '../lib/log.ts';
 import type { Machine, Mount, Runtime, RuntimeCheck } from '../runtime/runtime.ts';
-import type { Store } from '../store/store.ts';
+import type { SandboxRecord, Store } from '../store/store.ts';
 import { type Folders, Life } from './life.ts';
 import type { CreateRequest, Executions, SandboxFilter, SandboxInfo, SandboxService } from './sandbox.ts';
 
 /** Removals that failed, and runtimes that could not be asked at start, are tried again this often. */
 const sweepEveryMs = 30_000;
-/** setTimeout's own limit is 2^31 ms; a later expiry is looked at again. */
-const timerMs = { max: 24 * 60 * 60 * 1000 };
+/** Timers do not count the time in which the host slept, and clocks are set: a far expiry is looked at this often. */
+const lookEveryMs = 60_000;
 /** A daemon that starts waits so long for the agents of running sandboxes; they look for it several times a second. */
 const rejoinDeadlineMs = 10_000;
 /** Sandboxes in all; the memory of the host ends long before. */
@@ -37,6 +37,9 @@ export class Sandboxes implements SandboxService {
   readonly #lives = new Map<string, Life>();
   /** Runtimes whose machines have been compared with the store since the start. */
   readonly #reconciled = new Set<string>();
+  /** What is under way, so that it is done once: comparisons by the name of the runtime, removals by the sandbox's id. */
+  readonly #comparing = new Map<string, Promise<void>>();
+  readonly #ending = new Map<string, Promise<void>>();
   #timer: NodeJS.Timeout | undefined;
   #closed = false;
 
@@ -49,8 +52,8 @@ export class Sandboxes implements SandboxService {
     for (const folder of Object.values(options.folders))
       await mkdir(folder, { recursive: true, mode: 0o700 });
     const sandboxes = new Sandboxes(options);
-    for (const record of options.store.sandboxes()) sandboxes.#add(record);
-    await sandboxes.#sweep();
+    for (const record of options.store.sandboxes()) sandboxes.#add(record, { found: true });
+    await sandboxes.lookAround();
     const rejoined = [...sandboxes.#lives.values()].map((life) => life.rejoined);
     await Promise.race([Promise.all(rejoined), delay(rejoinDeadlineMs, undefined, { ref: false })]);
     return sandboxes;
@@ -64,9 +67,10 @@ export class Sandboxes implements SandboxService {
         'exhausted',
         `there are ${sandboxesMax} sandboxes already; the most is ${sandboxesMax}`,
       );
+    const mounts = await Promise.all(request.mounts.map((mount) => this.#allowedMount(mount)));
+    // From here to the record nothing waits, so that nobody else takes the name meanwhile.
     const name = request.metadata[nameLabel];
     if (name !== undefined) this.#refuseTakenName(name);
-    const mounts = await Promise.all(request.mounts.map((mount) => this.#allowedMount(mount)));
     const now = this.#options.now();
     const keepsItself = request.entrypoint.join(' ') === 'tail -f /dev/null';
     const info: SandboxInfo = {
@@ -87,9 +91,12 @@ export class Sandboxes implements SandboxService {
     };
     const record = { info, env: request.env, agentToken: secret(), accessToken: secret() };
     this.#options.store.saveSandbox(record);
-    const life = this.#add(record);
-    await life.create({ ...request, mounts, entrypoint: keepsItself ? [] : request.entrypoint }, signal);
-    this.#schedule();
+    const life = this.#add(record, { found: false });
+    try {
+      await life.create({ ...request, mounts, entrypoint: keepsItself ? [] : request.entrypoint }, signal);
+    } finally {
+      this.#schedule();
+    }
     return life.info;
   }
 
@@ -108,7 +115,11 @@ export class Sandboxes implements SandboxService {
 
   async remove(id: string, signal: AbortSignal): Promise<void> {
     signal.throwIfAborted();
-    await this.#life(id).remove({ reason: 'removed', message: 'removed on request' });
+    try {
+      await this.#life(id).remove({ reason: 'removed', message: 'removed on request' });
+    } finally {
+      this.#schedule();
+    }
   }
 
   async pause(id: string, signal: AbortSignal): Promise<void> {
@@ -221,7 +232,8 @@ export class Sandboxes implements SandboxService {
     });
   }
 
-  #add(record: ConstructorParameters<typeof Life>[0]): Life {
+  /** `found`: left by an earlier daemon, and not compared with its runtime yet. */
+  #add(record: SandboxRecord, { found }: { found: boolean }): Life {
     const runtime = this.#options.runtimes.get(record.info.runtime) ?? missingRuntime(record.info.runtime);
     const life = new Life(record, {
       runtime,
@@ -230,43 +242,76 @@ export class Sandboxes implements SandboxService {
       log: this.#options.log,
       now: this.#options.now,
       onGone: () => this.#lives.delete(record.info.id),
+      found,
     });
     this.#lives.set(record.info.id, life);
     return life;
   }
 
-  /** One look at everything: what has expired, what could not be removed, what an earlier daemon left. */
-  async #sweep(): Promise<void> {
-    for (const runtime of this.#options.runtimes.values())
-      if (!this.#reconciled.has(runtime.name)) await this.#reconcile(runtime);
-    const now = this.#options.now();
-    const due = [...this.#lives.values()].filter(
-      ({ info }) =>
-        this.#reconciled.has(info.runtime) &&
-        ((info.expiresAt !== undefined && info.expiresAt <= now) || info.state === 'Stopping'),
-    );
-    await Promise.all(
-      due.map((life) =>
-        life
-          .remove({ reason: 'expired', message: `expired at ${life.info.expiresAt?.toISOString()}` })
-          .catch((error) =>
-            this.#options.log.error({ sandbox: life.info.id, error: String(error) }, 'removal failed'),
-          ),
-      ),
-    );
+  /** One look at everything: what an earlier daemon left, what has expired, what could not be removed. Never rejects; done when all of it is. */
+  async lookAround(): Promise<void> {
+    const runtimes = [...this.#options.runtimes.values()];
+    const compared = runtimes
+      .filter(({ name }) => !this.#reconciled.has(name))
+      .map((it) => this.#compareOnce(it));
+    const ended = this.#endDue();
+    // One that takes long keeps nobody else waiting.
     this.#schedule();
+    await Promise.all(compared);
+    await Promise.all([...ended, ...this.#endDue()]);
+    this.#schedule();
+  }
+
+  #endDue(): Promise<void>[] {
+    const now = this.#options.now();
+    return [...this.#lives.values()]
+      .filter(({ info }) => this.#reconciled.has(info.runtime) && !this.#ending.has(info.id))
+      .filter((life) => life.unfinished || (life.info.expiresAt !== undefined && life.info.expiresAt <= now))
+      .map((life) => this.#end(life));
+  }
+
+  #end(life: Life): Promise<void> {
+    const { id, expiresAt } = life.info;
+    const expired = expiresAt !== undefined && expiresAt <= this.#options.now();
+    const ended = (
+      expired || life.info.state === 'Stopping'
+        ? life.remove({ reason: 'expired', message: `expired at ${expiresAt?.toISOString()}` })
+        : life.tidy()
+    )
+      .catch((error) => this.#options.log.error({ sandbox: id, error: String(error) }, 'removal failed'))
+      .finally(() => this.#ending.delete(id));
+    this.#ending.set(id, ended);
+    return ended;
+  }
+
+  #compareOnce(runtime: Runtime): Promise<void> {
+    const known = this.#comparing.get(runtime.name);
+    if (known !== undefined) return known;
+    const comparing = this.#reconcile(runtime)
+      .catch((error) =>
+        this.#options.log.error(
+          { runtime: runtime.name, error: String(error) },
+          'comparing with the runtime failed',
+        ),
+      )
+      .finally(() => this.#comparing.delete(runtime.name));
+    this.#comparing.set(runtime.name, comparing);
+    return comparing;
   }
 
   /** Compares the runtime's machines with the store's sandboxes. A runtime that cannot be asked is tried again later. */
   async #reconcile(runtime: Runtime): Promise<void> {
     let machines: Machine[];
+    // What is made from now on may be missing in the list, and is nothing that was found.
+    const found = [...this.#lives.values()].filter(
+      (life) => life.found && life.info.runtime === runtime.name,
+    );
     try {
       machines = await runtime.list(AbortSignal.timeout(sweepEveryMs));
     } catch (error) {
-      const known = [...this.#lives.values()].some(({ info }) => info.runtime === runtime.name);
       // Every machine has a record before it exists, so a runtime without records has nothing of ours to find.
-      if (!known) this.#reconciled.add(runtime.name);
-      const level = known ? 'warn' : 'debug';
+      if (found.length === 0) this.#reconciled.add(runtime.name);
+      const level = found.length > 0 ? 'warn' : 'debug';
       this.#options.log[level](
         { runtime: runtime.name, error: String(error) },
         'the runtime cannot be asked for its machines',
@@ -274,10 +319,9 @@ export class Sandboxes implements SandboxService {
       return;
     }
     this.#reconciled.add(runtime.name);
-    const found = new Map(machines.map((machine) => [machine.id, machine]));
-    const known = [...this.#lives.values()].filter(({ info }) => info.runtime === runtime.name);
+    const there = new Map(machines.map((machine) => [machine.id, machine]));
     const work = [
-      ...known.map((life) => life.adopt(found.get(life.info.id))),
+      ...found.map((life) => life.adopt(there.get(life.info.id))),
       ...machines.filter(({ id }) => !this.#lives.has(id)).map((orphan) => this.#removeOrphan(orphan)),
     ];
     for (const outcome of await Promise.allSettled(work))
@@ -297,27 +341,26 @@ export class Sandboxes implements SandboxService {
   async #removeStrayFolders(): Promise<void> {
     for (const folder of Object.values(this.#options.folders))
       for (const name of await readdir(folder))
-        if (!this.#lives.has(name)) await rm(join(folder, name), { recursive: true, force: true });
+        if (!this.#lives.has(name))
+          await rm(join(folder, name), { recursive: true, force: true }).catch((error) =>
+            this.#options.log.warn(
+              { folder, name, error: String(error) },
+              'a stray folder cannot be removed',
+            ),
+          );
   }
 
-  /** Sets the timer to the next expiry, or to the next try of what failed. */
+  /** Sets the timer to the next expiry, or to the next try of what failed. What can only be tried again does not count as due. */
   #schedule(): void {
     clearTimeout(this.#timer);
     if (this.#closed) return;
     const now = this.#options.now().getTime();
-    const infos = [...this.#lives.values()].map((life) => life.info);
-    const unfinished =
-      this.#reconciled.size < this.#options.runtimes.size || infos.some(({ state }) => state === 'Stopping');
-    const next = Math.min(
-      timerMs.max,
-      unfinished ? sweepEveryMs : Number.POSITIVE_INFINITY,
-      ...infos.flatMap(({ expiresAt }) =>
-        expiresAt === undefined ? [] : [Math.max(0, expiresAt.getTime() - now)],
-      ),
-    );
-    this.#timer = setTimeout(() => {
-      this.#sweep().catch((error) => this.#options.log.error({ error: String(error) }, 'sweep failed'));
-    }, next);
+    let next = this.#reconciled.size < this.#options.runtimes.size ? sweepEveryMs : lookEveryMs;
+    for (const { info, unfinished } of this.#lives.values())
+      if (unfinished || this.#ending.has(info.id)) next = Math.min(next, sweepEveryMs);
+      else if (info.expiresAt !== undefined && this.#reconciled.has(info.runtime))
+        next = Math.min(next, Math.max(0, info.expiresAt.getTime() - now));
+    this.#timer = setTimeout(() => void this.lookAround(), next);
     this.#timer.unref();
   }
 }

@@ -1,0 +1,409 @@
+import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { nameLabel } from '../contract/admin.ts';
+import type { SandboxState } from '../contract/sandbox.ts';
+import { Failure } from '../lib/failure.ts';
+import type { Log } from '../lib/log.ts';
+import { openSqliteStore } from '../store/sqlite/sqlite.ts';
+import type { Store } from '../store/store.ts';
+import { FakeRuntime, type honest } from './fake-runtime.fixture.ts';
+import type { CreateRequest } from './sandbox.ts';
+import { Sandboxes } from './sandboxes.ts';
+
+const never = new AbortController().signal;
+const request: CreateRequest = {
+  image: 'any',
+  entrypoint: [],
+  env: {},
+  metadata: {},
+  extensions: {},
+  limits: {},
+  mounts: [],
+};
+
+let home: string;
+let store: Store;
+let runtime: FakeRuntime;
+let open: Sandboxes[];
+let now: () => Date;
+/** Names of store methods that throw as on a full disk. */
+let broken: Set<keyof Store>;
+let logged: { message: string; fields: Record<string, unknown> }[];
+
+beforeEach(() => {
+  home = mkdtempSync(join(tmpdir(), 'glovebox-sandboxes-'));
+  broken = new Set();
+  const real = openSqliteStore(join(home, 'db'));
+  store = new Proxy(real, {
+    get: (target, name: keyof Store) => {
+      if (broken.has(name)) throw new Failure('full', `${name}: no space left`);
+      return target[name];
+    },
+  });
+  runtime = new FakeRuntime();
+  open = [];
+  now = () => new Date();
+  logged = [];
+});
+
+afterEach(async () => {
+  broken.clear();
+  runtime.before.remove = async () => {};
+  for (const sandboxes of open) {
+    await Promise.allSettled(sandboxes.list().map(({ id }) => sandboxes.remove(id, never)));
+    await sandboxes.close();
+  }
+  for (const machine of runtime.machines.values()) machine.die('exited', 0);
+  store.close();
+  rmSync(home, { recursive: true, force: true });
+});
+
+const write = (fields: Record<string, unknown>, message: string) => void logged.push({ fields, message });
+const log: Log = { debug: write, info: write, warn: write, error: write };
+
+async function start(): Promise<Sandboxes> {
+  const folders = { run: join(home, 'run'), machines: join(home, 'machines'), logs: join(home, 'logs') };
+  const sandboxes = await Sandboxes.open({
+    runtimes: new Map([['fake', runtime]]),
+    defaultRuntime: 'fake',
+    store,
+    folders,
+    allowedHostPaths: [],
+    log,
+    now: () => now(),
+  });
+  open.push(sandboxes);
+  return sandboxes;
+}
+
+/** As when the daemon is killed: nothing of it goes on, the machines do. */
+async function restart(sandboxes: Sandboxes): Promise<Sandboxes> {
+  await sandboxes.close();
+  open.splice(open.indexOf(sandboxes), 1);
+  return start();
+}
+
+async function until(what: string, holds: () => boolean): Promise<void> {
+  for (const deadline = performance.now() + 20_000; !holds(); await delay(5))
+    if (performance.now() > deadline) throw new Error(`never came: ${what}`);
+}
+
+function left(): string[] {
+  return ['run', 'machines', 'logs']
+    .filter((name) => existsSync(join(home, name)))
+    .flatMap((name) => readdirSync(join(home, name)))
+    .concat([...runtime.machines.keys()]);
+}
+
+const codeOf = (work: Promise<unknown> | (() => unknown)): Promise<string> =>
+  Promise.resolve(typeof work === 'function' ? Promise.try(work) : work).then(
+    () => 'ok',
+    (error: unknown) => (error as Failure).code ?? String(error),
+  );
+
+describe('what each state allows', () => {
+  const operations = {
+    pause: (it: Sandboxes, id: string) => it.pause(id, never),
+    resume: (it: Sandboxes, id: string) => it.resume(id, never),
+    guest: (it: Sandboxes, id: string) => it.guest(id).ping(),
+    renew: (it: Sandboxes, id: string) => it.renew(id, new Date(Date.now() + 1e6)),
+    metadata: (it: Sandboxes, id: string) => it.patchMetadata(id, { a: 'b' }),
+    remove: (it: Sandboxes, id: string) => it.remove(id, never),
+  };
+  type Row = Record<keyof typeof operations, string>;
+  const usual = { renew: 'ok', metadata: 'ok', remove: 'ok' };
+  const table: [SandboxState, Row][] = [
+    ['Pending', { ...usual, pause: 'aborted', resume: 'aborted', guest: 'conflict' }],
+    ['Running', { ...usual, pause: 'ok', resume: 'conflict', guest: 'ok' }],
+    ['Pausing', { ...usual, pause: 'conflict', resume: 'ok', guest: 'conflict' }],
+    ['Paused', { ...usual, pause: 'conflict', resume: 'ok', guest: 'conflict' }],
+    ['Resuming', { ...usual, pause: 'ok', resume: 'conflict', guest: 'conflict' }],
+    ['Terminated', { ...usual, pause: 'conflict', resume: 'conflict', guest: 'conflict' }],
+    ['Failed', { ...usual, pause: 'conflict', resume: 'conflict', guest: 'conflict' }],
+    ['Stopping', { ...usual, pause: 'conflict', resume: 'conflict', guest: 'conflict' }],
+  ];
+  const cases = table.flatMap(([state, row]) =>
+    Object.entries(row).map(([operation, result]) => [state, operation as keyof Row, result] as const),
+  );
+
+  test.each(cases)('%s: %s → %s', async (state, operation, result) => {
+    const sandboxes = await start();
+    const gate = Promise.withResolvers<void>();
+    const waits = async () => await gate.promise;
+    const id = await bring(sandboxes, state, waits);
+    expect(sandboxes.get(id).state).toBe(state);
+    const outcome = codeOf(() => operations[operation](sandboxes, id));
+    // What waits for its turn gets it; whoever waits behind a creation is told how that ended.
+    if (state === 'Pending' && ['pause', 'resume'].includes(operation)) await sandboxes.remove(id, never);
+    gate.resolve();
+    const seen = await outcome;
+    expect(state === 'Pending' && ['pause', 'resume'].includes(operation) ? 'aborted' : seen).toBe(result);
+  });
+
+  /** A sandbox in a state; states on the way last until the gate opens. */
+  async function bring(it: Sandboxes, state: SandboxState, waits: () => Promise<void>): Promise<string> {
+    if (state === 'Pending')
+      runtime.before.create = (signal) =>
+        Promise.race([
+          waits(),
+          new Promise<never>((_, reject) => signal.addEventListener('abort', () => reject(signal.reason))),
+        ]);
+    const creation = it.create({ ...request, timeoutMs: 1e7 }, never);
+    creation.catch(() => {});
+    const id = (it.list()[0] as { id: string } | undefined)?.id ?? (await idOf(it));
+    if (state === 'Pending') return id;
+    await creation;
+    const machine = runtime.machines.get(id);
+    if (state === 'Terminated') machine?.die('exited', 0);
+    if (state === 'Failed') machine?.die('out-of-memory');
+    if (state === 'Pausing') runtime.before.pause = waits;
+    if (['Pausing', 'Paused', 'Resuming'].includes(state)) {
+      const paused = it.pause(id, never);
+      if (state !== 'Pausing') await paused;
+    }
+    if (state === 'Resuming') {
+      runtime.before.resume = waits;
+      void it.resume(id, never);
+    }
+    if (state === 'Stopping') {
+      runtime.before.remove = waits;
+      void it.remove(id, never);
+    }
+    await until(state, () => it.get(id).state === state);
+    return id;
+  }
+
+  async function idOf(it: Sandboxes): Promise<string> {
+    await until('a record', () => it.list().length === 1);
+    return (it.list()[0] as { id: string }).id;
+  }
+});
+
+describe('a creation that fails leaves nothing, and is remembered', () => {
+  const hostile = (): ReturnType<typeof honest> => (call) => call.stream.reset({ code: 'no', message: 'no' });
+  const steps: [string, string, () => void][] = [
+    ['the record cannot be saved', 'full', () => broken.add('saveSandbox')],
+    ['the machine cannot be made', 'unavailable', () => failing('create', 'unavailable')],
+    [
+      'the agent refuses the main process',
+      'unknown',
+      () => {
+        runtime.answer = hostile;
+      },
+    ],
+    ['the command cannot be recorded', 'full', () => broken.add('saveExecution')],
+  ];
+  test.each(steps)('%s', async (_step, code, prepare) => {
+    const sandboxes = await start();
+    prepare();
+    expect(await codeOf(sandboxes.create({ ...request, entrypoint: ['app'] }, never))).toBe(code);
+    expect(sandboxes.list()).toEqual([]);
+    expect(left()).toEqual([]);
+  });
+
+  test('even when the machine then cannot be removed at once: it is tried again', async () => {
+    const sandboxes = await start();
+    runtime.answer = hostile;
+    failing('remove', 'unavailable');
+    expect(await codeOf(sandboxes.create({ ...request, entrypoint: ['app'] }, never))).toBe('unknown');
+    expect(sandboxes.list()).toMatchObject([{ state: 'Stopping', reason: 'create-failed' }]);
+    const { id } = sandboxes.list()[0] as { id: string };
+    delete runtime.before.remove;
+    await sandboxes.remove(id, never);
+    expect(left()).toEqual([]);
+    expect(await codeOf(() => sandboxes.get(id))).toBe('not-found');
+    expect(store.death(id)).toMatchObject({ reason: 'create-failed' });
+  });
+
+  test('when its sandbox is removed meanwhile, though the agent answers nothing', async () => {
+    const sandboxes = await start();
+    let asked = false;
+    runtime.answer = () => () => {
+      asked = true;
+    };
+    const creation = codeOf(sandboxes.create({ ...request, entrypoint: ['app'] }, never));
+    await until('the agent was asked', () => asked);
+    await sandboxes.remove((sandboxes.list()[0] as { id: string }).id, never);
+    expect(await creation).toBe('aborted');
+    expect(left()).toEqual([]);
+  });
+});
+
+function failing(operation: 'create' | 'list' | 'remove', code: 'unavailable'): void {
+  runtime.before[operation] = async () => {
+    throw new Failure(code, `${operation} fails on purpose`);
+  };
+}
+
+describe('a full disk', () => {
+  test('stops no removal: that is how room is made', async () => {
+    const sandboxes = await start();
+    const { id } = await sandboxes.create(request, never);
+    broken.add('saveSandbox');
+    await sandboxes.remove(id, never);
+    expect(left()).toEqual([]);
+    expect(store.sandboxes()).toEqual([]);
+  });
+
+  test('refuses what cannot be remembered, and nothing has changed', async () => {
+    const sandboxes = await start();
+    const { id, expiresAt } = await sandboxes.create({ ...request, timeoutMs: 1e6 }, never);
+    broken.add('saveSandbox');
+    expect(await codeOf(() => sandboxes.renew(id, new Date(Date.now() + 1e9)))).toBe('full');
+    expect(await codeOf(() => sandboxes.patchMetadata(id, { a: 'b' }))).toBe('full');
+    expect(await codeOf(sandboxes.pause(id, never))).toBe('full');
+    expect(sandboxes.get(id)).toMatchObject({ expiresAt, metadata: {}, state: 'Running' });
+    expect(runtime.calls).not.toContain('pause');
+  });
+
+  test('hides no end of a machine', async () => {
+    const sandboxes = await start();
+    const { id } = await sandboxes.create(request, never);
+    broken.add('saveSandbox');
+    runtime.machines.get(id)?.die('out-of-memory');
+    await until('Failed', () => sandboxes.get(id).state === 'Failed');
+    await until('nothing left', () => left().length === 0);
+  });
+
+  test('leaves the last step of a removal for later', async () => {
+    const sandboxes = await start();
+    const { id } = await sandboxes.create(request, never);
+    broken.add('burySandbox');
+    expect(await codeOf(sandboxes.remove(id, never))).toBe('full');
+    broken.clear();
+    await sandboxes.remove(id, never);
+    expect(store.death(id)).toMatchObject({ reason: 'removed' });
+  });
+});
+
+test('of two creations with one name at the same moment, one wins', async () => {
+  const sandboxes = await start();
+  const named = { ...request, metadata: { [nameLabel]: 'demo' } };
+  const outcomes = await Promise.all([
+    codeOf(sandboxes.create(named, never)),
+    codeOf(sandboxes.create(named, never)),
+  ]);
+  expect(outcomes.sort()).toEqual(['conflict', 'ok']);
+});
+
+test('an expired sandbox that cannot be removed is not tried without a pause', async () => {
+  const sandboxes = await start();
+  const { id } = await sandboxes.create({ ...request, timeoutMs: 20 }, never);
+  failing('remove', 'unavailable');
+  await until('the first try', () => runtime.calls.includes('remove'));
+  await delay(200);
+  expect(runtime.calls.filter((it) => it === 'remove').length).toBeLessThan(3);
+  expect(sandboxes.get(id).state).toBe('Stopping');
+});
+
+describe('a runtime that cannot be asked when the daemon starts', () => {
+  async function downAtStart(timeoutMs?: number): Promise<{ sandboxes: Sandboxes; id: string }> {
+    const before = await start();
+    const { id } = await before.create({ ...request, ...(timeoutMs ? { timeoutMs } : {}) }, never);
+    failing('list', 'unavailable');
+    return { sandboxes: await restart(before), id };
+  }
+
+  test('is not asked without a pause, though a sandbox of it has expired', async () => {
+    const { sandboxes, id } = await downAtStart(1_000);
+    now = () => new Date(Date.now() + 1e6);
+    await sandboxes.create(request, never).catch(() => {});
+    await delay(200);
+    expect(runtime.calls.filter((it) => it === 'list').length).toBeLessThan(5);
+    expect(runtime.machines.has(id)).toBe(true);
+  });
+
+  test('keeps what is asked to be removed until the machine is gone too', async () => {
+    const { sandboxes, id } = await downAtStart();
+    expect(await codeOf(sandboxes.remove(id, never))).toBe('unavailable');
+    expect(sandboxes.get(id)).toMatchObject({ state: 'Stopping', reason: 'removed' });
+    expect(runtime.machines.has(id)).toBe(true);
+  });
+
+  test('takes nothing that was made meanwhile for lost when it answers', async () => {
+    const before = await start();
+    await before.create(request, never);
+    failing('list', 'unavailable');
+    const sandboxes = await restart(before);
+    const answer = Promise.withResolvers<void>();
+    runtime.before.list = () => answer.promise;
+    const again = sandboxes.lookAround();
+    const { id } = await sandboxes.create(request, never);
+    answer.resolve();
+    await again;
+    expect(sandboxes.list().map(({ state }) => state)).toEqual(['Running', 'Running']);
+    await sandboxes.guest(id).ping();
+  });
+
+  test('is compared once, however often it is looked at', async () => {
+    const before = await start();
+    const { id } = await before.create(request, never);
+    failing('list', 'unavailable');
+    const sandboxes = await restart(before);
+    const answer = Promise.withResolvers<void>();
+    runtime.before.list = () => answer.promise;
+    const looks = [sandboxes.lookAround(), sandboxes.lookAround()];
+    answer.resolve();
+    await Promise.all(looks);
+    await until('its agent', () => sandboxes.get(id).state === 'Running');
+    expect(logged.filter(({ fields }) => fields.reason === 'adopted')).toHaveLength(1);
+  });
+});
+
+describe('after a restart', () => {
+  const cases: [string, SandboxState, (id: string, it: Sandboxes) => void | Promise<void>][] = [
+    ['a running sandbox runs', 'Running', () => {}],
+    ['a frozen one is frozen', 'Paused', (id, it) => it.pause(id, never)],
+    [
+      'one that is recorded as frozen and is not, runs',
+      'Running',
+      async (id, it) => {
+        await it.pause(id, never);
+        (runtime.machines.get(id) as { paused: boolean }).paused = false;
+      },
+    ],
+    ['one whose machine is gone has failed', 'Failed', (id) => void runtime.machines.delete(id)],
+  ];
+  test.each(cases)('%s', async (_fact, state, prepare) => {
+    const before = await start();
+    const { id } = await before.create(request, never);
+    await prepare(id, before);
+    const after = await restart(before);
+    expect(after.get(id).state).toBe(state);
+    if (state === 'Running') await after.guest(id).ping();
+  });
+
+  test('a sandbox whose machine ends in the same moment has failed, and nothing is left', async () => {
+    const before = await start();
+    const { id } = await before.create(request, never);
+    await before.close();
+    runtime.machines.get(id)?.die('lost');
+    const after = await start();
+    await until('Failed', () => after.get(id).state === 'Failed');
+    await until('nothing left', () => left().length === 0);
+  });
+
+  test('a stray folder that cannot be removed does not keep the daemon from starting', async () => {
+    const before = await start();
+    await before.close();
+    const { mkdirSync } = await import('node:fs');
+    const { execFileSync } = await import('node:child_process');
+    const stray = join(home, 'run', 'stray', 'mounted');
+    mkdirSync(stray, { recursive: true });
+    let mounted = true;
+    try {
+      execFileSync('mount', ['-t', 'tmpfs', 'none', stray], { stdio: 'ignore' });
+    } catch {
+      // Not root: the folder can be removed then, and the start is as good.
+      mounted = false;
+    }
+    try {
+      await start();
+    } finally {
+      if (mounted) execFileSync('umount', [stray]);
+    }
+  });
+});
