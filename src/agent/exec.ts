@@ -8,7 +8,7 @@ import { explain, prepare } from './lookup.ts';
 import { LogReader, OutputLog } from './output.ts';
 import type { Child, DirectSocket, Platform, Source } from './platform/platform.ts';
 import { Refusal } from './refusal.ts';
-import { membersOf, type ProcessId, signalGroup, signalProcess } from './tree.ts';
+import { type Command, membersOf, signalGroup, signalProcess } from './tree.ts';
 
 /** How long after its death a command's pipes may still bring something: children that it left behind hold them open. */
 const drainMs = 200;
@@ -88,7 +88,7 @@ export class Execs {
   /** Kills everything and starts nothing more. */
   async stop(): Promise<void> {
     this.#stopping = true;
-    await Promise.all([...this.#execs.values()].map((it) => it.kill(0)));
+    await killAll(() => [...this.#execs.values()], this.#options.platform);
   }
 
   #find(id: string): Exec {
@@ -296,7 +296,7 @@ class Exec {
       }
     }
     if (request.tree) {
-      this.#signalAll(signal);
+      signalAll([this], signal, this.#platform);
     } else {
       signalGroup(this.#child.foregroundGroup() ?? this.#child.pid, signal, this.#platform);
     }
@@ -317,36 +317,19 @@ class Exec {
       now = true;
     };
     if (!now) {
-      this.#signalAll('SIGTERM');
+      signalAll([this], 'SIGTERM', this.#platform);
       const deadline = performance.now() + graceMs;
       while (!now && performance.now() < deadline) {
-        if (!this.#alive()) return;
+        if (!alive([this], this.#platform)) return;
         await sleep(Math.min(killPollMs, deadline - performance.now()));
       }
     }
-    // Again and again, since a process may have forked while its parent was being killed.
-    for (let round = 0; round < killRoundsMax && this.#alive(); round++) {
-      this.#signalAll('SIGKILL');
-      await sleep(round < 5 ? 1 : killPollMs);
-    }
+    await killAll(() => [this], this.#platform);
     this.#killNow = undefined;
   }
 
-  #signalAll(signal: NodeJS.Signals): void {
-    const members = this.#members();
-    for (const member of members) signalProcess(member, signal, this.#platform);
-    // Without /proc the group is all we know.
-    if (members.length === 0 && this.#status === undefined)
-      signalGroup(this.#child.pid, signal, this.#platform);
-  }
-
-  #alive(): boolean {
-    return this.#status === undefined || this.#members().length > 0;
-  }
-
-  #members(): ProcessId[] {
-    const root = { pid: this.#child.pid, buried: this.#status !== undefined };
-    return membersOf(root, this.id, this.#platform);
+  get command(): Command {
+    return { mark: this.id, pid: this.#child.pid, buried: this.#status !== undefined };
   }
 
   async #pump(source: Source): Promise<void> {
@@ -444,6 +427,28 @@ class Exec {
 
 const killPollMs = 25;
 const killRoundsMax = 400;
+
+/** Again and again, since a process may have forked while its parent was being killed. */
+async function killAll(execs: () => Exec[], platform: Platform): Promise<void> {
+  for (let round = 0; round < killRoundsMax && alive(execs(), platform); round++) {
+    signalAll(execs(), 'SIGKILL', platform);
+    await sleep(round < 5 ? 1 : killPollMs);
+  }
+}
+
+function signalAll(execs: Exec[], signal: NodeJS.Signals, platform: Platform): void {
+  const commands = execs.map((it) => it.command);
+  const members = membersOf(commands, platform);
+  for (const member of members) signalProcess(member, signal, platform);
+  if (members.length > 0) return;
+  // Without /proc the groups are all we know.
+  for (const { pid, buried } of commands) if (!buried) signalGroup(pid, signal, platform);
+}
+
+function alive(execs: Exec[], platform: Platform): boolean {
+  const commands = execs.map((it) => it.command);
+  return commands.some((it) => !it.buried) || membersOf(commands, platform).length > 0;
+}
 
 function sleep(ms: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, ms));

@@ -22,26 +22,27 @@ interface Process {
   startedAt: number;
 }
 
-/** The first process of a command. Until it is buried its number is nobody else's. */
-export interface Root {
+/** What is known of a command: its mark, and its first process, whose number is nobody else's until it is buried. */
+export interface Command {
+  mark: string;
   pid: number;
   buried: boolean;
 }
 
-/** The living processes of a command. */
-export function membersOf(root: Root, mark: string, platform: Platform): ProcessId[] {
+/** The living processes of some commands, in one look. */
+export function membersOf(commands: Command[], platform: Platform): ProcessId[] {
   const table = new Map<number, Process>();
-  for (const name of listProc()) {
-    const found = readProcess(name);
+  for (const pid of listProc()) {
+    const found = pid === process.pid ? undefined : readProcess(pid);
     if (found !== undefined) table.set(found.pid, found);
   }
   const members = new Map<number, Process>();
-  // The number belongs to another process now, and so do the group and session of that name.
-  const reused = root.buried && table.has(root.pid);
-  const needle = `${markName}=${mark}`;
+  // The number of a buried process may belong to another one now, and then so do the group and session of that name.
+  const leaders = new Set(commands.filter((it) => !(it.buried && table.has(it.pid))).map((it) => it.pid));
+  const marks = new Set(commands.map((it) => it.mark));
   for (const process of table.values()) {
-    const named = [process.pid, process.group, process.session].includes(root.pid);
-    if ((named && !reused) || hasMark(process.pid, needle, platform)) members.set(process.pid, process);
+    const named = leaders.has(process.group) || leaders.has(process.session) || leaders.has(process.pid);
+    if (named || marks.has(markOf(process.pid, platform) ?? '')) members.set(process.pid, process);
   }
   for (let grown = true; grown; ) {
     grown = false;
@@ -86,25 +87,30 @@ function deliver(target: number, signal: NodeJS.Signals, platform: Platform): bo
   return true;
 }
 
-function hasMark(pid: number, needle: string, platform: Platform): boolean {
+function markOf(pid: number, platform: Platform): string | undefined {
   try {
-    return environHas(pid, needle);
+    return readMark(pid);
   } catch (thrown) {
     const code = (thrown as NodeJS.ErrnoException).code;
-    if (code !== 'EACCES' && code !== 'EPERM') return false;
+    if (code !== 'EACCES' && code !== 'EPERM') return undefined;
   }
   const owner = ownerOf(pid);
-  if (owner === undefined) return false;
+  if (owner === undefined) return undefined;
   try {
-    return platform.as(owner, () => environHas(pid, needle));
+    return platform.as(owner, () => readMark(pid));
   } catch {
-    return false;
+    return undefined;
   }
 }
 
-function environHas(pid: number, needle: string): boolean {
-  const environ = readFileSync(`/proc/${pid}/environ`, 'latin1');
-  return environ.startsWith(`${needle}\0`) || environ.includes(`\0${needle}\0`);
+function readMark(pid: number): string | undefined {
+  const environ = `\0${readFileSync(`/proc/${pid}/environ`, 'latin1')}`;
+  const needle = `\0${markName}=`;
+  const at = environ.indexOf(needle);
+  if (at < 0) return undefined;
+  const from = at + needle.length;
+  const end = environ.indexOf('\0', from);
+  return environ.slice(from, end < 0 ? undefined : end);
 }
 
 function ownerOf(pid: number): { uid: number; gid: number } | undefined {
