@@ -32,7 +32,7 @@ export class Exchange {
   /** As in the request line, not decoded. */
   readonly path: string;
   readonly search: string;
-  /** The client has gone, or the daemon stops and has waited long enough. */
+  /** The exchange is over, whether answered or given up by its client, or the daemon stops and has waited long enough. */
   readonly signal: AbortSignal;
   /** Runs until somebody ends it: `abort` comes at once when the daemon stops. */
   endless = false;
@@ -49,9 +49,8 @@ export class Exchange {
     const question = url.indexOf('?');
     this.path = question < 0 ? url : url.slice(0, question);
     this.search = question < 0 ? '' : url.slice(question + 1);
-    response.once('close', () => {
-      if (!response.writableFinished) this.abort(new Failure('aborted', 'the client has gone'));
-    });
+    // Also after a whole answer: what was opened for it and not read to its end (a HEAD) is given back.
+    response.once('close', () => this.abort(new Failure('aborted', 'the client has gone')));
   }
 
   abort(reason: Failure): void {

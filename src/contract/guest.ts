@@ -131,6 +131,8 @@ export const GuestErrorCode = z.enum([
 export type GuestErrorCode = z.infer<typeof GuestErrorCode>;
 
 const offset = z.int().nonnegative();
+/** Milliseconds since 1970, as far as a Date can tell. */
+const time = z.number().min(0).max(8.64e15);
 
 export const ExecSummary = z.object({
   execId: z.string().max(128),
@@ -139,7 +141,7 @@ export const ExecSummary = z.object({
   end: offset,
   /** The oldest offset still held. */
   start: offset,
-  startedAt: z.number(),
+  startedAt: time,
   exit: ExecExit.optional(),
 });
 export type ExecSummary = z.infer<typeof ExecSummary>;
@@ -152,7 +154,7 @@ export const GuestReply = z.discriminatedUnion('type', [
     errno: z.string().max(32).optional(),
   }),
   /** `from` is the offset of the first byte that follows. */
-  z.object({ type: z.literal('started'), pid: z.int().nonnegative(), startedAt: z.number(), from: offset }),
+  z.object({ type: z.literal('started'), pid: z.int().nonnegative(), startedAt: time, from: offset }),
   /** The bytes from `from` to `to` are no longer held; the next byte has offset `to`. */
   z.object({ type: z.literal('gap'), from: offset, to: offset }),
   /** After the last byte of output. `end` is the offset behind it. */

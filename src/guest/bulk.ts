@@ -8,8 +8,9 @@ const arrivalDeadlineMs = 10_000;
 
 export class BulkConnections {
   readonly #expected = new Map<string, (socket: Socket | Failure) => void>();
+  readonly #open = new Set<Socket>();
 
-  /** An id for a request, and the connection that the agent opens with it. Give up with `cancel` when the request failed. */
+  /** An id for a request, and the connection that the agent opens with it. Give up with `cancel` when the request failed: it closes what came. */
   expect(): { id: string; socket: Promise<Socket>; cancel: () => void } {
     const id = randomBytes(16).toString('hex');
     const { promise, resolve, reject } = Promise.withResolvers<Socket>();
@@ -28,17 +29,32 @@ export class BulkConnections {
     return {
       id,
       socket: promise,
-      cancel: () => this.#settle(id, new Failure('aborted', 'the request was given up')),
+      cancel: () => {
+        this.#settle(id, new Failure('aborted', 'the request was given up'));
+        promise.then(
+          (socket) => socket.destroy(),
+          () => undefined,
+        );
+      },
     };
   }
 
   /** A connection has shown an id. One that nobody waits for is closed. */
   arrived(id: string, socket: Socket): void {
-    if (this.#expected.has(id)) this.#settle(id, socket);
-    else socket.destroy();
+    // Whoever uses it sees an error as its own; until then, and after, nobody should fall over it.
+    socket.on('error', () => undefined);
+    if (!this.#expected.has(id)) {
+      socket.destroy();
+      return;
+    }
+    this.#open.add(socket);
+    socket.once('close', () => this.#open.delete(socket));
+    this.#settle(id, socket);
   }
 
+  /** Ends what is waited for and what is open: a connection that nobody reads would not notice that its other end has gone. */
   close(): void {
+    for (const socket of this.#open) socket.destroy();
     for (const id of [...this.#expected.keys()]) this.#settle(id, new Failure('lost', 'the sandbox is gone'));
   }
 

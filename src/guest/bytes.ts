@@ -24,7 +24,11 @@ export function bytesOf(conversation: Conversation, doing: string, signal?: Abor
       if (!whole) conversation.drop(new Failure('aborted', `${doing}: the reader has gone`));
     }
   }
-  return Readable.from(read(), { objectMode: false, highWaterMark: 1024 * 1024 });
+  return streamOf(
+    read(),
+    () => conversation.drop(new Failure('aborted', `${doing}: the reader has gone`)),
+    signal,
+  );
 }
 
 /** The same on a connection of its own; the agent's `done`, which follows on the channel, tells how many there must be. */
@@ -54,7 +58,29 @@ export function directBytesOf(
       if (!whole) conversation.drop(new Failure('aborted', `${doing}: the reader has gone`));
     }
   }
-  return Readable.from(read(), { objectMode: false, highWaterMark: 1024 * 1024 });
+  const giveBack = () => {
+    socket.destroy();
+    conversation.drop(new Failure('aborted', `${doing}: the reader has gone`));
+  };
+  return streamOf(read(), giveBack, signal);
+}
+
+/** Gives back what it holds however it ends, also when nobody has begun to read: the generator's own `finally` does not run then. */
+function streamOf(source: AsyncGenerator<Uint8Array>, giveBack: () => void, signal?: AbortSignal): Readable {
+  let begun = false;
+  async function* noting(): AsyncGenerator<Uint8Array> {
+    begun = true;
+    yield* source;
+  }
+  const stream = Readable.from(noting(), { objectMode: false, highWaterMark: 1024 * 1024 });
+  const abandon = () => stream.destroy();
+  signal?.addEventListener('abort', abandon, { once: true });
+  stream.once('close', () => {
+    signal?.removeEventListener('abort', abandon);
+    if (!begun) giveBack();
+  });
+  if (signal?.aborted) abandon();
+  return stream;
 }
 
 /** A TCP connection inside the guest, half-close and back-pressure included. */

@@ -17,8 +17,8 @@ const pieceBytesMax = 64 * 1024;
 export class Conversation {
   /** Called for each reply as it arrives, before its turn: the exit of a command is news even when its output waits. */
   onReply: (reply: GuestReply) => void = () => {};
-  /** Called once when the conversation breaks off, by whichever side. */
-  onBroken: () => void = () => {};
+  /** Called when no reply can follow any more: the agent has ended, or the conversation broke off by whichever side. */
+  onOver: () => void = () => {};
   readonly #stream: Stream;
   readonly #doing: string;
   readonly #harmless: boolean;
@@ -31,9 +31,11 @@ export class Conversation {
   #owed = 0;
   #ended = false;
   #sentEnd = false;
+  /** The stream has asked for a pause. */
+  #full = false;
   #failure: Failure | undefined;
-  #wake: (() => void) | undefined;
-  #drain: (() => void) | undefined;
+  /** Everybody who waits for something to read or for room to write; each looks for itself. */
+  #waiting: (() => void)[] = [];
 
   /** `harmless` requests change nothing, so a loss in the middle is a loss and not an unknown outcome. Throws Failure('lost') when the channel is over. */
   constructor(channel: Channel, request: GuestRequest, options: { doing: string; harmless: boolean }) {
@@ -47,9 +49,13 @@ export class Conversation {
       this.#ended = true;
       if (!this.#halves) this.end();
       this.#stir();
+      this.onOver();
     };
     this.#stream.onReset = (reason) => this.#broken(reason);
-    this.#stream.onDrain = () => this.#stir();
+    this.#stream.onDrain = () => {
+      this.#full = false;
+      this.#stir();
+    };
     this.#send(laneOf.message, message);
   }
 
@@ -63,9 +69,7 @@ export class Conversation {
       }
       if (this.#failure !== undefined) throw this.#failure;
       if (this.#ended) return undefined;
-      await this.#wait(signal, (wake) => {
-        this.#wake = wake;
-      });
+      await this.#wait(signal);
     }
   }
 
@@ -76,9 +80,9 @@ export class Conversation {
   ): Promise<Extract<GuestReply, { type: Type }>> {
     const item = await this.next(signal);
     if (item === undefined) throw this.#protocol(`ended without its ${type}`);
-    if (item.type === 'bytes') throw this.#protocol(`sent bytes instead of ${type}`);
+    if (item.type === 'bytes') throw this.#refused(`sent bytes instead of ${type}`);
     if (item.reply.type === 'error') throw failureOf(item.reply, this.#doing);
-    if (item.reply.type !== type) throw this.#protocol(`sent ${item.reply.type} instead of ${type}`);
+    if (item.reply.type !== type) throw this.#refused(`sent ${item.reply.type} instead of ${type}`);
     return item.reply as Extract<GuestReply, { type: Type }>;
   }
 
@@ -89,10 +93,11 @@ export class Conversation {
   /** Resolves when more may follow, or when the other end no longer takes any. */
   async write(bytes: Uint8Array, signal?: AbortSignal): Promise<void> {
     for (let at = 0; at < bytes.length && this.#open; at += pieceBytesMax)
-      if (!this.#send(laneOf.data, bytes.subarray(at, at + pieceBytesMax)))
-        await this.#wait(signal, (wake) => {
-          this.#drain = wake;
-        });
+      if (!this.#send(laneOf.data, bytes.subarray(at, at + pieceBytesMax))) {
+        this.#full = true;
+        // What comes in wakes us too, and is no word of room: a guest that talks and does not listen must not fill our memory.
+        while (this.#full && this.#open) await this.#wait(signal);
+      }
   }
 
   /** Nothing more from this side. */
@@ -100,6 +105,7 @@ export class Conversation {
     if (this.#failure !== undefined || this.#sentEnd) return;
     this.#sentEnd = true;
     this.#stream.end();
+    this.#stir();
   }
 
   /** Ends the conversation now; the agent drops what it was sending. */
@@ -109,7 +115,7 @@ export class Conversation {
     this.#queue = [];
     this.#stream.reset({ code: failure.code, message: failure.message.slice(0, 200) });
     this.#stir();
-    this.onBroken();
+    this.onOver();
   }
 
   /** Whether this side may send. */
@@ -175,7 +181,14 @@ export class Conversation {
       details: { end: reason.code },
     });
     this.#stir();
-    this.onBroken();
+    this.onOver();
+  }
+
+  /** Nothing that follows an answer of the wrong kind is worth its memory. */
+  #refused(what: string): Failure {
+    const failure = this.#protocol(what);
+    this.drop(failure);
+    return failure;
   }
 
   #protocol(what: string): Failure {
@@ -183,13 +196,14 @@ export class Conversation {
   }
 
   #stir(): void {
-    this.#wake?.();
-    this.#drain?.();
+    const waiting = this.#waiting;
+    this.#waiting = [];
+    for (const wake of waiting) wake();
   }
 
-  async #wait(signal: AbortSignal | undefined, register: (wake: () => void) => void): Promise<void> {
+  async #wait(signal: AbortSignal | undefined): Promise<void> {
     const { promise, resolve } = Promise.withResolvers<void>();
-    register(resolve);
+    this.#waiting.push(resolve);
     if (signal === undefined) return promise;
     const abort = () => {
       this.drop(Failure.from(signal.reason, this.#doing));

@@ -14,6 +14,9 @@ import { ConversingProcess, exitOf } from './process.ts';
 /** Entries of a listing, unless the caller wants fewer. */
 const entriesMax = 100_000;
 
+/** What their names may take in memory together. */
+const entriesCharactersMax = 32 * 1024 * 1024;
+
 /** How long the agent may take to confirm that a command was killed whose start was given up. */
 const killAnswerDeadlineMs = 5_000;
 
@@ -147,16 +150,35 @@ class ChannelGuest implements Guest {
     const conversation = this.#ask(request, doing, signal);
     conversation.end();
     const entries: FileEntry[] = [];
+    let characters = 0;
+    let last = false;
+    const refused = (failure: Failure) => {
+      conversation.drop(failure);
+      return failure;
+    };
     for (;;) {
       const part = await conversation.next(signal);
       if (part === undefined) return entries;
       const reply = part.type === 'reply' ? part.reply : undefined;
       if (reply?.type === 'error') throw failureOf(reply, doing);
-      if (reply?.type === 'entries') entries.push(...reply.entries);
-      if (reply?.type !== 'entries' && reply?.type !== 'done')
-        throw new Failure('protocol', `${doing}: the agent sent no entries`);
+      if (reply?.type === 'done') continue;
+      if (reply?.type !== 'entries' || last)
+        throw refused(new Failure('protocol', `${doing}: the agent sent no entries`));
+      // An empty page can only be the last.
+      last = reply.entries.length === 0;
+      for (const entry of reply.entries) {
+        entries.push(entry);
+        characters +=
+          entry.path.length + (entry.target?.length ?? 0) + entry.owner.length + entry.group.length;
+      }
       if (entries.length > request.entriesMax)
-        throw new Failure('protocol', `${doing}: the agent sent more entries than asked for`);
+        throw refused(new Failure('protocol', `${doing}: the agent sent more entries than asked for`));
+      if (characters > entriesCharactersMax)
+        throw refused(
+          new Failure('exhausted', `${doing}: the names take more than ${entriesCharactersMax} characters`, {
+            hint: 'List a smaller part of it.',
+          }),
+        );
     }
   }
 

@@ -44,8 +44,14 @@ export class ConversingProcess implements GuestProcess {
           this.#offset += item.bytes.length;
           yield { type: 'output', lane: item.lane, bytes: item.bytes, offset };
         } else if (item.reply.type === 'gap') {
-          this.#offset = item.reply.to;
-          yield { type: 'gap', from: item.reply.from, to: item.reply.to };
+          const { from, to } = item.reply;
+          if (from !== this.#offset || to <= from)
+            throw new Failure(
+              'protocol',
+              `command ${this.execId}: a gap from ${from} to ${to} at ${this.#offset}`,
+            );
+          this.#offset = to;
+          yield { type: 'gap', from, to };
         } else if (item.reply.type === 'error') {
           throw failureOf(item.reply, `read the output of ${this.execId}`);
         }
@@ -77,7 +83,7 @@ export class ConversingProcess implements GuestProcess {
   }
 }
 
-/** The end of a command, told as soon as it arrives; `unknown` when the conversation breaks off or is dropped before. */
+/** The end of a command, told as soon as it arrives; `unknown` when the conversation ends, breaks off or is dropped before. */
 export function exitOf(conversation: Conversation): Promise<ExecExit> {
   const { promise, resolve } = Promise.withResolvers<ExecExit>();
   conversation.onReply = (reply) => {
@@ -85,6 +91,6 @@ export function exitOf(conversation: Conversation): Promise<ExecExit> {
     // Another reader has taken over, and hears of the end instead.
     else if (reply.type === 'error') resolve(unknownExit);
   };
-  conversation.onBroken = () => resolve(unknownExit);
+  conversation.onOver = () => resolve(unknownExit);
   return promise;
 }
