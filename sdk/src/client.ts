@@ -90,9 +90,13 @@ export class SandboxClient {
     const doing = name === undefined ? 'create a sandbox' : `create the sandbox '${name}'`;
     const seconds = timeout === null ? undefined : Math.ceil(milliseconds(timeout, 'timeout') / 1000);
     if (seconds !== undefined && seconds < 60) {
-      throw errorOf('invalid', `${doing}: a timeout of ${timeout} is too short`, {
-        hint: "Give at least '60s'.",
-      });
+      throw errorOf(
+        'invalid',
+        `${doing}: a timeout of ${typeof timeout === 'number' ? `${timeout} ms` : timeout} is too short`,
+        {
+          hint: "Give at least '60s'.",
+        },
+      );
     }
     const {
       imageCredentials: auth,

@@ -6,7 +6,10 @@ export type Duration = number | string;
 /** Bytes, or a number with a unit: `512Mi`, `4Gi`, `1.5G`. `Ki Mi Gi Ti` are powers of 1024, `k M G T` powers of 1000. */
 export type Size = number | string;
 
-const millisecondsIn: Record<string, number> = { ms: 1, s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 };
+const millisecondsIn = { ms: 1, s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 } satisfies Record<
+  string,
+  number
+>;
 const bytesIn: Record<string, number> = {
   '': 1,
   k: 1e3,
@@ -19,16 +22,24 @@ const bytesIn: Record<string, number> = {
   ti: 2 ** 40,
 };
 
-/** Throws ValidationError when it is no duration above zero. `what` names it in the message. */
+/** A hundred years: far below the last moment that a date can name. */
+const durationMsMax = 100 * 365 * millisecondsIn.d;
+
+/** Throws ValidationError when it is no duration above zero, or more than a hundred years. `what` names it in the message. */
 export function milliseconds(duration: Duration, what: string): number {
   const match = /^(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)$/.exec(String(duration).trim());
   const result =
     typeof duration === 'number'
       ? duration
       : match
-        ? Number(match[1]) * (millisecondsIn[match[2] ?? ''] ?? NaN)
+        ? Number(match[1]) * millisecondsIn[match[2] as keyof typeof millisecondsIn]
         : NaN;
-  if (Number.isFinite(result) && result > 0) return Math.ceil(result);
+  if (result > durationMsMax) {
+    throw new ValidationError('invalid', `${what}: '${duration}' is too long`, {
+      hint: 'The most is 100 years, which is 36500d.',
+    });
+  }
+  if (result > 0) return Math.ceil(result);
   throw new ValidationError('invalid', `${what}: '${duration}' is not a duration`, {
     hint: "Write a number and its unit, e.g. '90s', '30m', '2h' or '7d'.",
   });

@@ -63,6 +63,9 @@ export const Volume = z.strictObject({
   ossfs: z.looseObject({}).optional(),
 });
 
+/** A hundred years: far below the last moment that a date can name. */
+const timeoutSecondsMax = 100 * 365 * 24 * 60 * 60;
+
 /** Fields that this build refuses are described so that the refusal can be clear; see api/opensandbox/create.ts. */
 export const CreateSandboxRequest = z.strictObject({
   image: ImageSpec.optional(),
@@ -71,6 +74,7 @@ export const CreateSandboxRequest = z.strictObject({
   timeout: z
     .int()
     .min(60)
+    .max(timeoutSecondsMax)
     .nullish()
     .describe('Seconds until the sandbox is removed; by hand only when absent.'),
   resourceLimits: z

@@ -21,6 +21,10 @@ test.each([
   expect(parseLimits(quantities as Record<string, string>)).toEqual(limits);
 });
 
+test('a size that is too large is told so', () => {
+  expect(() => parseLimits({ memory: '1099510528264372200' })).toThrow('is not at most 4096Ti');
+});
+
 test.each([
   { cpu: '' },
   { cpu: '0' },
@@ -39,6 +43,7 @@ test.each([
   { memory: '1Ki' },
   { memory: '99999999999999Ti' },
   { pids: '0' },
+  { pids: '15' },
   { pids: '1.5' },
   { pids: 'max' },
   { gpu: '0' },

@@ -16,6 +16,10 @@ const bytesPer: Record<string, number> = {
 
 /** Docker's own least; less starts no process at all. */
 const memoryBytesMin = 6 * 1024 * 1024;
+/** More than any machine has, and exact in a number. */
+const bytesMax = 4096 * 2 ** 40;
+/** The agent and the walls take about eight; a limit below this would hold up the first command. */
+const pidsMin = 16;
 
 function refuse(key: string, text: string, expected: string): Failure {
   return new Failure('invalid', `resourceLimits.${key}: ${JSON.stringify(text)} is not ${expected}`);
@@ -23,12 +27,12 @@ function refuse(key: string, text: string, expected: string): Failure {
 
 /** Whole bytes from a whole number with a decimal (k, M, G, T, with or without B) or binary (Ki, Mi, Gi, Ti) unit. */
 export function parseBytes(key: string, text: string): number {
-  const match = /^(\d{1,15})(?:([kmgt])(i?)b?|b)?$/i.exec(text.trim());
+  const match = /^(\d{1,21})(?:([kmgt])(i?)b?|b)?$/i.exec(text.trim());
   const bytes = match
     ? Number(match[1]) * (bytesPer[`${match[2] ?? ''}${match[3] ?? ''}`.toLowerCase()] ?? Number.NaN)
     : Number.NaN;
-  if (!Number.isSafeInteger(bytes) || bytes <= 0)
-    throw refuse(key, text, 'a size above zero such as "512Mi", "2Gi" or "500M"');
+  if (!(bytes > 0)) throw refuse(key, text, 'a size above zero such as "512Mi", "2Gi" or "500M"');
+  if (bytes > bytesMax) throw refuse(key, text, 'at most 4096Ti');
   return bytes;
 }
 
@@ -45,9 +49,9 @@ export function parseCpu(text: string): number {
   return cores;
 }
 
-function parseCount(key: string, text: string, most: number): number {
+function parseCount(key: string, text: string, { least, most }: { least: number; most: number }): number {
   const count = /^\d{1,10}$/.test(text.trim()) ? Number(text) : Number.NaN;
-  if (!(count >= 1 && count <= most)) throw refuse(key, text, `a whole number from 1 to ${most}`);
+  if (!(count >= least && count <= most)) throw refuse(key, text, `a whole number from ${least} to ${most}`);
   return count;
 }
 
@@ -64,10 +68,10 @@ export function parseLimits(quantities: Record<string, string>): Limits {
         if (limits.memoryBytes < memoryBytesMin) throw refuse(key, text, 'at least 6Mi');
         break;
       case 'gpu':
-        limits.gpu = text.trim() === 'all' ? 'all' : parseCount(key, text, 64);
+        limits.gpu = text.trim() === 'all' ? 'all' : parseCount(key, text, { least: 1, most: 64 });
         break;
       case 'pids':
-        limits.pids = parseCount(key, text, 4_194_304);
+        limits.pids = parseCount(key, text, { least: pidsMin, most: 4_194_304 });
         break;
       case 'disk':
       case 'ephemeral-storage':

@@ -96,6 +96,7 @@ test.each([
   ['too short a timeout', { timeout: 59 }, 400, 'timeout'],
   ['a fraction of a second', { timeout: 60.5 }, 400, 'timeout'],
   ['too long a timeout', { timeout: 7201 }, 400, 'timeout'],
+  ['a timeout beyond every calendar', { timeout: 8_640_000_000_000 }, 400, 'timeout'],
   ['a timeout in words', { timeout: '600' }, 400, 'timeout'],
   ['an empty entrypoint', { entrypoint: [] }, 400, 'entrypoint'],
   ['a bad quantity', { resourceLimits: { memory: 'much' } }, 400, 'memory'],
