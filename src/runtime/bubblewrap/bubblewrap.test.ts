@@ -296,6 +296,12 @@ describe.runIf(present && asRoot)('bubblewrap, as root', () => {
     expect(existsSync(group)).toBe(false);
   });
 
+  test('the host image knows which system it is', async () => {
+    expect(await home.run(runtime, { image: 'host', job: 'cat /etc/os-release' })).toBe(
+      readFileSync('/etc/os-release', 'utf8'),
+    );
+  });
+
   test('a hundred machines at once are made and removed', async () => {
     const startedAt = performance.now();
     const specs = Array.from({ length: 100 }, (_, at) =>

@@ -45,7 +45,7 @@ const baseEntries: Entry[] = [
 const sharedEtc =
   /^(alternatives|fonts|java[^/]*|ld\.so\.cache|perl|pki\/tls\/certs|python3[^/]*|ssl\/certs)$/;
 /** Small files that hardly ever change are copied, which starts faster than one mount for each. */
-const copiedEtc = ['localtime', 'mime.types', 'protocols', 'services', 'ssl/openssl.cnf'];
+const copiedEtc = ['localtime', 'mime.types', 'os-release', 'protocols', 'services', 'ssl/openssl.cnf'];
 
 const systemFolders = ['/bin', '/sbin', '/lib', '/lib32', '/lib64', '/libx32'];
 
