@@ -321,7 +321,9 @@ async function errorOfResponse(
   const word = headers.get('glovebox-failure') ?? '';
   const code = codeOfGuestWord[word] ?? (codes.has(word) ? (word as ErrorCode) : codeOfHttpStatus(status));
   const said = typeof body.message === 'string' ? body.message : text.trim().split('\n')[0]?.slice(0, 300);
-  const message = `${options.doing}: ${said || `the server answered with status ${status}`}`;
+  const words = said || `the server answered with status ${status}`;
+  // The server, too, says what it was doing, often in the same words.
+  const message = words.startsWith(`${options.doing}: `) ? words : `${options.doing}: ${words}`;
   const details: ErrorDetails = {
     status,
     hint: headers.get('glovebox-hint') ?? hintOf(code),

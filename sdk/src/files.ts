@@ -62,7 +62,7 @@ export class Files {
       query: { path },
       ...(range ? { headers: { range: `bytes=${range.start ?? 0}-${last}` } } : {}),
     });
-    if (as === 'stream') return response.body ?? emptyStream();
+    if (as === 'stream') return this.#content(response.body, asked);
     const bytes = new Uint8Array(await this.#connection.reading(response.arrayBuffer(), asked));
     if (as === 'bytes') return bytes;
     const text = new TextDecoder().decode(bytes);
@@ -210,10 +210,12 @@ export class Files {
 
   /** A file or folder as a tar stream. The names in it begin with the last part of the path. */
   async pack(path: string, options: Aborting = {}): Promise<ReadableStream<Uint8Array>> {
+    const asked = this.#asking(`pack ${path}`, path, options);
     const response = await this.#connection.request('GET', `${this.#base}/archive`, {
-      ...{ ...this.#asking(`pack ${path}`, path, options), query: { path } },
+      ...asked,
+      query: { path },
     });
-    return response.body ?? emptyStream();
+    return this.#content(response.body, asked);
   }
 
   /** Unpacks a tar stream below a folder, which is made if it is missing. */
@@ -223,6 +225,23 @@ export class Files {
       body: tar instanceof Uint8Array ? tar : streamOf(chunksOf(tar)),
       headers: { 'content-type': 'application/x-tar' },
     });
+  }
+
+  /** The content of an answer as it comes. Whoever reads it is told in our words when it breaks off. */
+  #content(body: ReadableStream<Uint8Array> | null, asked: RequestOptions): ReadableStream<Uint8Array> {
+    if (body === null) return emptyStream();
+    const reader = body.getReader();
+    return new ReadableStream(
+      {
+        pull: async (controller) => {
+          const { done, value } = await this.#connection.reading(reader.read(), asked);
+          if (done) controller.close();
+          else controller.enqueue(value);
+        },
+        cancel: (reason) => reader.cancel(reason),
+      },
+      { highWaterMark: 0 },
+    );
   }
 
   #asking(doing: string, path: string, options: Aborting): RequestOptions {

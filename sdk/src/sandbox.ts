@@ -95,7 +95,7 @@ export class Sandbox {
   /** Starts a command and resolves when it runs. Disposing of the process ends it. */
   async start(command: Command, options: StartOptions = {}): Promise<Process> {
     const { cwd, env, user, stdin, tty, timeout, background, signal } = options;
-    const doing = `run ${shownAs(command)}`;
+    const doing = `run ${JSON.stringify((typeof command === 'string' ? command : (command[0] ?? '')).slice(0, 100))}`;
     throwIfAborted(signal, doing);
     const json = {
       ...(typeof command === 'string' ? { shell: command } : { argv: command }),

@@ -348,9 +348,16 @@ test('a port that is taken is told as such', async () => {
   });
 });
 
-async function startTestApiOn(port: number): Promise<unknown> {
+test('an address of another machine is told as such', async () => {
+  await expect(startTestApiOn(0, '192.0.2.1')).rejects.toMatchObject({
+    code: 'invalid',
+    hint: expect.stringContaining('--host'),
+  });
+});
+
+async function startTestApiOn(port: number, host = '127.0.0.1'): Promise<unknown> {
   const { createApi } = await import('./server.ts');
-  return createApi({} as never).listen({ host: '127.0.0.1', port });
+  return createApi({} as never).listen({ host, port });
 }
 
 async function raw(api: TestApi, text: string | Uint8Array, { closeAfter = false } = {}): Promise<string> {

@@ -87,7 +87,15 @@ class ApiServer {
     this.#server.on('clientError', refuseMalformed);
   }
 
-  async listen({ host, port, backlog }: { host: string; port: number; backlog?: number }): Promise<Listening> {
+  async listen({
+    host,
+    port,
+    backlog,
+  }: {
+    host: string;
+    port: number;
+    backlog?: number;
+  }): Promise<Listening> {
     const server = this.#server;
     await new Promise<void>((resolve, reject) => {
       server.once('error', (error: NodeJS.ErrnoException) => reject(listenFailure(error, host, port)));
@@ -283,6 +291,16 @@ function listenFailure(error: NodeJS.ErrnoException, host: string, port: number)
     return new Failure('unavailable', `${where}: the port is in use`, {
       cause: error,
       hint: 'Choose another with --port, or stop what uses it.',
+    });
+  if (error.code === 'EADDRNOTAVAIL' || error.code === 'ENOTFOUND')
+    return new Failure('invalid', `${where}: that is no address of this machine`, {
+      cause: error,
+      hint: 'Give --host one of those that `ip address` shows, 127.0.0.1 for this machine alone, or 0.0.0.0 for all.',
+    });
+  if (error.code === 'EACCES')
+    return new Failure('permission', `${where}: this port may not be used by this user`, {
+      cause: error,
+      hint: 'Choose one from 1024 on with --port.',
     });
   return Failure.from(error, where);
 }

@@ -1,6 +1,6 @@
 // The command line as a real process, against a server that behaves as the test says.
 import { type ChildProcessWithoutNullStreams, execFileSync, spawn } from 'node:child_process';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
@@ -99,6 +99,8 @@ const wrongUse: [string[], RegExp][] = [
   [['exec', '--timeout', 'soon', 'web', 'sh'], /--timeout: 'soon' is not a duration\nhint: Write a number/],
   [['create', '--cpus', 'many'], /--cpus: 'many' is not a number/],
   [['create', '--pids', '1.5'], /--pids: '1.5' is not a whole number/],
+  [['create', '--name', ''], /--name: is empty\nhint: /],
+  [['create', '--timeout', '99999999d'], /--timeout: '99999999d' is too long\nhint: /],
   [['create', '-m', 'lots'], /--memory: 'lots' is not a size\nhint: /],
   [['create', '-l', 'novalue'], /--label: 'novalue' is not of the form KEY=VALUE/],
   [['create', '-v', 'rel:/x'], /--volume: 'rel:\/x' is not of the form/],
@@ -113,6 +115,7 @@ const wrongUse: [string[], RegExp][] = [
   [['image', 'import', '-'], /needs a name\nhint: Add --name/],
   [['image', 'lss'], /unknown command 'lss'\nhint: Did you mean ls\?/],
   [['completion', 'tcsh'], /unknown shell 'tcsh'\nhint: There are bash, zsh and fish/],
+  [['serve', '--port', '70000'], /--port: 70000 is no port\nhint: /],
   [['serve', '--port', 'http'], /--port: 'http' is not a number/],
 ];
 test.each(wrongUse)('wrong use: %j ends with 2', async (args, message) => {
@@ -298,6 +301,48 @@ test('exec passes arguments as they are, output, and the exit code', async () =>
   });
 });
 
+test('exec takes -- before the command, once', async () => {
+  server.onAttach = (attachment) => play(attachment, [], 0);
+  await glovebox(['exec', 'web', '--', 'ls', '--', '-l']);
+  await glovebox(['exec', '--', 'web', 'ls']);
+  const bodies = server.requests('POST', /processes$/).map((it) => JSON.parse(it.body.toString()));
+  expect(bodies.map((it) => it.argv)).toEqual([['ls', '--', '-l'], ['ls']]);
+});
+
+test('what the server says twice is shown once', async () => {
+  server.on('POST', /processes$/, (_, response) =>
+    json(
+      response,
+      400,
+      { message: 'run "nope": nope: command not found' },
+      { 'Glovebox-Failure': 'command-not-found' },
+    ),
+  );
+  const { code, stderr } = await glovebox(['exec', 'web', 'nope', 'x']);
+  expect({ code, stderr }).toEqual({ code: 127, stderr: 'glovebox: run "nope": nope: command not found\n' });
+});
+
+test('a daemon that does not start shows all of its error, and 78 for a wrong configuration', async () => {
+  const home = join(folder, 'home');
+  mkdirSync(home);
+  writeFileSync(join(home, 'config.toml'), '[server]\nprot = 1\nhots = "x"\n');
+  const { code, stdout, stderr } = await glovebox(['ls'], { env: { GLOVEBOX_URL: '' } });
+  expect({ code, stdout }).toEqual({ code: 78, stdout: '' });
+  expect(stderr).toMatch(/config\.toml:2: unknown key "server\.prot"; did you mean "server\.port"\?/);
+  expect(stderr).toMatch(/config\.toml:3: unknown key "server\.hots"/);
+});
+
+test('a missing file of ours is named, with the next step', async () => {
+  for (const args of [
+    ['cp', 'missing', 'web:/tmp'],
+    ['image', 'import', 'missing'],
+  ])
+    expect(await glovebox(args)).toMatchObject({
+      ...{ code: 1, stdout: '' },
+      stderr: expect.stringMatching(/^glovebox: [^:]*missing[^:]*\nhint: /),
+    });
+});
+
 test('exec is binary-safe both ways, and tells the end of its input', async () => {
   const everyByte = Buffer.from(Array.from({ length: 65_536 }, (_, i) => i % 256));
   server.onAttach = (attachment) => {
@@ -336,7 +381,7 @@ test.each([
   );
   expect(await glovebox(['exec', 'web', 'nope'])).toMatchObject({
     code: expected,
-    stderr: "glovebox: run 'nope': nope\n",
+    stderr: 'glovebox: run "nope": nope\n',
   });
 });
 
@@ -547,7 +592,7 @@ test('image import streams a file or stdin, and takes its name from the file', a
   expect(server.requests('POST', /images/)[0]?.body.toString()).toBe('bytes');
   expect(await glovebox(['image', 'import', '/nowhere.tar.gz'])).toMatchObject({
     code: 1,
-    stderr: expect.stringContaining('no such file'),
+    stderr: expect.stringContaining('there is no file /nowhere.tar.gz'),
   });
   execFileSync('tar', ['czf', join(folder, 'root-fs.tar.gz'), '-C', folder, '.'], { stdio: 'ignore' });
   expect((await glovebox(['image', 'import', 'root-fs.tar.gz'])).stdout).toBe('root-fs\n');

@@ -72,7 +72,7 @@ async function startDaemon(home: string, client: SandboxClient): Promise<void> {
     if (processLives(home) && (await answers(client))) return;
     const code = daemon.exitCode();
     if (code !== undefined && code !== exitCodes.daemonRuns) {
-      throw new CliError(`the daemon did not start: ${lastLineOf(log) || `it exited with ${code}`}`, {
+      throw new CliError(`the daemon did not start: ${lastWordsOf(log) || `it exited with ${code}`}`, {
         exitCode: code === exitCodes.config || code === exitCodes.permission ? code : exitCodes.unavailable,
         hint: `Look into ${log}, or run \`glovebox serve\` to see it.`,
       });
@@ -113,9 +113,10 @@ function spawnDaemon(home: string, log: string): { exitCode: () => number | unde
   return { exitCode: () => code };
 }
 
-/** What the daemon said last: its error, if it could not start. */
-function lastLineOf(log: string): string {
+/** What the daemon said last: its error with all its lines, if it could not start. */
+function lastWordsOf(log: string): string {
   const lines = readFileSync(log, 'utf8').trimEnd().split('\n').slice(-20);
-  const error = lines.findLast((line) => line.startsWith('glovebox: '));
-  return clean((error ?? lines.at(-1) ?? '').replace(/^glovebox: /, '')).slice(0, 500);
+  const from = lines.findLastIndex((line) => line.startsWith('glovebox: '));
+  const words = from < 0 ? lines.slice(-1) : lines.slice(from).filter((line) => !line.startsWith('hint: '));
+  return clean(words.join('\n').replace(/^glovebox: /, '')).slice(0, 1000);
 }

@@ -1,5 +1,5 @@
 // glovebox cp: the rules of docker cp about where things go, and what is kept out when a sandbox sends a hostile archive.
-import { spawn } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
 import {
   existsSync,
   lstatSync,
@@ -165,6 +165,15 @@ test('a folder goes in under its name, its content with /., and to a new name', 
   expect(await sent()).toEqual({ path: '/work', names: ['new/', 'new/a.txt', 'new/sub/', 'new/sub/b.txt'] });
 });
 
+test('what no archive can hold is left out, and it says so', async () => {
+  mkdirSync(join(folder, 'src/sub'), { recursive: true });
+  execFileSync('mkfifo', [join(folder, 'src/sub/pipe')]);
+  expect(await cp(['src', 'web:/work'])).toMatchObject({
+    ...{ code: 0, stderr: expect.stringMatching(/^glovebox: left out 1 .*: sub\/pipe\n$/) },
+  });
+  expect((await sent()).names).toEqual(['src/', 'src/sub/']);
+});
+
 test('a file goes in with its mode; into a link to a folder, too', async () => {
   writeFileSync(join(folder, 'run.sh'), '#!/bin/sh\n', { mode: 0o755 });
   expect(await cp(['run.sh', 'web:/work'])).toMatchObject({ code: 0, stderr: '' });
@@ -175,7 +184,7 @@ test('a file goes in with its mode; into a link to a folder, too', async () => {
 });
 
 const refused: [string[], RegExp][] = [
-  [['nowhere', 'web:/work'], /no such file/],
+  [['nowhere', 'web:/work'], /nowhere does not exist here/],
   [['f/', 'web:/work'], /f\/ is not a folder/],
   [['f', 'web:/missing/x'], /the folder \/missing does not exist\nhint: Make it first/],
   [['web:/missing', '.'], /\/missing does not exist in the sandbox/],
@@ -288,5 +297,7 @@ test('an archive that breaks off is a failure', async () => {
     response.writeHead(200, { 'content-type': 'application/x-tar' });
     response.write(tar.subarray(0, 50_000), () => response.destroy());
   });
-  expect((await cp(['web:/d', '.'])).code).toBe(1);
+  expect(await cp(['web:/d', '.'])).toMatchObject({
+    ...{ code: 69, stderr: 'glovebox: pack /d: the connection dropped in the middle of the answer\n' },
+  });
 });

@@ -53,7 +53,7 @@ export function makeProgram(args: readonly string[]): Command {
     .option('--name <name>', 'a name to call it by')
     .option('--runtime <name>', 'bubblewrap, docker, …')
     .option('--cpus <number>', 'cores, e.g. 0.5')
-    .option('-m, --memory <size>', 'e.g. 512m or 2g')
+    .option('-m, --memory <size>', 'e.g. 512Mi or 2g')
     .option('--pids <number>', 'most processes and threads')
     .option('--disk <size>', 'most that it may write')
     .option('-e, --env <KEY=VALUE>', 'for every command in it; KEY alone copies ours (repeatable)', collect)
@@ -98,7 +98,7 @@ export function makeProgram(args: readonly string[]): Command {
     .action(async (options) => (await import('./commands/list.ts')).ls(options));
 
   verb('exec', 'run a command in a sandbox')
-    .usage('[options] SANDBOX COMMAND…')
+    .usage('[options] SANDBOX [--] COMMAND…')
     .addArgument(new Argument('<sandbox>'))
     .addArgument(new Argument('[command...]'))
     .passThroughOptions()
@@ -120,7 +120,9 @@ export function makeProgram(args: readonly string[]): Command {
       ),
     )
     .action(async (sandbox, command, options) => {
-      process.exitCode = await (await import('./commands/exec.ts')).exec(sandbox, command, options);
+      // Behind the sandbox, `--` is not needed and not meant for the sandbox.
+      const words = command[0] === '--' ? command.slice(1) : command;
+      process.exitCode = await (await import('./commands/exec.ts')).exec(sandbox, words, options);
     });
 
   verb('cp', 'copy files and folders into a sandbox or out of it')
@@ -202,7 +204,9 @@ export function makeProgram(args: readonly string[]): Command {
     )
     .action(async (sandboxes, options) => (await import('./commands/life.ts')).rm(sandboxes, options));
 
-  const image = verb('image', 'the images kept for runtimes without a store of their own').usage('VERB …');
+  const image = verb('image', 'the images kept for runtimes without a store of their own')
+    .usage('VERB …')
+    .helpCommand(false);
   image
     .command('import')
     .description('make an image from a root file system, a `docker save` archive, or an OCI layout')

@@ -133,7 +133,10 @@ export class ImageStore {
     const name = imageName(text);
     if (name === hostImage) throw new Failure('conflict', 'the built-in image `host` cannot be removed');
     await this.#inTurn(async () => {
-      if (!(await this.#readName(name))) throw notFound(name);
+      if (!(await this.#readName(name)))
+        throw new Failure('not-found', `there is no image ${name}`, {
+          hint: 'See `glovebox image ls` for what there is.',
+        });
       if (this.#namesInUse().has(name))
         throw new Failure('conflict', `image ${name} is in use`, {
           hint: 'Remove the sandboxes made from it first; `glovebox ls` shows them.',

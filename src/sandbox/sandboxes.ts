@@ -136,6 +136,7 @@ export class Sandboxes implements SandboxService {
       throw new Failure(
         'conflict',
         `sandbox ${id} was made without a timeout and is removed by hand; it cannot be renewed`,
+        { hint: 'Give a timeout when you create one that is to expire.' },
       );
     if (!(expiresAt > this.#options.now()))
       throw new Failure('invalid', `expiresAt ${expiresAt.toISOString()} is not in the future`);

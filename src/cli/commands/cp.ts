@@ -2,7 +2,7 @@
 // in it is written outside the target, and links that lead out of it are left behind.
 import { createReadStream } from 'node:fs';
 import { chmod, lstat, mkdir, readdir, stat, utimes } from 'node:fs/promises';
-import { basename, dirname, join, normalize, posix, resolve } from 'node:path';
+import { basename, dirname, join, normalize, posix, relative, resolve } from 'node:path';
 import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { packTar, type TarSource, unpackTar } from 'modern-tar/fs';
@@ -97,7 +97,12 @@ export function targetOf(
 
 async function copyIn(source: string, sandbox: Sandbox, path: string): Promise<void> {
   const whole = wholeOf(source);
-  const found = await stat(whole.path);
+  const found = await stat(whole.path).catch((error: NodeJS.ErrnoException) => {
+    if (error.code !== 'ENOENT' && error.code !== 'ENOTDIR') throw error;
+    throw new CliError(`${whole.path} does not exist here`, {
+      hint: 'What is in a sandbox is written NAME:PATH.',
+    });
+  });
   if (whole.folderOnly && !found.isDirectory()) throw new CliError(`${source} is not a folder`);
   if (!found.isDirectory() && !found.isFile()) throw new CliError(`${source} is neither a file nor a folder`);
   const kind = await kindInside(sandbox, path);
@@ -120,11 +125,27 @@ async function copyIn(source: string, sandbox: Sandbox, path: string): Promise<v
         target: entry,
       }))
     : [{ type: 'directory', source: whole.path, target: to.name }];
+  const leftOut = await neitherFilesNorFolders(whole.path);
   // Numbers of users here mean nothing there; inside, the files belong to whoever the sandbox's agent is.
   const tar = packTar(await Promise.all(sources.map(typed)), {
     map: (header) => ({ ...header, uid: 0, gid: 0 }),
   });
   await sandbox.files.unpack(to.folder, withProgress(`copying ${name}`, tar as AsyncIterable<Buffer>));
+  sayLeftOut(leftOut, 'that are neither files nor folders nor links');
+}
+
+/** Pipes, sockets and devices: an archive has no place for them. */
+async function neitherFilesNorFolders(folder: string): Promise<string[]> {
+  const entries = await readdir(folder, { recursive: true, withFileTypes: true });
+  return entries
+    .filter((it) => !it.isFile() && !it.isDirectory() && !it.isSymbolicLink())
+    .map((it) => relative(folder, join(it.parentPath, it.name)));
+}
+
+function sayLeftOut(paths: string[], which: string): void {
+  if (paths.length === 0) return;
+  const shown = `${paths.slice(0, 3).join(', ')}${paths.length > 3 ? ', …' : ''}`;
+  sayError(`left out ${paths.length} ${which}: ${shown}`, undefined);
 }
 
 async function typed(source: TarSource): Promise<TarSource> {
@@ -140,10 +161,7 @@ async function copyOut(sandbox: Sandbox, path: string, target: string): Promise<
   if (whole.folderOnly && !folder) throw new CliError(`${path} is not a folder in the sandbox`);
   const name = posix.basename(whole.path);
   if (folder && name === '' && !whole.contentOnly) {
-    throw usageError(
-      'cp: the root of a sandbox has no name',
-      `Write '${path.replace(/\/*$/, '/')}.' for its content.`,
-    );
+    throw usageError('cp: the root of a sandbox has no name', 'Write NAME:/. for its content.');
   }
   const kind = await kindHere(target);
   const parentExists = kind !== 'nothing' || (await kindHere(dirname(resolve(target)))) === 'folder';
@@ -194,10 +212,7 @@ async function unpackFolder(sandbox: Sandbox, path: string, copied: string): Pro
   });
   const tar = chunksOf(await sandbox.files.pack(path));
   await pipeline(Readable.from(withProgress(`copying ${posix.basename(path)}`, tar)), unpack);
-  if (leftOut.length > 0) {
-    const shown = leftOut.slice(0, 3).join(', ');
-    sayError(`left out ${leftOut.length} links or devices that lead out of the folder: ${shown}`, undefined);
-  }
+  sayLeftOut(leftOut, 'links or devices that lead out of the folder');
 }
 
 async function kindHere(path: string): Promise<'folder' | 'file' | 'nothing'> {

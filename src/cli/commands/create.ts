@@ -27,6 +27,7 @@ export async function create(
   options: CreateOptions,
 ): Promise<void> {
   const { cpus, pids, memory, disk, timeout } = options;
+  if (options.name === '') throw usageError('--name: is empty', 'Leave it out for a sandbox without a name.');
   const entrypoint = [...(options.entrypoint === undefined ? [] : [options.entrypoint]), ...command];
   const request: SandboxOptions = {
     ...(image === undefined ? {} : { image }),

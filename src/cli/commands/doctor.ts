@@ -14,15 +14,15 @@ interface Check {
 }
 
 export async function doctor(options: { json?: boolean }): Promise<void> {
-  const checks = [
-    nodeCheck(),
-    ...(serverIsNamed() ? [] : [homeCheck(homeFolder())]),
-    ...(await serverChecks()),
-  ];
+  const server = await serverChecks();
+  const checks = [nodeCheck(), ...(serverIsNamed() ? [] : [homeCheck(homeFolder())]), ...server.checks];
   const usable = checks.some((it) => it.name.startsWith('runtime ') && it.status !== 'fail');
-  if (options.json) await printJson({ usable, checks });
+  if (options.json) await printJson({ usable, checks, runtimes: server.runtimes });
   else await print(checks.map(lineOf).join('\n'));
-  if (!usable) throw new CliError('no runtime is usable here', { hint: 'Mend one of the runtimes above.' });
+  if (usable) return;
+  if (checks.some((it) => it.name === 'daemon' && it.status === 'fail'))
+    throw new CliError('the daemon cannot be asked', { hint: 'Mend what is said of it above.' });
+  throw new CliError('no runtime is usable here', { hint: 'Mend one of the runtimes above.' });
 }
 
 function lineOf({ status, name, message, hint }: Check): string {
@@ -57,7 +57,7 @@ function homeCheck(home: string): Check {
   }
 }
 
-async function serverChecks(): Promise<Check[]> {
+async function serverChecks(): Promise<{ checks: Check[]; runtimes: SystemInfo['runtimes'] }> {
   let system: SystemInfo;
   let url: string;
   try {
@@ -66,14 +66,15 @@ async function serverChecks(): Promise<Check[]> {
     url = await client.url();
   } catch (error) {
     const { message, hint } = error as CliError;
-    return [{ name: 'daemon', status: 'fail', message, ...(hint ? { hint } : {}) }];
+    const failed: Check = { name: 'daemon', status: 'fail', message, ...(hint ? { hint } : {}) };
+    return { checks: [failed], runtimes: [] };
   }
   const daemon: Check = {
     name: 'daemon',
     status: 'pass',
     message: `${system.version} at ${url}, ${system.sandboxes} sandboxes`,
   };
-  return [daemon, ...system.runtimes.flatMap(runtimeChecks)];
+  return { checks: [daemon, ...system.runtimes.flatMap(runtimeChecks)], runtimes: system.runtimes };
 }
 
 function runtimeChecks(runtime: SystemInfo['runtimes'][number]): Check[] {

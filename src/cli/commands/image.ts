@@ -14,7 +14,8 @@ export async function importImage(file: string, options: { name?: string; json?:
   if (!name) throw usageError('image import: an image from stdin needs a name', 'Add --name NAME.');
   if (file === '-' && process.stdin.isTTY)
     throw usageError('image import: stdin is a terminal', 'Pipe an archive in.');
-  if (file !== '-' && !(await stat(file)).isFile()) throw new CliError(`${file} is not a file`);
+  const found = file === '-' ? undefined : await stat(file).catch(missing(file));
+  if (found && !found.isFile()) throw new CliError(`${file} is not a file`);
   const client = await connect();
   const source: AsyncIterable<Uint8Array> = file === '-' ? process.stdin : createReadStream(file);
   const body = Readable.toWeb(
@@ -22,6 +23,15 @@ export async function importImage(file: string, options: { name?: string; json?:
   );
   const image = await client.images.import(name, body as ReadableStream<Uint8Array>);
   await (options.json ? printJson(image) : print(image.name));
+}
+
+function missing(file: string): (error: NodeJS.ErrnoException) => never {
+  return (error) => {
+    if (error.code !== 'ENOENT') throw error;
+    throw new CliError(`there is no file ${file}`, {
+      hint: 'Images of a Docker engine come by `docker save IMAGE | glovebox image import - --name NAME`.',
+    });
+  };
 }
 
 export async function listImages(options: { json?: boolean; quiet?: boolean }): Promise<void> {

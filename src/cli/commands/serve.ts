@@ -1,6 +1,6 @@
 // glovebox serve: the daemon itself, in this process. The one command that does not go through the SDK.
 import { Failure } from '../../lib/failure.ts';
-import { CliError, exitCodes } from '../exit-codes.ts';
+import { CliError, exitCodes, usageError } from '../exit-codes.ts';
 import { print } from '../output.ts';
 import { wholeNumberOf } from '../values.ts';
 
@@ -13,13 +13,17 @@ export interface ServeOptions {
 /** Resolves when the daemon has been told to stop, and has stopped. */
 export async function serve(options: ServeOptions): Promise<void> {
   const port = options.port === undefined ? undefined : wholeNumberOf('--port', options.port, 0);
+  if (port !== undefined && port > 65_535)
+    throw usageError(`--port: ${port} is no port`, 'There are 1 to 65535, and 0 for a free one.');
   const { loadConfig } = await import('../../daemon/config.ts');
   const config = await loadConfig({
     env: process.env,
     ...(options.config === undefined ? {} : { configPath: options.config }),
     overrides: { 'server.host': options.host, 'server.port': port },
   }).catch((error: unknown) => {
-    throw failedToStart(error, { invalid: exitCodes.config, 'not-found': exitCodes.config });
+    throw failedToStart(error, {
+      ...{ invalid: exitCodes.config, 'not-found': exitCodes.config, internal: exitCodes.config },
+    });
   });
   const stopping = stopSignal();
   const { startDaemon } = await import('../../daemon/main.ts');
