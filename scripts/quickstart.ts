@@ -8,6 +8,8 @@ const root = join(import.meta.dirname, '..');
 const home = mkdtempSync(join(tmpdir(), 'glovebox-quickstart-'));
 const env = { ...process.env, GLOVEBOX_HOME: home };
 
+class TourBroken extends Error {}
+
 function say(line: string): void {
   console.log(`\n\u001b[1m${line}\u001b[0m`);
 }
@@ -22,8 +24,17 @@ function show(args: string[], options: { expect?: number; quiet?: boolean } = {}
   });
   if (options.quiet !== true) process.stdout.write(stdout);
   if (status !== (options.expect ?? 0))
-    throw new Error(`glovebox ${args[0]} ended with ${status}, not ${options.expect ?? 0}`);
+    throw new TourBroken(`glovebox ${args[0]} ended with ${status}, not ${options.expect ?? 0}`);
   return stdout;
+}
+
+/** Whether bubblewrap can limit memory here: an ordinary user without control groups cannot. */
+function limitsMemory(): boolean {
+  const { stdout } = spawnSync(join(root, 'bin/glovebox'), ['doctor', '--json'], { env, encoding: 'utf8' });
+  const { runtimes } = JSON.parse(stdout) as {
+    runtimes: { name: string; capabilities: { limits: Record<string, string> } }[];
+  };
+  return runtimes.some((it) => it.name === 'bubblewrap' && 'memoryBytes' in it.capabilities.limits);
 }
 
 function tour(): void {
@@ -31,7 +42,9 @@ function tour(): void {
   show(['doctor']);
 
   say('2. A sandbox, from the system folders of this machine, read-only, with a private writable layer');
-  show(['create', '--name', 'demo', '--memory', '512Mi', '--timeout', '10m', 'host']);
+  const memory = limitsMemory();
+  if (!memory) console.log('(without a limit on its memory, which this user may not set: see above)');
+  show(['create', '--name', 'demo', ...(memory ? ['--memory', '512Mi'] : []), '--timeout', '10m', 'host']);
 
   say('3. Code runs in it');
   show([
@@ -58,7 +71,7 @@ function tour(): void {
 
   say('That was it. Where to go next:');
   console.log(`  bin/glovebox --help                 every command, with examples
-  bin/glovebox create -n mine host    a sandbox that stays (the daemon starts by itself)
+  bin/glovebox create --name mine     a sandbox that stays (the daemon starts by itself)
   bin/glovebox image import FILE      your own root file system, docker save archive or OCI layout
   sdk/README.md                       the same from a program
   README.md                           which wall protects against what`);
@@ -75,6 +88,10 @@ function stopDaemon(): void {
 
 try {
   tour();
+} catch (error) {
+  if (!(error instanceof TourBroken)) throw error;
+  console.error(`\nquickstart: ${error.message}; the message above says why`);
+  process.exitCode = 1;
 } finally {
   stopDaemon();
   rmSync(home, { recursive: true, force: true, maxRetries: 20, retryDelay: 100 });
