@@ -101,6 +101,10 @@ class ApiServer {
       server.once('error', (error: NodeJS.ErrnoException) => reject(listenFailure(error, host, port)));
       server.listen({ host, port, backlog }, resolve);
     });
+    // A connection that cannot be accepted (no descriptors left) must not end the daemon.
+    server.on('error', (error) =>
+      this.#options.log.error({ error: String(error) }, 'a connection was not accepted'),
+    );
     const address = server.address() as AddressInfo;
     this.#hostRules.boundToLoopback = isLoopback(address.address);
     const wildcard = { '0.0.0.0': '127.0.0.1', '::': '::1' }[address.address];

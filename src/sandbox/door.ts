@@ -12,6 +12,9 @@ import type { Guest } from '../guest/guest.ts';
 import { createGuest } from '../guest/guest-channel.ts';
 import { Failure } from '../lib/failure.ts';
 
+/** Any process of the guest may knock, as often as it likes; the log on the host hears of it this often. */
+const refusalLogMs = 10_000;
+
 export interface AgentDoor {
   /** The guest behind the door, once its agent has said hello; at once when it is there. */
   connected(signal: AbortSignal): Promise<Guest>;
@@ -42,7 +45,7 @@ export async function openDoor(options: DoorOptions): Promise<AgentDoor> {
   const acceptor = new Acceptor({
     token: options.token,
     clock: systemClock({ keepsProcessAlive: false }),
-    onRefused: options.onRefused,
+    onRefused: atMostEvery(refusalLogMs, options.onRefused),
     onBulk: (id, rest, carrier) => bulk.arrived(id, (carrier as SocketCarrier).detach(rest)),
     onChannel: (channel) => {
       first.resolve(createGuest(channel, { bulk }));
@@ -52,7 +55,10 @@ export async function openDoor(options: DoorOptions): Promise<AgentDoor> {
     },
   });
   const folder = await open(options.runFolder, 'r');
-  const server = await listen(folder, options.runFolder, acceptor);
+  const server = await listen(folder, options.runFolder, acceptor).catch(async (error) => {
+    await folder.close();
+    throw error;
+  });
 
   const stop = async (goodbye: () => void): Promise<void> => {
     if (shut) return;
@@ -84,7 +90,19 @@ async function listen(folder: FileHandle, runFolder: string, acceptor: Acceptor)
   });
   // The guest's users differ from ours; who may come near the socket is decided by the walls and the home folder's mode.
   await chmod(socketPath, 0o666);
+  // A connection that could not be accepted (no descriptors left) is dialled again; it must not end the daemon.
+  server.on('error', () => undefined);
   return server;
+}
+
+function atMostEvery<T>(ms: number, tell: (value: T) => void): (value: T) => void {
+  let next = 0;
+  return (value) => {
+    const now = performance.now();
+    if (now < next) return;
+    next = now + ms;
+    tell(value);
+  };
 }
 
 function raced<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {

@@ -12,8 +12,13 @@ import { type Execution, type ExecutionInfo, type Executions, mainExecId } from 
 
 const memoryLogBytesMax = 1024 * 1024;
 const fileLogBytesMax = 64 * 1024 * 1024;
-/** Ended commands are forgotten, oldest first, beyond this many in one sandbox. */
+/** Ended commands are forgotten, oldest first, beyond this many in one sandbox, */
 const endedMax = 1_000;
+/** and before that, beyond this much, the output of ended ones: in memory, and on disk. */
+const endedMemoryBytesMax = 16 * 1024 * 1024;
+const endedFileBytesMax = 1024 * 1024 * 1024;
+/** What is kept of a command line, to know the command by. */
+const shownCharactersMax = 4 * 1024;
 
 export interface ExecutionsOptions {
   /** Host folder for the output of background commands of this sandbox. */
@@ -25,6 +30,9 @@ export interface ExecutionsOptions {
   /** Where background commands are remembered. */
   save: (record: ExecutionRecord) => void;
   forget: (execId: string) => void;
+  now: () => Date;
+  /** Something of a forgotten command could not be taken away; for the log. */
+  onTrouble: (error: unknown) => void;
 }
 
 type StartSpec = Parameters<Executions['start']>[0];
@@ -37,11 +45,17 @@ class KeptExecution implements Execution {
   readonly #guest: () => Guest;
   #process: GuestProcess | undefined;
   readonly #exited = Promise.withResolvers<ExecExit>();
+  readonly #onEnded: () => void;
 
-  constructor(info: Omit<ExecutionInfo, 'start' | 'end'>, log: OutputLog, guest: () => Guest) {
+  constructor(
+    info: Omit<ExecutionInfo, 'start' | 'end'>,
+    log: OutputLog,
+    options: { guest: () => Guest; onEnded: () => void },
+  ) {
     this.#info = info;
     this.log = log;
-    this.#guest = guest;
+    this.#guest = options.guest;
+    this.#onEnded = options.onEnded;
     this.exit = this.#exited.promise;
   }
 
@@ -49,17 +63,43 @@ class KeptExecution implements Execution {
     return { ...this.#info, start: this.log.start, end: this.log.end };
   }
 
+  get id(): string {
+    return this.#info.id;
+  }
+
+  get background(): boolean {
+    return this.#info.background;
+  }
+
+  get ended(): boolean {
+    return this.#info.exit !== undefined;
+  }
+
   /** Takes the command's output into the log until it ends; called again with a new connection after a restart. */
   follow(process: GuestProcess): void {
     this.#process = process;
     this.#info.pid = process.pid;
     this.#info.startedAt = process.startedAt;
+    // Neither rejects: logs do not, and the generator's errors are caught.
     void this.#pump(process);
   }
 
   async #pump(process: GuestProcess): Promise<void> {
     try {
-      for await (const piece of process.output) await this.log.append(piece);
+      for await (const piece of process.output) {
+        // A guest may begin anywhere; the log goes on where it is, and says what is missing.
+        const { end } = this.log;
+        const [from, to] =
+          piece.type === 'gap' ? [piece.from, piece.to] : [piece.offset, piece.offset + piece.bytes.length];
+        if (from > end) await this.log.append({ type: 'gap', from: end, to: from });
+        if (from >= end) await this.log.append(piece);
+        else if (to > end)
+          await this.log.append(
+            piece.type === 'gap'
+              ? { type: 'gap', from: end, to }
+              : { ...piece, offset: end, bytes: piece.bytes.subarray(end - from) },
+          );
+      }
     } catch {
       // The connection is gone; the exit below tells what is known of the command.
     }
@@ -71,11 +111,9 @@ class KeptExecution implements Execution {
     this.#info.exit = exit;
     this.#info.finishedAt = new Date();
     this.#process = undefined;
-    try {
-      await this.log.finish();
-    } finally {
-      this.#exited.resolve(exit);
-    }
+    await this.log.finish();
+    this.#exited.resolve(exit);
+    this.#onEnded();
   }
 
   read(from: number, options: { follow: boolean }, signal?: AbortSignal) {
@@ -94,11 +132,20 @@ class KeptExecution implements Execution {
     this.#process?.resize(size);
   }
 
-  async signal(name: string, options: { tree?: boolean; graceMs?: number } = {}): Promise<void> {
+  async signal(
+    name: string,
+    options: { tree?: boolean; graceMs?: number } = {},
+    signal?: AbortSignal,
+  ): Promise<void> {
     if (this.#info.exit !== undefined)
       throw new Failure('conflict', `signal ${name}: command ${this.#info.id} has ended`);
     const { tree = false, graceMs } = options;
-    await this.#guest().signal(this.#info.id, name, graceMs === undefined ? { tree } : { tree, graceMs });
+    await this.#guest().signal(
+      this.#info.id,
+      name,
+      graceMs === undefined ? { tree } : { tree, graceMs },
+      signal,
+    );
   }
 }
 
@@ -123,19 +170,28 @@ export class SandboxExecutions implements Executions {
       ...(spec.cwd === undefined && defaults.cwd ? { cwd: defaults.cwd } : {}),
       ...(spec.user === undefined && defaults.user ? { user: defaults.user } : {}),
     };
-    const process = await this.#options.guest().exec(request, signal);
+    if (this.#kept.has(execId))
+      throw new Failure('conflict', `there is a command ${execId} in this sandbox already`);
+    const guest = this.#options.guest();
     const info = {
       id: execId,
-      command: spec.argv ?? [spec.shell ?? ''],
-      pid: process.pid,
-      startedAt: process.startedAt,
+      command: shown(spec.argv ?? [spec.shell ?? '']),
+      pid: 0,
+      startedAt: this.#options.now(),
       background,
       tty: spec.pty !== undefined,
     };
-    const execution = new KeptExecution(info, await this.#log(execId, background), this.#options.guest);
-    this.#keep(execution);
-    if (background) this.#options.save(recordOf(execution.info));
-    execution.follow(process);
+    // All that may fail here comes before the command: nothing runs that nobody knows of.
+    const execution = this.#execution(info, await this.#log(execId, background));
+    this.#kept.set(execId, execution);
+    try {
+      if (background) this.#options.save(recordOf(execution.info));
+      execution.follow(await guest.exec(request, signal));
+    } catch (error) {
+      this.#kept.delete(execId);
+      await this.#forget(execution);
+      throw error;
+    }
     return execution;
   }
 
@@ -165,6 +221,7 @@ export class SandboxExecutions implements Executions {
       if (this.#kept.has(execId)) continue;
       const summary = running.get(execId);
       await this.#adoptOne(execId, recorded.get(execId), summary, guest, signal);
+      signal.throwIfAborted();
     }
   }
 
@@ -183,20 +240,25 @@ export class SandboxExecutions implements Executions {
       id: execId,
       command: record?.command ?? [],
       pid: summary?.pid ?? 0,
-      startedAt: record?.startedAt ?? new Date(summary?.startedAt ?? 0),
+      startedAt: new Date(summary?.startedAt ?? record?.startedAt ?? 0),
       background,
       tty: record?.tty ?? false,
     };
-    const execution = new KeptExecution(info, log, this.#options.guest);
-    this.#keep(execution);
-    if (summary === undefined) await execution.settle({ code: null, signal: null, reason: 'unknown' });
-    else execution.follow(await guest.attach(execId, log.end, signal));
+    const execution = this.#execution(info, log);
+    this.#kept.set(execId, execution);
+    const process =
+      summary === undefined ? undefined : await guest.attach(execId, log.end, signal).catch(() => undefined);
+    // One command that cannot be taken up does not keep the others from it.
+    if (process === undefined) await execution.settle({ code: null, signal: null, reason: 'unknown' });
+    else execution.follow(process);
   }
 
   /** The sandbox is over: whatever had not ended has an unknown end, and nothing is kept. */
   async dispose(): Promise<void> {
-    for (const execution of this.#kept.values())
+    for (const execution of [...this.#kept.values()]) {
       await execution.settle({ code: null, signal: null, reason: 'unknown' });
+      await execution.log.finish();
+    }
     this.#kept.clear();
     await rm(this.#options.folder, { recursive: true, force: true });
   }
@@ -207,17 +269,47 @@ export class SandboxExecutions implements Executions {
       : new MemoryOutputLog({ bytesMax: memoryLogBytesMax });
   }
 
-  #keep(execution: KeptExecution): void {
-    this.#kept.set(execution.info.id, execution);
-    const ended = [...this.#kept.values()].filter(
-      (it) => it.info.exit !== undefined && it.info.id !== mainExecId,
-    );
-    for (const old of ended.slice(0, Math.max(0, ended.length - endedMax))) {
-      this.#kept.delete(old.info.id);
-      this.#options.forget(old.info.id);
-      void old.log.dispose();
+  #execution(info: Omit<ExecutionInfo, 'start' | 'end'>, log: OutputLog): KeptExecution {
+    return new KeptExecution(info, log, { guest: this.#options.guest, onEnded: () => this.#trim() });
+  }
+
+  /** Newest first: what is beyond the bounds loses its output, then itself. */
+  #trim(): void {
+    const ended = [...this.#kept.values()].filter((it) => it.ended && it.id !== mainExecId).reverse();
+    let memory = endedMemoryBytesMax;
+    let file = endedFileBytesMax;
+    ended.forEach((execution, index) => {
+      const { background, id, log } = execution;
+      if (background) file -= Math.min(log.end - log.start, fileLogBytesMax);
+      else memory -= Math.min(log.end - log.start, memoryLogBytesMax);
+      if (index >= endedMax || (background && file < 0)) {
+        this.#kept.delete(id);
+        void this.#forget(execution);
+      } else if (!background && memory < 0) void log.dispose();
+    });
+  }
+
+  /** Never rejects: what stays is a stray record or folder of a sandbox that is known, and goes with it. */
+  async #forget({ id, background, log }: KeptExecution): Promise<void> {
+    try {
+      await log.dispose();
+      if (background) this.#options.forget(id);
+    } catch (error) {
+      this.#options.onTrouble(error);
     }
   }
+}
+
+function shown(command: string[]): string[] {
+  let left = shownCharactersMax;
+  const kept: string[] = [];
+  for (const argument of command) {
+    kept.push(argument.length > left ? `${argument.slice(0, left)}…` : argument);
+    left -= argument.length + 1;
+    if (left <= 0) break;
+  }
+  if (kept.length < command.length) kept.push('…');
+  return kept;
 }
 
 function recordOf(info: ExecutionInfo): ExecutionRecord {

@@ -89,6 +89,9 @@ export class Life {
       defaults: () => ({ ...this.#image, env: { ...this.#image.env, ...record.env } }),
       save: (execution) => options.store.saveExecution(id, execution),
       forget: (execId) => options.store.forgetExecution(id, execId),
+      now: options.now,
+      onTrouble: (error) =>
+        options.log.warn({ sandbox: id, error: String(error) }, 'forgetting a command failed'),
     });
   }
 

@@ -32,7 +32,7 @@ export const mainExecId = 'main';
 
 export interface ExecutionInfo {
   id: string;
-  /** What was asked for: the argument vector, or the shell line alone. */
+  /** What was asked for: the argument vector, or the shell line alone; cut with `…` behind 4,096 characters. */
   command: string[];
   pid: number;
   startedAt: Date;
@@ -57,13 +57,14 @@ export interface Execution {
   end(): void;
   resize(size: { cols: number; rows: number }): void;
   /** Failure('conflict') when it has ended. */
-  signal(name: string, options?: { tree?: boolean; graceMs?: number }): Promise<void>;
+  signal(name: string, options?: { tree?: boolean; graceMs?: number }, signal?: AbortSignal): Promise<void>;
   readonly exit: Promise<ExecExit>;
 }
 
 export interface Executions {
   /**
    * Starts a command and resolves when it runs. `background` ones have their output kept on disk (64 MiB, oldest dropped first), others in memory (1 MiB).
+   * Of ended ones a sandbox keeps 1 GiB and 16 MiB of output in all, oldest dropped first.
    * Failure with details.exitCode 126 or 127 when it cannot start.
    */
   start(

@@ -39,9 +39,9 @@ export function commandHandlers({ service, now }: ApiOptions): CommandHandlers {
       return 'taken' as const;
     },
 
-    interruptCommand: async ({ sandboxId, query }) => {
+    interruptCommand: async ({ sandboxId, query, exchange }) => {
       const execution = service.executions(sandboxId).get(query.id);
-      await execution.signal('SIGTERM', { tree: true, graceMs: interruptGraceMs });
+      await execution.signal('SIGTERM', { tree: true, graceMs: interruptGraceMs }, exchange.signal);
       return { status: 200 };
     },
 

@@ -46,10 +46,10 @@ export function processHandlers({ service }: ApiOptions): ProcessHandlers {
       json: infoOf(executionOf(sandboxId, params.id).info),
     }),
 
-    signalProcess: async ({ sandboxId, params, body }) => {
+    signalProcess: async ({ sandboxId, params, body, exchange }) => {
       const { signal, tree, graceMs } = body;
       const execution = executionOf(sandboxId, params.id);
-      await execution.signal(signal, graceMs === undefined ? { tree } : { tree, graceMs });
+      await execution.signal(signal, graceMs === undefined ? { tree } : { tree, graceMs }, exchange.signal);
       return { status: 204 };
     },
 

@@ -19,6 +19,7 @@ type PtyHandlers = Handlers<'createPty' | 'getPty' | 'deletePty' | 'attachPty'>;
 const size = { cols: 80, rows: 24 };
 /** Terminals that were made and have no client yet; the oldest are forgotten beyond this many. */
 const preparedMax = 4096;
+const preparedCommandCharactersMax = 64 * 1024;
 /** Whatever the image has; neither reads the start-up files of a login. */
 const shellLine = 'if command -v bash >/dev/null 2>&1; then exec bash --noprofile --norc; else exec sh; fi';
 
@@ -51,6 +52,8 @@ export function ptyHandlers({ service }: ApiOptions): PtyHandlers {
   return {
     createPty: ({ sandboxId, body }) => {
       service.guest(sandboxId);
+      if ((body.command?.length ?? 0) > preparedCommandCharactersMax)
+        throw new Failure('invalid', `command: more than ${preparedCommandCharactersMax} characters`);
       const id = randomBytes(16).toString('hex');
       const cwd = body.cwd
         ? expandVariables(body.cwd, service.executions(sandboxId).environment())
@@ -70,13 +73,13 @@ export function ptyHandlers({ service }: ApiOptions): PtyHandlers {
       return { status: 200, json: { session_id: id, running, output_offset: info?.end ?? 0 } };
     },
 
-    deletePty: async ({ sandboxId, params: { id = '' } }) => {
+    deletePty: async ({ sandboxId, params: { id = '' }, exchange }) => {
       service.get(sandboxId);
       if (preparedIn(sandboxId, id)) {
         prepared.delete(id);
         return { status: 200 };
       }
-      await quietly(executionOf(sandboxId, id).signal('SIGKILL', { tree: true }));
+      await quietly(executionOf(sandboxId, id).signal('SIGKILL', { tree: true }, exchange.signal));
       return { status: 200 };
     },
 

@@ -1,6 +1,6 @@
 // The store on node:sqlite: one file, one writer (the daemon holds the home's lock).
 import { DatabaseSync } from 'node:sqlite';
-import { Failure } from '../../lib/failure.ts';
+import { Failure, type FailureCode } from '../../lib/failure.ts';
 import type { Death, ExecutionRecord, SandboxRecord, Store } from '../store.ts';
 
 /** Deaths remembered; the oldest are forgotten first. */
@@ -71,12 +71,13 @@ function sqliteStore(database: DatabaseSync): Store {
       work();
       database.exec('COMMIT');
     } catch (error) {
-      database.exec('ROLLBACK');
+      // On a full disk SQLite has rolled back by itself.
+      if (database.isTransaction) database.exec('ROLLBACK');
       throw error;
     }
   };
 
-  return {
+  return withFailures({
     saveSandbox(record) {
       statements.saveSandbox.run(record.info.id, JSON.stringify(record));
     },
@@ -112,7 +113,38 @@ function sqliteStore(database: DatabaseSync): Store {
     close() {
       database.close();
     },
-  };
+  });
+}
+
+/** SQLite's own codes, as far as a caller can do something about them. */
+const codes: Record<number, FailureCode> = {
+  5: 'unavailable',
+  8: 'permission',
+  10: 'io',
+  13: 'full',
+  14: 'io',
+};
+
+/** The same store; what SQLite throws becomes a Failure that says what cannot be recorded and why. */
+function withFailures(store: Store): Store {
+  return new Proxy(store, {
+    get:
+      (target, name: keyof Store) =>
+      (...given: unknown[]) => {
+        try {
+          return (target[name] as (...given: unknown[]) => unknown)(...given);
+        } catch (error) {
+          // Extended codes have the kind of trouble in their lowest byte.
+          const code = codes[((error as { errcode?: number }).errcode ?? 0) & 0xff] ?? 'internal';
+          throw new Failure(code, `the database (${name}): ${(error as Error).message}`, {
+            cause: error,
+            ...(code === 'full'
+              ? { hint: 'Make room on the disk of GLOVEBOX_HOME; removing sandboxes works meanwhile.' }
+              : {}),
+          });
+        }
+      },
+  });
 }
 
 /** Dates travel as ISO strings in the JSON. */
