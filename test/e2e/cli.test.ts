@@ -191,10 +191,38 @@ describe.skipIf(!runtimes.includes('bubblewrap'))('the command line on bubblewra
     });
   });
 
-  test('the examples in the README of the SDK run', async () => {
-    const text = readFileSync(join(import.meta.dirname, '../../sdk/README.md'), 'utf8');
-    const examples = [...text.matchAll(/```ts\n([\s\S]*?)```/g)].map((match) => match[1] as string);
-    expect(examples).toHaveLength(3);
+  test('a second daemon for the home is refused, with the way to the first', async () => {
+    expect(await glovebox('serve', '--port', '0')).toMatchObject({
+      ...{ code: 75, stdout: '' },
+      stderr: expect.stringContaining(`kill ${daemonPid()}`),
+    });
+  });
+
+  test('the shell examples in the README run', async () => {
+    const text = readFileSync(join(import.meta.dirname, '../../README.md'), 'utf8');
+    const lines = text.split('\n').filter((line) => /^(job=\$\()?glovebox .*\bdemo\b/.test(line));
+    expect(lines.length).toBeGreaterThan(6);
+    const target = join(folder, 'docs-again');
+    const script = lines
+      .filter((line) => !line.includes('exec -it'))
+      .map((line) => line.replace('/tmp/docs-again', target));
+    const env = { ...environment(), PATH: `${join(binary, '..')}:${process.env.PATH}` };
+    const cwd = join(import.meta.dirname, '../..');
+    const { code, stdout, stderr } = await finish(spawn('sh', ['-ec', script.join('\n')], { env, cwd }));
+    expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
+    expect(stdout).toMatch(/^[0-9a-f-]{36}\n42\nworking\ndone\ndemo\n$/);
+    expect(existsSync(join(target, 'decisions'))).toBe(true);
+    rmSync(target, { recursive: true });
+  });
+
+  test('the program examples in the READMEs run', async () => {
+    const texts = ['../../sdk/README.md', '../../README.md'].map((path) =>
+      readFileSync(join(import.meta.dirname, path), 'utf8'),
+    );
+    const examples = [...texts.join('\n').matchAll(/```ts\n([\s\S]*?)```/g)].map(
+      (match) => match[1] as string,
+    );
+    expect(examples).toHaveLength(4);
     const sdk = join(import.meta.dirname, '../../sdk/src/index.ts');
     const outputs = await Promise.all(
       examples.map((example, index) => {
@@ -213,6 +241,7 @@ describe.skipIf(!runtimes.includes('bubblewrap'))('the command line on bubblewra
           /^<h1>hello<\/h1>\n\/tmp\/site\/index\.html 14\n200 <h1>hello<\/h1>\n$/,
         ),
       },
+      { code: 0, stdout: '1\n2\n3\n' },
     ]);
   });
 

@@ -72,7 +72,7 @@ async function serverChecks(): Promise<{ checks: Check[]; runtimes: SystemInfo['
   const daemon: Check = {
     name: 'daemon',
     status: 'pass',
-    message: `${system.version} at ${url}, ${system.sandboxes} sandboxes`,
+    message: `${system.version} at ${url}, process ${system.pid}, ${system.sandboxes} sandboxes`,
   };
   return { checks: [daemon, ...system.runtimes.flatMap(runtimeChecks)], runtimes: system.runtimes };
 }

@@ -2,7 +2,7 @@
 import { createInterface } from 'node:readline/promises';
 import { type Sandbox, SandboxError } from '../../../sdk/src/index.ts';
 import { connect } from '../connect.ts';
-import { CliError, exitCodeOf, usageError } from '../exit-codes.ts';
+import { CliError, exitCodeOf, exitCodes, usageError } from '../exit-codes.ts';
 import { print, printJson, sayError } from '../output.ts';
 import { durationOf } from '../values.ts';
 
@@ -79,7 +79,9 @@ export async function rm(references: string[], options: { force?: boolean; all?:
   const client = await connect();
   const ids = options.all ? (await client.list()).map((info) => info.id) : references;
   if (options.all && ids.length > 0 && !options.force)
-    await confirm(`Remove all ${ids.length} sandboxes and everything in them?`);
+    await confirm(
+      `Remove ${ids.length === 1 ? 'the one sandbox' : `all ${ids.length} sandboxes`} and everything in ${ids.length === 1 ? 'it' : 'them'}?`,
+    );
   await each(ids, async (it) => {
     const info = await client.find(it).catch((error: unknown) => {
       if (options.force && error instanceof SandboxError && error.code === 'not-found') return undefined;
@@ -94,7 +96,11 @@ async function confirm(question: string): Promise<void> {
   if (!process.stdin.isTTY || !process.stderr.isTTY) return;
   const lines = createInterface({ input: process.stdin, output: process.stderr });
   try {
-    const answer = await lines.question(`${question} [y/N] `);
+    const answer = await lines.question(`${question} [y/N] `).catch((error: Error) => {
+      if (error.name !== 'AbortError') throw error;
+      process.stderr.write('\n');
+      throw new CliError('nothing was removed', { exitCode: exitCodes.interrupted });
+    });
     if (!/^y(es)?$/i.test(answer.trim())) throw new CliError('nothing was removed');
   } finally {
     lines.close();

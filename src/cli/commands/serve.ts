@@ -1,4 +1,5 @@
 // glovebox serve: the daemon itself, in this process. The one command that does not go through the SDK.
+import { readFileSync } from 'node:fs';
 import { Failure } from '../../lib/failure.ts';
 import { CliError, exitCodes, usageError } from '../exit-codes.ts';
 import { print } from '../output.ts';
@@ -28,11 +29,25 @@ export async function serve(options: ServeOptions): Promise<void> {
   const stopping = stopSignal();
   const { startDaemon } = await import('../../daemon/main.ts');
   const daemon = await startDaemon(config).catch((error: unknown) => {
-    throw failedToStart(error, { conflict: exitCodes.daemonRuns });
+    throw error instanceof Failure && error.code === 'conflict'
+      ? anotherRuns(error, config.paths.addressFile)
+      : error;
   });
   await print(`glovebox listens on ${daemon.url}`);
   await stopping;
   await daemon.stop();
+}
+
+/** The daemon that has this home has left its address there, unless it is just starting. */
+function anotherRuns(error: Failure, addressFile: string): CliError {
+  let hint = error.hint ?? '';
+  try {
+    const { pid, url } = JSON.parse(readFileSync(addressFile, 'utf8')) as { pid: number; url: string };
+    hint = `Use that daemon at ${url}, stop it with \`kill ${pid}\` (sandboxes go on), or choose another GLOVEBOX_HOME.`;
+  } catch {
+    // What the failure itself says has to do.
+  }
+  return new CliError(error.message, { exitCode: exitCodes.daemonRuns, hint, cause: error });
 }
 
 /** Of failures that have another exit code here than elsewhere. */
