@@ -50,7 +50,12 @@ export class Exchange {
     this.path = question < 0 ? url : url.slice(0, question);
     this.search = question < 0 ? '' : url.slice(question + 1);
     // Also after a whole answer: what was opened for it and not read to its end (a HEAD) is given back.
-    response.once('close', () => this.abort(new Failure('aborted', 'the client has gone')));
+    response.once('close', () => {
+      const over = () => this.abort(new Failure('aborted', 'the client has gone'));
+      // After a whole answer a turn later: pipeline() would take it for a failure and cut a connection that may be used again.
+      if (response.writableFinished) setImmediate(over);
+      else over();
+    });
   }
 
   abort(reason: Failure): void {

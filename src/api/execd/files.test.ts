@@ -1,5 +1,6 @@
 // execd's files: names, modes, uploads that break off, ranges, lines.
 import { once } from 'node:events';
+import { Agent, type ClientRequest, get } from 'node:http';
 import { connect } from 'node:net';
 import { expect, test, vi } from 'vitest';
 import { startTestApi, type TestApi, testKey } from '../fake.fixture.ts';
@@ -269,6 +270,25 @@ test('lines are counted from 1 and do not go with Range', async () => {
     (await api.execd('GET', '/files/download?path=/f&limit=1', undefined, { Range: 'bytes=0-' })).status,
   ).toBe(400);
   expect((await api.execd('GET', '/files/download?path=/no')).status).toBe(404);
+});
+
+test('a connection goes on after a download', async () => {
+  await using api = await startTestApi();
+  guestOf(api).put('/f', 'x'.repeat(100_000));
+  const agent = new Agent({ keepAlive: true, maxSockets: 1 });
+  const path = '/sandboxes/s/proxy/44772/files/download?path=/f';
+  const headers = { 'OPEN-SANDBOX-API-KEY': testKey };
+  const asked: ClientRequest[] = [];
+  for (let times = 0; times < 3; times++) {
+    const request = get({ host: '127.0.0.1', port: api.server.port, path, headers, agent });
+    asked.push(request);
+    const [response] = await once(request, 'response');
+    let bytes = 0;
+    for await (const chunk of response) bytes += chunk.length;
+    expect(bytes).toBe(100_000);
+  }
+  agent.destroy();
+  expect(asked.map((it) => it.reusedSocket)).toEqual([false, true, true]);
 });
 
 test.each([
