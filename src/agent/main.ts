@@ -29,7 +29,7 @@ async function start(): Promise<void> {
       setTimeout(() => Bun.shrink(), shrinkAfterMs).unref();
       channel.onStream = (stream) =>
         new Call(stream, (call, request) => {
-          parts.agent ??= import('./work.ts').then(({ begin }) => begin({ boot, socketPath }));
+          parts.agent ??= import('./work.js').then(({ begin }) => begin({ boot, socketPath }));
           void parts.agent.then(
             (agent) => agent.handle(call, request),
             (thrown) => call.fail(thrown, 'load the agent'),

@@ -4,7 +4,7 @@ import { Launcher, type LauncherOptions } from './launcher.ts';
 
 /** Creates usually come one by one; more at once start their chains when they come. */
 const waitingMax = 2;
-const quietMs = 100;
+const restMs = 20;
 
 interface Waiting {
   launcher: Launcher;
@@ -33,14 +33,14 @@ export class LauncherPool {
     return new Launcher(this.#options);
   }
 
-  /** Makes up for what was taken, once things are quiet: a machine that has just been made is busy with its first command. */
+  /** Makes up for what was taken, a moment later: a machine that has just been made is busy with its first command. */
   refill(): void {
-    if (this.#closed) return;
-    clearTimeout(this.#refilling);
-    this.#refilling = setTimeout(() => this.#fill(), quietMs).unref();
+    if (this.#closed || this.#refilling !== undefined) return;
+    this.#refilling = setTimeout(() => this.#fill(), restMs).unref();
   }
 
   #fill(): void {
+    this.#refilling = undefined;
     while (this.#waiting.length < waitingMax)
       this.#waiting.push({ hostMounts: mountinfo(), launcher: new Launcher(this.#options) });
   }
