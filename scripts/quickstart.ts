@@ -3,6 +3,7 @@ import { spawnSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
 
 const root = join(import.meta.dirname, '..');
 const home = mkdtempSync(join(tmpdir(), 'glovebox-quickstart-'));
@@ -77,10 +78,12 @@ function tour(): void {
   README.md                           which wall protects against what`);
 }
 
-function stopDaemon(): void {
+/** Resolves when it has gone, so that it writes nothing more into the home. */
+async function stopDaemon(): Promise<void> {
   try {
     const { pid } = JSON.parse(readFileSync(join(home, 'daemon.json'), 'utf8')) as { pid: number };
     process.kill(pid, 'SIGTERM');
+    for (const until = Date.now() + 10_000; Date.now() < until; await delay(20)) process.kill(pid, 0);
   } catch {
     // It never came up, or is gone.
   }
@@ -93,6 +96,6 @@ try {
   console.error(`\nquickstart: ${error.message}; the message above says why`);
   process.exitCode = 1;
 } finally {
-  stopDaemon();
+  await stopDaemon();
   rmSync(home, { recursive: true, force: true, maxRetries: 20, retryDelay: 100 });
 }
