@@ -56,8 +56,10 @@ export function agentEnvironment(): Record<string, string> {
     NODE_EXTRA_CA_CERTS: '',
     // The heap of an agent is collected as on a machine of this size, whatever the host has.
     BUN_JSC_forceRAMSize: String(256 * 1024 * 1024),
-    // A helper thread for so small a heap costs more memory than it saves time.
+    // No threads of the engine: they would be started when needed, and a guest at its limit of processes lets none start, which ends the agent.
     BUN_JSC_numberOfGCMarkers: '1',
+    BUN_JSC_useConcurrentGC: '0',
+    BUN_JSC_useConcurrentJIT: '0',
   };
 }
 
