@@ -75,33 +75,33 @@ test('an idle channel stays connected for a day, on both ends', async () => {
   expect([world.wires.length, world.agent.connected, world.daemon.connected]).toEqual([1, true, true]);
 });
 
-test.each(['up', 'down'] as const)(
-  'a connection frozen in direction %s is declared dead after 40 seconds',
-  async (direction) => {
-    const world = new World();
-    world.dial();
-    await world.connected();
-    const [deaf, other] = direction === 'up' ? [world.daemon, world.agent] : [world.agent, world.daemon];
-    let lostAt = 0;
-    deaf.onDisconnected = () => {
-      lostAt = world.clock.now();
-    };
-    // So that the moment of the last byte is known.
-    world.clock.advance(1);
+test.each([
+  'up',
+  'down',
+] as const)('a connection frozen in direction %s is declared dead after 40 seconds', async (direction) => {
+  const world = new World();
+  world.dial();
+  await world.connected();
+  const [deaf, other] = direction === 'up' ? [world.daemon, world.agent] : [world.agent, world.daemon];
+  let lostAt = 0;
+  deaf.onDisconnected = () => {
+    lostAt = world.clock.now();
+  };
+  // So that the moment of the last byte is known.
+  world.clock.advance(1);
+  await world.settled();
+  const frozenAt = world.clock.now();
+  world.lastWire[direction].frozen = true;
+  for (let second = 0; second < 41; second++) {
+    world.clock.advance(1_000);
     await world.settled();
-    const frozenAt = world.clock.now();
-    world.lastWire[direction].frozen = true;
-    for (let second = 0; second < 41; second++) {
-      world.clock.advance(1_000);
-      await world.settled();
-    }
-    expect(lostAt - frozenAt).toBeGreaterThan(38_000);
-    expect(lostAt - frozenAt).toBeLessThanOrEqual(40_000);
-    // The end that still heard something learns of it by the closed connection, and both go on over a new one.
-    await world.until(() => world.wires.length === 2 && other.connected && deaf.connected);
-    expect([world.daemons.length, world.agents.length]).toEqual([1, 1]);
-  },
-);
+  }
+  expect(lostAt - frozenAt).toBeGreaterThan(38_000);
+  expect(lostAt - frozenAt).toBeLessThanOrEqual(40_000);
+  // The end that still heard something learns of it by the closed connection, and both go on over a new one.
+  await world.until(() => world.wires.length === 2 && other.connected && deaf.connected);
+  expect([world.daemons.length, world.agents.length]).toEqual([1, 1]);
+});
 
 test('a frozen sandbox is not declared dead while it is held, and is after it has been let go', async () => {
   const world = new World({ acceptor: { graceMs: 60_000 } });

@@ -148,47 +148,45 @@ function transfer(
   return state;
 }
 
-test.each([101, 102, 103, 104, 105, 106])(
-  'random faults, seed %i: every byte once and in order, both ways',
-  async (seed) => {
-    const random = seeded(seed);
-    const total = 3_000_000;
-    const streams = 3;
-    const inner: ReturnType<typeof transfer>[] = [];
-    let calm = false;
-    const world = new World({
-      seed,
-      onWire: (wire) => {
-        if (calm) return;
-        for (const direction of [wire.up, wire.down]) {
-          if (random() < 0.5) direction.chopBytes = 1 + Math.floor(random() * 5000);
-          if (random() < 0.8) direction.failAfterBytes = Math.floor(random() ** 2 * 900_000);
-        }
-      },
-      onAgent: (channel) => {
-        channel.onStream = (stream) => {
-          const n = inner.length;
-          inner.push(transfer(stream, { total, send: new Pattern(50 + n), expect: new Pattern(n), random }));
-        };
-      },
-    });
-    const dialer = world.dial();
-    await world.until(() => world.daemons.length > 0);
-    const outer = Array.from({ length: streams }, (_, n) =>
-      transfer(world.daemon.open(), { total, send: new Pattern(n), expect: new Pattern(50 + n), random }),
-    );
-    const over = () => [...outer, ...inner].filter((it) => it.ended > 0 || it.reset !== '').length;
-    await world.until(() => over() === 2 * streams, { limitMs: 600_000, what: `seed ${seed}: the transfer` });
-    calm = true;
-    expect(world.wires.length, `seed ${seed}`).toBeGreaterThan(2);
-    for (const state of [...outer, ...inner]) {
-      expect(state, `seed ${seed}`).toEqual({ received: total, wrong: -1, ended: 1, reset: '' });
-    }
-    expect(world.daemons.length, `seed ${seed}`).toBe(1);
-    dialer.stop({ code: 'done', message: 'done' });
-  },
-  60_000,
-);
+test.each([
+  101, 102, 103, 104, 105, 106,
+])('random faults, seed %i: every byte once and in order, both ways', async (seed) => {
+  const random = seeded(seed);
+  const total = 3_000_000;
+  const streams = 3;
+  const inner: ReturnType<typeof transfer>[] = [];
+  let calm = false;
+  const world = new World({
+    seed,
+    onWire: (wire) => {
+      if (calm) return;
+      for (const direction of [wire.up, wire.down]) {
+        if (random() < 0.5) direction.chopBytes = 1 + Math.floor(random() * 5000);
+        if (random() < 0.8) direction.failAfterBytes = Math.floor(random() ** 2 * 900_000);
+      }
+    },
+    onAgent: (channel) => {
+      channel.onStream = (stream) => {
+        const n = inner.length;
+        inner.push(transfer(stream, { total, send: new Pattern(50 + n), expect: new Pattern(n), random }));
+      };
+    },
+  });
+  const dialer = world.dial();
+  await world.until(() => world.daemons.length > 0);
+  const outer = Array.from({ length: streams }, (_, n) =>
+    transfer(world.daemon.open(), { total, send: new Pattern(n), expect: new Pattern(50 + n), random }),
+  );
+  const over = () => [...outer, ...inner].filter((it) => it.ended > 0 || it.reset !== '').length;
+  await world.until(() => over() === 2 * streams, { limitMs: 600_000, what: `seed ${seed}: the transfer` });
+  calm = true;
+  expect(world.wires.length, `seed ${seed}`).toBeGreaterThan(2);
+  for (const state of [...outer, ...inner]) {
+    expect(state, `seed ${seed}`).toEqual({ received: total, wrong: -1, ended: 1, reset: '' });
+  }
+  expect(world.daemons.length, `seed ${seed}`).toBe(1);
+  dialer.stop({ code: 'done', message: 'done' });
+}, 60_000);
 
 test('both ends send large input at once without a deadlock', async () => {
   const total = 8_000_000;

@@ -152,51 +152,54 @@ describe('a root file system', () => {
     expect(names.some((it) => it.equals(Buffer.from([0x6c, 0xe4, 0x6c])))).toBe(true);
   });
 
-  test.each(['v7', 'oldgnu', 'gnu', 'ustar', 'pax'])(
-    'packed by GNU tar as %s is unpacked as GNU tar would',
-    async (format) => {
-      const from = join(home, 'from');
-      const script = `
+  test.each([
+    'v7',
+    'oldgnu',
+    'gnu',
+    'ustar',
+    'pax',
+  ])('packed by GNU tar as %s is unpacked as GNU tar would', async (format) => {
+    const from = join(home, 'from');
+    const script = `
         mkdir -p "$1/a/b" "$1/empty" && cd "$1" && umask 022
         head -c 300000 /dev/urandom >a/large && echo small >a/b/small && : >a/nothing && chmod 4711 a/b/small
         ln -s ../nowhere a/link && ln a/large a/hard && chmod 1777 empty && touch -d @1000000000 a/b empty
         [ "$2" = v7 ] || { mkdir -p "$3" && echo deep >"$3/file"; }
         [ "$2" = v7 ] || [ "$2" = ustar ] || echo long >"$4"
         tar --format="$2" -cf - .`;
-      const deep = Array.from({ length: 5 }, () => 'd'.repeat(30)).join('/');
-      const { stdout } = await run('sh', ['-c', script, 'sh', from, format, deep, 'l'.repeat(200)], {
-        encoding: 'buffer',
-        maxBuffer: 2 ** 24,
-      });
-      const { path } = await imported(stdout, format);
-      const listing = (folder: string) =>
-        run('find', [
-          folder,
-          '-printf',
-          '%P %y %m %s %l %n ',
-          '-type',
-          'f',
-          '-exec',
-          'cksum',
-          '{}',
-          ';',
-          '-o',
-          '-printf',
-          '\n',
-        ]);
-      const shown = async (folder: string) =>
-        (await listing(folder)).stdout
-          .replaceAll(`${folder}/`, '')
-          .split('\n')
-          .map((it) => it.replace(/ d (\d+) \d+/, ' d $1'))
-          .sort();
-      expect(await shown(path)).toEqual(await shown(from));
-      for (const name of ['a/b', 'empty', 'a/b/small', 'a/link']) {
-        const [ours, theirs] = [await fs.lstat(join(path, name)), await fs.lstat(join(from, name))];
-        expect(Math.floor(ours.mtimeMs / 1000), name).toBe(Math.floor(theirs.mtimeMs / 1000));
-      }
-    },
-  );
+    const deep = Array.from({ length: 5 }, () => 'd'.repeat(30)).join('/');
+    const { stdout } = await run('sh', ['-c', script, 'sh', from, format, deep, 'l'.repeat(200)], {
+      encoding: 'buffer',
+      maxBuffer: 2 ** 24,
+    });
+    const { path } = await imported(stdout, format);
+    const listing = (folder: string) =>
+      run('find', [
+        folder,
+        '-printf',
+        '%P %y %m %s %l %n ',
+        '-type',
+        'f',
+        '-exec',
+        'cksum',
+        '{}',
+        ';',
+        '-o',
+        '-printf',
+        '\n',
+      ]);
+    const shown = async (folder: string) =>
+      (await listing(folder)).stdout
+        .replaceAll(`${folder}/`, '')
+        .split('\n')
+        .map((it) => it.replace(/ d (\d+) \d+/, ' d $1'))
+        .sort();
+    expect(await shown(path)).toEqual(await shown(from));
+    for (const name of ['a/b', 'empty', 'a/b/small', 'a/link']) {
+      const [ours, theirs] = [await fs.lstat(join(path, name)), await fs.lstat(join(from, name))];
+      expect(Math.floor(ours.mtimeMs / 1000), name).toBe(Math.floor(theirs.mtimeMs / 1000));
+    }
+  });
 
   test('may name an entry twice: the last one wins, and folders are merged', async () => {
     const { path } = await imported(
