@@ -26,6 +26,8 @@ export interface TestDaemonOptions {
   home?: string;
   env?: Record<string, string>;
   args?: string[];
+  /** A file descriptor that the daemon is started with, as number 3. */
+  inherit?: number;
 }
 
 export function makeHome(): string {
@@ -37,7 +39,7 @@ export async function startDaemon(
 ): Promise<TestDaemon> {
   const home = options.home ?? makeHome();
   const child = spawn(binary, ['serve', '--port', '0', ...(options.args ?? [])], {
-    stdio: ['ignore', 'pipe', 'pipe'],
+    stdio: ['ignore', 'pipe', 'pipe', ...(options.inherit === undefined ? [] : [options.inherit])],
     env: {
       ...process.env,
       GLOVEBOX_HOME: home,
@@ -45,6 +47,10 @@ export async function startDaemon(
       ...options.env,
     },
   });
+  // A test that fails on its way leaves no daemon behind.
+  const killAtExit = () => child.kill('SIGKILL');
+  process.once('exit', killAtExit);
+  child.once('exit', () => process.off('exit', killAtExit));
   const url = await readyUrl(child);
   return {
     url,

@@ -1,6 +1,7 @@
 // A sandbox from its creation to its end through the HTTP doors, on each runtime: what a user relies on, and what they get wrong.
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { closeSync, openSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { call, create, list, remove, run } from '../client.ts';
@@ -234,6 +235,19 @@ test('two daemons with two homes run side by side; a taken port and a taken home
     await expectNothingLeft(daemon.home);
   }
   await expectNothingLeft(`${second.home}-third`);
+});
+
+test('what the daemon was started with stays out of the sandboxes', async () => {
+  const secret = openSync('/etc/hostname', 'r');
+  const daemon = await startDaemon({ inherit: secret });
+  closeSync(secret);
+  const id = await create(daemon);
+  const { stdout } = await run(daemon, id, 'readlink /proc/1/fd/* /proc/self/fd/*');
+  expect(stdout).toContain('/dev/null');
+  expect(stdout).not.toContain('hostname');
+  await remove(daemon, id);
+  expect(await daemon.stop()).toBe(0);
+  await expectNothingLeft(daemon.home);
 });
 
 test('an unknown key in the configuration is refused with its line and a suggestion', async () => {

@@ -26,6 +26,8 @@ export async function serve(options: ServeOptions): Promise<void> {
       ...{ invalid: exitCodes.config, 'not-found': exitCodes.config, internal: exitCodes.config },
     });
   });
+  const { closeInheritedDescriptors } = await import('../../daemon/descriptors.ts');
+  closeInheritedDescriptors();
   const stopping = stopSignal();
   const { startDaemon } = await import('../../daemon/main.ts');
   const daemon = await startDaemon(config).catch((error: unknown) => {
