@@ -60,8 +60,8 @@ class ChannelGuest implements Guest {
       return stdout === undefined ? process : Object.assign(process, { direct: await stdout.socket });
     } catch (error) {
       stdout?.cancel();
-      // Whoever gives up on the start does not want the command either.
-      if (signal?.aborted)
+      // Whoever gives up on the start does not want the command either, nor one whose output goes nowhere.
+      if (signal?.aborted || stdout !== undefined)
         await this.signal(
           spec.execId,
           'SIGKILL',
@@ -103,8 +103,15 @@ class ChannelGuest implements Guest {
   }
 
   async dial(port: number, signal?: AbortSignal): Promise<Duplex> {
-    const conversation = this.#ask({ op: 'dial', port }, `connect to port ${port} of the sandbox`, signal);
-    await conversation.reply('connected', signal);
+    const doing = `connect to port ${port} of the sandbox`;
+    const conversation = this.#ask({ op: 'dial', port }, doing, signal);
+    try {
+      await conversation.reply('connected', signal);
+    } catch (error) {
+      // The two directions end apart, so a refusal alone leaves ours open.
+      conversation.drop(Failure.from(error, doing));
+      throw error;
+    }
     return new ConversingDuplex(conversation);
   }
 

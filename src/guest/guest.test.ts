@@ -245,3 +245,13 @@ describe('a guest that does not read', () => {
     await Promise.all(writers);
   });
 });
+
+test('connections that are refused leave no stream behind', async () => {
+  const { guest } = await agent((stream, request) => {
+    if (request.op === 'dial') say(stream, { type: 'error', code: 'refused', message: 'nobody listens' });
+    else say(stream, { type: 'pong' });
+    stream.end();
+  });
+  for (let i = 0; i < 1_100; i++) await expect(guest.dial(80)).rejects.toMatchObject({ code: 'unavailable' });
+  await guest.ping();
+});

@@ -10,6 +10,16 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { expectNothingLeft, startDaemon, type TestDaemon, until } from '../daemon.ts';
 import { imageFor, runtimes } from '../runtimes.ts';
 
+/** A web server for the one language that every Debian has. */
+const server = `use IO::Socket::INET;
+my $socket = IO::Socket::INET->new(LocalAddr => '127.0.0.1', LocalPort => 8080, Listen => 9, ReuseAddr => 1) or die;
+while (my $client = $socket->accept) {
+  while (<$client>) { last if /^\\r?$/ }
+  print $client "HTTP/1.1 200 OK\\r\\nContent-Length: 18\\r\\nConnection: close\\r\\n\\r\\nserved from inside";
+  close $client;
+}
+`;
+
 describe.each(runtimes)('%s', (runtime) => {
   let daemon: TestDaemon;
   let connectionConfig: ConnectionConfig;
@@ -19,7 +29,7 @@ describe.each(runtimes)('%s', (runtime) => {
 
   beforeAll(async () => {
     daemon = await startDaemon({ runtime });
-    image = await imageFor(runtime, daemon, 'busybox');
+    image = await imageFor(runtime, daemon, 'debian');
     connectionConfig = new ConnectionConfig({ domain: daemon.url, apiKey: daemon.apiKey });
     manager = SandboxManager.create({ connectionConfig });
     sandbox = await Sandbox.create({
@@ -239,8 +249,8 @@ describe.each(runtimes)('%s', (runtime) => {
   });
 
   test('a server inside is reached through its endpoint, with the headers that belong to it', async () => {
-    await sandbox.files.writeFiles([{ path: '/tmp/www/index.html', data: 'served from inside' }]);
-    await sandbox.commands.run('httpd -f -p 127.0.0.1:8080 -h /tmp/www', { background: true });
+    await sandbox.files.writeFiles([{ path: '/tmp/serve.pl', data: server }]);
+    await sandbox.commands.run('perl /tmp/serve.pl', { background: true });
     const { endpoint, headers = {} } = await sandbox.getEndpoint(8080);
     expect(endpoint).not.toContain('://');
     const answer = await until(
