@@ -154,6 +154,7 @@ export class Life {
   async #boot(request: CreateRequest, signal: AbortSignal): Promise<void> {
     const { id } = this.info;
     await this.#openDoor();
+    signal.throwIfAborted();
     const spec: MachineSpec = {
       id,
       image: request.image,

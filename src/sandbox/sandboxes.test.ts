@@ -149,7 +149,10 @@ describe('what each state allows', () => {
       runtime.before.create = (signal) =>
         Promise.race([
           waits(),
-          new Promise<never>((_, reject) => signal.addEventListener('abort', () => reject(signal.reason))),
+          new Promise<never>((_, reject) => {
+            if (signal.aborted) reject(signal.reason);
+            signal.addEventListener('abort', () => reject(signal.reason));
+          }),
         ]);
     const creation = it.create({ ...request, timeoutMs: 1e7 }, never);
     creation.catch(() => {});
