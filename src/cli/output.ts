@@ -91,6 +91,7 @@ export function sizeText(bytes: number): string {
 }
 
 const progressEveryMs = 100;
+const statusEveryMs = 500;
 
 /** Passes chunks on; on a terminal it shows how much has gone by. */
 export async function* withProgress<T extends Uint8Array>(
@@ -113,6 +114,26 @@ export async function* withProgress<T extends Uint8Array>(
       yield chunk;
     }
   } finally {
+    process.stderr.write('\r\u001b[K');
+  }
+}
+
+/** While the work goes on, shows on a terminal what `look` tells of it every half second. A look that fails shows nothing. */
+export async function withStatus<T>(work: Promise<T>, look: () => Promise<string | undefined>): Promise<T> {
+  if (!process.stderr.isTTY) return work;
+  const over = new AbortController();
+  const watching = (async () => {
+    for (;;) {
+      await delay(statusEveryMs, undefined, { signal: over.signal });
+      const status = await look();
+      if (!over.signal.aborted) process.stderr.write(`\r\u001b[K${clean(status ?? '')}`);
+    }
+  })().catch(() => {});
+  try {
+    return await work;
+  } finally {
+    over.abort();
+    await watching;
     process.stderr.write('\r\u001b[K');
   }
 }

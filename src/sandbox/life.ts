@@ -163,7 +163,11 @@ export class Life {
       runFolder: this.#runFolder,
       stateFolder: join(this.#options.folders.machines, id),
       labels: request.metadata,
-      onProgress: (line) => this.#options.log.info({ sandbox: id, line }, 'progress'),
+      onProgress: (line) => {
+        // Seen by whoever asks while it is Pending; not worth a write to the disk.
+        this.info.message = line;
+        this.#options.log.info({ sandbox: id, line }, 'progress');
+      },
       ...(request.imageCredentials ? { imageCredentials: request.imageCredentials } : {}),
       ...(request.platform ? { platform: request.platform } : {}),
     };

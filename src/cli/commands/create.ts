@@ -2,7 +2,7 @@
 import type { CreateOptions as SandboxOptions } from '../../../sdk/src/index.ts';
 import { connect } from '../connect.ts';
 import { usageError } from '../exit-codes.ts';
-import { print, printJson } from '../output.ts';
+import { print, printJson, withStatus } from '../output.ts';
 import { durationOf, numberOf, pairsOf, wholeNumberOf } from '../values.ts';
 
 export interface CreateOptions {
@@ -47,7 +47,13 @@ export async function create(
     volumes: (options.volume ?? []).map(volumeOf),
     entrypoint,
   };
-  const sandbox = await (await connect()).create(request);
+  const client = await connect();
+  // The server tells an id only with the finished sandbox; until then the newest one of this image that is being made is taken for it.
+  const progress = async () => {
+    const pending = await client.list({ states: ['Pending'] });
+    return pending.find((it) => it.image === (image ?? 'host'))?.message;
+  };
+  const sandbox = await withStatus(client.create(request), progress);
   await (options.json ? printJson(await sandbox.info()) : print(sandbox.id));
 }
 
