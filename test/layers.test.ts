@@ -11,15 +11,23 @@ const arrows: Record<string, string[]> = {
   contract: ['lib'],
   channel: ['contract', 'lib'],
   store: ['contract', 'lib'],
+  policy: ['contract', 'lib'],
+  journal: ['contract', 'lib'],
+  vault: ['contract', 'lib'],
   agent: ['channel', 'contract', 'lib'],
   guest: ['channel', 'contract', 'lib'],
   // A driver names the agent's command line; the memory runtime runs the agent in this process.
   runtime: ['agent', 'channel', 'contract', 'lib', 'image'],
   image: ['contract', 'lib', 'runtime'],
   sandbox: ['guest', 'runtime', 'channel', 'store', 'contract', 'lib'],
-  api: ['sandbox', 'guest', 'runtime', 'contract', 'lib'],
+  egress: ['sandbox', 'guest', 'store', 'policy', 'journal', 'vault', 'contract', 'lib'],
+  // The types of what it serves; the objects are handed in.
+  api: ['egress', 'policy', 'journal', 'vault', 'sandbox', 'guest', 'runtime', 'contract', 'lib'],
   cli: ['contract', 'lib', 'sdk', 'daemon'],
-  daemon: ['api', 'sandbox', 'image', 'runtime', 'agent', 'store', 'guest', 'channel', 'contract', 'lib'],
+  daemon: [
+    ...['api', 'egress', 'policy', 'journal', 'vault', 'sandbox', 'image', 'runtime', 'agent', 'store'],
+    ...['guest', 'channel', 'contract', 'lib'],
+  ],
 };
 
 const sources = globSync('src/**/*.ts', { cwd: root }).filter(

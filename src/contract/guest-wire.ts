@@ -14,3 +14,10 @@ export const guestFolder = '/.glovebox';
 
 /** A `read` of a regular file that names a `direct` connection uses it from this many bytes on; fewer come on lane `data` and cost no connection. */
 export const directBytesMin = 256 * 1024;
+
+/** Where a guest finds the way out, on its own loopback. */
+export const proxyPort = 3128;
+export const socksPort = 1080;
+
+/** The id of bulk connections that carry what a guest sends to the world; they are not asked for. */
+export const egressBulkId = 'egress';

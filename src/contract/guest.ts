@@ -76,6 +76,14 @@ export type GuestRequest =
   | { op: 'unpack'; path: string; owner?: string; group?: string }
   /** What the guest uses and has, from its own cgroup where it can be read. */
   | { op: 'metrics' }
+  /**
+   * Serves the way out from now on, or with other ports: the proxy at 127.0.0.1:3128 and SOCKS5 at 127.0.0.1:1080, names at port 53, and with
+   * `capture` every connection to `ports` of any address but loopback. Each accepted connection goes to the daemon on a connection of its own,
+   * a bulk one with the id `egress`. Answered by `done` once all of it listens; `count` is the number of ports that could not be had.
+   */
+  | { op: 'egress'; capture: boolean; ports: number[] }
+  /** Which process of the guest has the connection from this local port. */
+  | { op: 'whose'; port: number }
   | { op: 'ping' };
 
 export const ExitReason = z.enum(['exited', 'signaled', 'timeout', 'killed', 'unknown']);
@@ -181,6 +189,7 @@ export const GuestReply = z.discriminatedUnion('type', [
     memoryUsedBytes: z.number(),
     at: z.number(),
   }),
+  z.object({ type: z.literal('process'), pid: z.int().nonnegative(), command: z.string().max(256) }),
   z.object({ type: z.literal('pong') }),
 ]);
 export type GuestReply = z.infer<typeof GuestReply>;

@@ -63,6 +63,18 @@ export const Volume = z.strictObject({
   ossfs: z.looseObject({}).optional(),
 });
 
+/** OpenSandbox's specification has `defaultAction` and `action` default to deny. Targets are checked where the policy is compiled. */
+export const NetworkRule = z.strictObject({
+  action: z.enum(['allow', 'deny']).default('deny'),
+  target: text(512).min(1),
+});
+
+export const NetworkPolicy = z.strictObject({
+  defaultAction: z.enum(['allow', 'deny']).default('deny'),
+  egress: z.array(NetworkRule).max(4096, 'at most 4096 rules').default([]),
+});
+export type NetworkPolicy = z.infer<typeof NetworkPolicy>;
+
 /** A hundred years: far below the last moment that a date can name. */
 const timeoutSecondsMax = 100 * 365 * 24 * 60 * 60;
 
@@ -86,7 +98,7 @@ export const CreateSandboxRequest = z.strictObject({
   resourceRequests: z.record(z.string(), z.string()).nullish(),
   env: z.record(z.string().regex(/^[^=\0]+$/, 'is no name of a variable'), z.string().nullable()).optional(),
   metadata: z.record(z.string(), z.string()).optional(),
-  networkPolicy: z.looseObject({}).nullish(),
+  networkPolicy: NetworkPolicy.nullish(),
   credentialProxy: z.looseObject({ enabled: z.boolean().optional() }).nullish(),
   secureAccess: z.boolean().optional(),
   volumes: z.array(Volume).max(64).nullish(),

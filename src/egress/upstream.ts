@@ -1,0 +1,68 @@
+// The world's side of a connection: one look-up, a decision on what it gave, one connection to what was decided, verified.
+import type { Socket } from 'node:net';
+import type { TLSSocket } from 'node:tls';
+import type { Decision, Host } from '../policy/policy.ts';
+
+/** Why it could not be reached, as a word for the log and the guest. */
+export type UpstreamErrorCode =
+  | 'dns' // no such name
+  | 'denied' // all its addresses are refused; `decision` tells why
+  | 'refused'
+  | 'unreachable'
+  | 'timeout'
+  | 'reset'
+  | 'upstream_tls' // its certificate or its TLS is not good; `message` tells what
+  | 'upstream_proxy'; // the corporate proxy said no
+
+export class UpstreamError extends Error {
+  readonly code: UpstreamErrorCode;
+  readonly decision: Decision | undefined;
+  /** `message` may be shown to the guest: no addresses of resolved names, nothing of this host. */
+  constructor(
+    code: UpstreamErrorCode,
+    message: string,
+    options: { cause?: unknown; decision?: Decision } = {},
+  ) {
+    super(message, options.cause === undefined ? undefined : { cause: options.cause });
+    this.name = 'UpstreamError';
+    this.code = code;
+    this.decision = options.decision;
+  }
+}
+
+export interface Destination {
+  host: Host;
+  port: number;
+}
+
+export interface Upstream {
+  /**
+   * Resolves once, keeps what `judge` lets pass, dials those in turn. The socket is connected and paused-or-fresh; `address` is what was
+   * dialled. Rejects with UpstreamError.
+   */
+  connect(
+    to: Destination,
+    judge: (addresses: string[]) => { dial: string[]; denied?: Decision },
+    signal: AbortSignal,
+  ): Promise<{ socket: Socket; address: string }>;
+  /** The same, then TLS ≥ 1.2 with the name verified against the system's roots and the configured ones. `alpn` is offered as it is. */
+  connectTls(
+    to: Destination,
+    judge: (addresses: string[]) => { dial: string[]; denied?: Decision },
+    options: { alpn: string[]; session?: Buffer },
+    signal: AbortSignal,
+  ): Promise<{ socket: TLSSocket; address: string; alpn: string | undefined }>;
+}
+
+export interface UpstreamOptions {
+  /** Of our own before any look-up: names with fixed addresses. */
+  hosts: Record<string, string[]>;
+  /** `address:port` of name servers; the system's when empty. */
+  nameServers: string[];
+  /** PEM of more authorities to trust. */
+  extraAuthorities: string[];
+  /** `http://host:port` of a proxy that everything has to go through, and names that need not. */
+  proxy?: { url: string; noProxy: string[] };
+  connectMs: number;
+  handshakeMs: number;
+}
