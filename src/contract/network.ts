@@ -5,9 +5,9 @@
 //   DELETE /v1/policy/rules/{ruleId}                  -> 204
 //   POST   /v1/policy/init             { preset }     -> 200 { items }    409 when there are global rules already
 //   POST   /v1/policy/reset            {}             -> 204              forgets all global rules
-//   GET    /v1/policy/presets                         -> 200 { items: { name, description, rules }[] }
+//   GET    /v1/policy/presets                         -> 200 { items: Preset[] }
 //   POST   /v1/policy/check            PolicyCheck    -> 200 PolicyAnswer
-//   POST   /v1/policy/learn            { sandbox }    -> 200 LearnedPolicy
+//   POST   /v1/policy/learn            LearnPolicy    -> 200 LearnedPolicy
 //   GET    /v1/network/log?sandbox=S&limit=N          -> 200 { items: LogEntry[] }       &follow=true -> NDJSON without end
 //   GET    /v1/network/questions                      -> 200 { items: Question[] }       ?follow=true -> NDJSON without end
 //   POST   /v1/network/questions/{questionId}  Answer -> 204
@@ -57,6 +57,10 @@ export const Rule = z.object({
   createdAt: instant,
 });
 export type Rule = z.infer<typeof Rule>;
+
+/** A set of global rules to begin with. */
+export const Preset = z.object({ name: z.string(), description: z.string(), rules: z.array(NewRule) });
+export type Preset = z.infer<typeof Preset>;
 
 export const PolicyCheck = z.strictObject({
   sandbox: z.string().max(128).optional(),
@@ -141,6 +145,15 @@ export const Answer = z.strictObject({
 });
 export type Answer = z.infer<typeof Answer>;
 
+export const LearnPolicy = z.strictObject({
+  sandbox: z.string().min(1).max(128),
+  /** Rules as narrow as methods and paths, rather than hosts and ports. */
+  paths: z.boolean().default(false),
+  /** One pattern for several names of the same domain. */
+  wildcards: z.boolean().default(false),
+});
+export type LearnPolicy = z.infer<typeof LearnPolicy>;
+
 export const LearnedPolicy = z.object({
   sandbox: z.string(),
   /** The least rules that allow all that the log shows as allowed. */
@@ -161,6 +174,22 @@ export const ProxyConfigChange = z.strictObject({
   bypassCidrs: z.array(resource).max(1024).default([]),
 });
 export type ProxyConfigChange = z.infer<typeof ProxyConfigChange>;
+
+/** A sandbox's proxy-config.json, in Docker's own words; nothing in it for a sandbox that has none. */
+export const ProxyConfig = z.object({
+  policy: z.enum(['allow', 'deny']).optional(),
+  network: z
+    .object({
+      allowedDomains: z.array(z.string()),
+      blockedDomains: z.array(z.string()),
+      bypassDomains: z.array(z.string()),
+      allowCIDR: z.array(z.string()),
+      blockCIDR: z.array(z.string()),
+      bypassCIDR: z.array(z.string()),
+    })
+    .optional(),
+});
+export type ProxyConfig = z.infer<typeof ProxyConfig>;
 
 /** Where a value comes from; read by the daemon when it is needed, or once when set. Never a value itself. */
 export const SecretSource = z.discriminatedUnion('type', [
