@@ -100,6 +100,10 @@ export class Agent {
       case 'ping':
         call.reply({ type: 'pong' });
         return call.end();
+      // A guest with walls has egress.ts for these.
+      case 'egress':
+      case 'whose':
+        throw new Refusal('unsupported', 'without walls there is no way out to serve');
       default:
         request satisfies never;
         throw new Refusal(

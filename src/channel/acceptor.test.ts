@@ -1,7 +1,7 @@
 import { expect, test } from 'vitest';
 import type { Carrier } from './channel.ts';
 import { Collected, echo, World } from './faults.ts';
-import { frameType } from './frame.ts';
+import { frameType, handshakeBytesMax, headerBytes, writeHeader } from './frame.ts';
 import { encodeJson } from './handshake.ts';
 import { Link } from './link.ts';
 
@@ -89,9 +89,9 @@ test('a dialer that is told not to come back stops, with the reason', async () =
   expect(world.wires.length).toBe(1);
 });
 
-test('a connection that says nothing is closed after 10 seconds, and 33 of them at once', async () => {
+test('a connection that says nothing is closed after 10 seconds, and beyond 1,024 of them at once', async () => {
   const world = new World();
-  const silent = Array.from({ length: 33 }, () => raw(world));
+  const silent = Array.from({ length: 1_025 }, () => raw(world));
   await world.settled();
   expect(silent.map((it) => it.closed()).filter((it) => it)).toEqual([true]);
   world.clock.advance(10_000);
@@ -99,6 +99,32 @@ test('a connection that says nothing is closed after 10 seconds, and 33 of them 
   expect(silent.every((it) => it.closed())).toBe(true);
   expect(new Set(world.refused.map((it) => it.code))).toEqual(new Set(['exhausted', 'timeout']));
   expect(world.clock.timers).toBe(0);
+});
+
+test('beyond 32 long hellos under way a further one is refused before its bytes are kept; short ones go on', async () => {
+  const world = new World({ acceptor: { onBulk: (_id, _rest, carrier) => carrier.close() } });
+  const long = Array.from({ length: 33 }, () => {
+    const it = raw(world);
+    const head = new Uint8Array(headerBytes);
+    writeHeader(head, 0, {
+      ...{ type: frameType.hello, flags: 0, lane: 0, stream: 0, offset: 0 },
+      length: handshakeBytesMax,
+    });
+    it.wire.dialling.send(head);
+    return it;
+  });
+  await world.settled();
+  expect(long.map((it) => it.closed()).filter((it) => it)).toEqual([true]);
+  expect(world.refused.map((it) => it.code)).toEqual(['exhausted']);
+  raw(world, { v: [1, 1], token: 'secret', bulk: 'short' });
+  await world.settled();
+  expect(world.refused.length).toBe(1);
+  world.clock.advance(10_000);
+  await world.settled();
+  // Those that gave up have left their place.
+  const { frames } = raw(world, { ...hello, caps: Array(64).fill('c'.repeat(100)) });
+  await world.settled();
+  expect(frames.map((it) => it.type)).toEqual([frameType.welcome]);
 });
 
 test('the first agent wins until it is dead; another is refused, reported and let in afterwards', async () => {

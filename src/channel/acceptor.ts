@@ -16,8 +16,11 @@ import { Link } from './link.ts';
 import { Session } from './session.ts';
 
 export const helloWithinMs = 10_000;
-/** Connections that have not said hello; further ones are closed at once. */
-const strangersMax = 32;
+/** Connections that have not said hello; further ones are closed at once. A guest may open hundreds of connections to the world in one moment. */
+const strangersMax = 1_024;
+/** Those among them whose HELLO is long, as that of an agent with many streams may be: their memory is what costs. */
+const longHellosMax = 32;
+const shortHelloBytesMax = 4 * 1024;
 
 export interface AcceptorOptions {
   /** What the agent must show. */
@@ -43,6 +46,7 @@ export interface AcceptorOptions {
 export class Acceptor {
   readonly #options: AcceptorOptions;
   readonly #strangers = new Set<Link>();
+  readonly #longHellos = new Set<Link>();
   #session: Session | undefined;
   #instance = '';
   #held = false;
@@ -62,18 +66,23 @@ export class Acceptor {
     let cancelTimer = () => {};
     const refuse = (reason: EndReason, final = false) => {
       // First, for a broken link reports by itself.
-      this.#strangers.delete(link);
+      this.#forget(link);
       cancelTimer();
       link.close({ ...reason, final });
       this.#options.onRefused?.(reason);
     };
     const handler: FrameHandler = {
+      begin: ({ length }) => {
+        if (length <= shortHelloBytesMax) return;
+        if (this.#longHellos.size < longHellosMax) this.#longHellos.add(link);
+        else refuse({ code: 'exhausted', message: `${longHellosMax} connections are saying long hellos` });
+      },
       frame: (header, payload) => {
         if (header.type !== frameType.hello) throw new Failure('protocol', 'the first frame is not HELLO');
         const hello = decodeHello(payload);
         const no = this.#judge(hello);
         if (no !== undefined) return refuse(no.reason, no.final);
-        this.#strangers.delete(link);
+        this.#forget(link);
         cancelTimer();
         if ('bulk' in hello) link.release((rest) => this.#handOver(hello.bulk, rest, carrier));
         else this.#welcome(link, hello);
@@ -87,7 +96,7 @@ export class Acceptor {
       handler,
       onClosed: (cause, broken) => {
         cancelTimer();
-        this.#strangers.delete(link);
+        this.#forget(link);
         if (broken)
           this.#options.onRefused?.({ code: 'protocol', message: cause?.message ?? 'no sound frame' });
       },
@@ -135,9 +144,14 @@ export class Acceptor {
 
   #closeStrangers(goaway: EndReason & { final?: boolean }): void {
     for (const link of [...this.#strangers]) {
-      this.#strangers.delete(link);
+      this.#forget(link);
       link.close(goaway);
     }
+  }
+
+  #forget(link: Link): void {
+    this.#strangers.delete(link);
+    this.#longHellos.delete(link);
   }
 
   #judge(hello: Hello | BulkHello): { reason: EndReason; final: boolean } | undefined {

@@ -130,6 +130,8 @@ const noBytes = new Uint8Array(0);
 
 /** What a parser calls, in the order of the wire. Whatever these throw comes out of `push`. */
 export interface FrameHandler {
+  /** The header of a frame with a payload, before any of it is kept. */
+  begin?(header: FrameHeader): void;
   /** A whole frame of any type but DATA. The payload is valid during the call only. */
   frame(header: FrameHeader, payload: Uint8Array): void;
   /** A piece of a DATA frame, which may be the whole; `offset` is the low 32 bits of the piece's own offset. */
@@ -200,6 +202,7 @@ export class FrameParser {
     } else {
       this.#current = header;
       this.#left = header.length;
+      this.handler.begin?.(header);
     }
     return at;
   }

@@ -20,7 +20,7 @@ const entriesCharactersMax = 32 * 1024 * 1024;
 /** How long the agent may take to confirm that a command was killed whose start was given up. */
 const killAnswerDeadlineMs = 5_000;
 
-/** Requests that change nothing: a loss in the middle leaves no doubt. */
+/** Requests that change nothing, or the same however often: a loss in the middle leaves no doubt. */
 const harmless = new Set<GuestRequest['op']>([
   'attach',
   'execs',
@@ -30,6 +30,8 @@ const harmless = new Set<GuestRequest['op']>([
   'read',
   'pack',
   'metrics',
+  'egress',
+  'whose',
   'ping',
   'dial',
 ]);
@@ -307,6 +309,22 @@ class ChannelGuest implements Guest {
     conversation.end();
     const { type: _, ...metrics } = await conversation.reply('metrics', signal);
     return metrics;
+  }
+
+  async egress(
+    options: { capture: boolean; ports: number[] },
+    signal?: AbortSignal,
+  ): Promise<{ unavailable: number }> {
+    const { capture, ports } = options;
+    const done = await this.#done({ op: 'egress', capture, ports }, 'open the way out', signal);
+    return { unavailable: done.count ?? 0 };
+  }
+
+  async whose(port: number, signal?: AbortSignal): Promise<{ pid: number; command: string }> {
+    const conversation = this.#ask({ op: 'whose', port }, `find who has port ${port}`, signal);
+    conversation.end();
+    const { pid, command } = await conversation.reply('process', signal);
+    return { pid, command };
   }
 
   async ping(signal?: AbortSignal): Promise<void> {

@@ -86,6 +86,22 @@ async function until(what: string, holds: () => boolean): Promise<void> {
     if (performance.now() > deadline) throw new Error(`never came: ${what}`);
 }
 
+test('the way out and the owner of a connection are one request each', async () => {
+  const asked: GuestRequest[] = [];
+  const { guest } = await agent((stream, request) => {
+    asked.push(request);
+    if (request.op === 'egress') say(stream, { type: 'done', count: 2 });
+    else if (request.op === 'whose' && request.port === 4242)
+      say(stream, { type: 'process', pid: 7, command: 'curl' });
+    else say(stream, { type: 'error', code: 'not-found', message: 'nobody' });
+    stream.end();
+  });
+  expect(await guest.egress({ capture: true, ports: [80, 443] })).toEqual({ unavailable: 2 });
+  expect(await guest.whose(4242)).toEqual({ pid: 7, command: 'curl' });
+  await expect(guest.whose(4243)).rejects.toMatchObject({ code: 'not-found' });
+  expect(asked[0]).toEqual({ op: 'egress', capture: true, ports: [80, 443] });
+});
+
 describe('what is not read is given back', () => {
   test.each([
     ['thrown away unread', (bytes: Readable) => void bytes.destroy(), undefined],

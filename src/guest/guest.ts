@@ -112,5 +112,15 @@ export interface Guest {
     signal?: AbortSignal,
   ): Promise<void>;
   metrics(signal?: AbortSignal): Promise<GuestMetrics>;
+  /**
+   * Serves the way out from now on: the proxy, SOCKS5 and names; with `capture` also connections to `ports` of any address. What it accepts comes to
+   * the sandbox's door. `unavailable` counts listeners that the guest has taken itself; asking again tries them again. Rejects `unsupported` without walls.
+   */
+  egress(
+    options: { capture: boolean; ports: number[] },
+    signal?: AbortSignal,
+  ): Promise<{ unavailable: number }>;
+  /** The process of the guest that has the connection from this local port. Rejects `not-found`. */
+  whose(port: number, signal?: AbortSignal): Promise<{ pid: number; command: string }>;
   ping(signal?: AbortSignal): Promise<void>;
 }

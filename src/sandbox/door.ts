@@ -1,12 +1,13 @@
 // The door of one sandbox: the Unix socket in its run folder at which its agent dials in. Which socket a connection came to tells which
 // sandbox it is; the token tells its agent from the other processes of the guest.
 import { chmod, type FileHandle, open, rm } from 'node:fs/promises';
-import { createServer, type Server } from 'node:net';
+import { createServer, type Server, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { Acceptor } from '../channel/acceptor.ts';
 import type { EndReason } from '../channel/channel.ts';
 import { systemClock } from '../channel/clock.ts';
 import { SocketCarrier } from '../channel/node-socket.ts';
+import { egressBulkId } from '../contract/guest-wire.ts';
 import { BulkConnections } from '../guest/bulk.ts';
 import type { Guest } from '../guest/guest.ts';
 import { createGuest } from '../guest/guest-channel.ts';
@@ -14,6 +15,8 @@ import { Failure } from '../lib/failure.ts';
 
 /** Any process of the guest may knock, as often as it likes; the log on the host hears of it this often. */
 const refusalLogMs = 10_000;
+/** Connections that the kernel keeps for us: the agent may open as many at once, one for each that it has caught. */
+const backlog = 1_024;
 
 export interface AgentDoor {
   /** The guest behind the door, once its agent has said hello; at once when it is there. */
@@ -34,6 +37,11 @@ export interface DoorOptions {
   token: string;
   /** A connection was refused; for the log. */
   onRefused: (reason: EndReason) => void;
+  /**
+   * A connection of the guest to the world: paused, its first line the intent, its two directions end apart. The receiver owns it, but for the end of
+   * the door, which destroys it. Without a handler such connections are closed.
+   */
+  onEgress?: (socket: Socket) => void;
 }
 
 /** Listens at `runFolder`/agent.sock, in place of whatever an earlier daemon left there. */
@@ -42,11 +50,25 @@ export async function openDoor(options: DoorOptions): Promise<AgentDoor> {
   const first = Promise.withResolvers<Guest>();
   let shut = false;
   const bulk = new BulkConnections();
+  const egress = new Set<Socket>();
+  const takeEgress = (socket: Socket) => {
+    // Whoever uses it sees an error as its own; until then, and after, nobody should fall over it.
+    socket.on('error', () => undefined);
+    if (shut || options.onEgress === undefined) return void socket.destroy();
+    egress.add(socket);
+    socket.once('close', () => egress.delete(socket));
+    socket.allowHalfOpen = true;
+    options.onEgress(socket);
+  };
   const acceptor = new Acceptor({
     token: options.token,
     clock: systemClock({ keepsProcessAlive: false }),
     onRefused: atMostEvery(refusalLogMs, options.onRefused),
-    onBulk: (id, rest, carrier) => bulk.arrived(id, (carrier as SocketCarrier).detach(rest)),
+    onBulk: (id, rest, carrier) => {
+      const socket = (carrier as SocketCarrier).detach(rest);
+      if (id === egressBulkId) takeEgress(socket);
+      else bulk.arrived(id, socket);
+    },
     onChannel: (channel) => {
       first.resolve(createGuest(channel, { bulk }));
       void channel.ended.then((reason) => {
@@ -66,6 +88,7 @@ export async function openDoor(options: DoorOptions): Promise<AgentDoor> {
     const closed = new Promise<void>((resolve) => server.close(() => resolve()));
     goodbye();
     bulk.close();
+    for (const socket of egress) socket.destroy();
     await closed;
     await folder.close();
   };
@@ -86,7 +109,7 @@ async function listen(folder: FileHandle, runFolder: string, acceptor: Acceptor)
   const server = createServer((socket) => acceptor.accept(new SocketCarrier(socket)));
   await new Promise<void>((resolve, reject) => {
     server.once('error', (error) => reject(Failure.from(error, `listen at ${socketPath}`)));
-    server.listen({ path: `/proc/self/fd/${folder.fd}/agent.sock` }, resolve);
+    server.listen({ path: `/proc/self/fd/${folder.fd}/agent.sock`, backlog }, resolve);
   });
   // The guest's users differ from ours; who may come near the socket is decided by the walls and the home folder's mode.
   await chmod(socketPath, 0o666);
