@@ -46,6 +46,16 @@ async function dial(bulk: string, behind: string, as = token): Promise<Socket> {
   return socket;
 }
 
+/** Ended or broken off by the other side. */
+function ended(socket: Socket): Promise<void> {
+  return new Promise((resolve) => {
+    socket
+      .once('end', () => resolve())
+      .once('close', () => resolve())
+      .resume();
+  });
+}
+
 test('a connection to the world is handed over paused, whole, and its two directions end apart', async () => {
   const came = Promise.withResolvers<Socket>();
   await open(came.resolve);
@@ -66,11 +76,11 @@ test('a connection to the world is handed over paused, whole, and its two direct
 test('who does not know the token gets no way out, nor does anybody where there is none', async () => {
   const came: Socket[] = [];
   const refused = await open((socket) => came.push(socket));
-  await once((await dial('egress', 'x', 'a guess')).resume(), 'end');
+  await ended(await dial('egress', 'x', 'a guess'));
   expect([came.length, refused]).toEqual([0, ['unauthenticated']]);
   await door.close();
   await open();
-  await once((await dial('egress', 'x')).resume(), 'end');
+  await ended(await dial('egress', 'x'));
 });
 
 test('500 connections in one moment are all taken', async () => {
@@ -89,7 +99,8 @@ test('the end of the door ends what it has handed over', async () => {
   await open(came.resolve);
   const guest = await dial('egress', 'x');
   const ours = await came.promise;
+  const over = ended(guest);
   await door.leave();
   expect(ours.destroyed).toBe(true);
-  await once(guest.resume(), 'end');
+  await over;
 });
