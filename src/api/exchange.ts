@@ -67,7 +67,13 @@ export class Exchange {
     return { [Symbol.asyncIterator]: () => this.request.iterator({ destroyOnReturn: false }) };
   }
 
-  async readJson<S extends z.ZodType>(schema: S, optional: boolean): Promise<z.output<S>> {
+  async readJson<S extends z.ZodType>(
+    schema: S,
+    {
+      optional = false,
+      bytesMax = jsonBytesMax,
+    }: { optional?: boolean | undefined; bytesMax?: number | undefined },
+  ): Promise<z.output<S>> {
     const encoding = this.request.headers['content-encoding'];
     if (encoding !== undefined && encoding !== 'identity')
       throw new Refusal('invalid', `the body is encoded as ${encoding}; send it as it is`, { status: 415 });
@@ -75,8 +81,8 @@ export class Exchange {
     let bytes = 0;
     for await (const chunk of this.body()) {
       bytes += chunk.length;
-      if (bytes > jsonBytesMax)
-        throw new Refusal('invalid', `the body is longer than ${jsonBytesMax} bytes`, { status: 413 });
+      if (bytes > bytesMax)
+        throw new Refusal('invalid', `the body is longer than ${bytesMax} bytes`, { status: 413 });
       chunks.push(chunk);
     }
     let value: unknown = {};
@@ -132,9 +138,16 @@ export class Exchange {
       response.destroy();
       return;
     }
-    const { status, code, headers } = errorAnswer(failure, area);
+    const about = (failure instanceof Refusal ? failure.area : undefined) ?? area;
+    const { status, code, headers } = errorAnswer(failure, about);
     for (const name of response.getHeaderNames())
       if (name !== 'x-request-id' && name !== 'connection') response.removeHeader(name);
+    if (about === 'egress') {
+      const text = Buffer.from(failure.message);
+      const type = 'text/plain; charset=utf-8';
+      await this.send({ status, headers, type, bytes: Readable.from([text]), length: text.length });
+      return;
+    }
     await this.send({ status, headers, json: { code, message: failure.message } satisfies ErrorBody });
   }
 }

@@ -4,6 +4,8 @@ import { connect } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { Readable } from 'node:stream';
 import type { ExecExit, FileEntry } from '../contract/guest.ts';
+import type { LogEntry, Question, Rule, SecretInfo } from '../contract/network.ts';
+import type { CredentialVaultState, NetworkPolicy } from '../contract/opensandbox.ts';
 import type { Guest, Output } from '../guest/guest.ts';
 import { Failure } from '../lib/failure.ts';
 import type {
@@ -16,6 +18,7 @@ import type {
   SandboxService,
 } from '../sandbox/sandbox.ts';
 import type { ApiOptions } from './handlers.ts';
+import type { CredentialVault, NetworkService } from './network.ts';
 import { createApi, type Listening } from './server.ts';
 
 export const exited = (code: number): ExecExit => ({ code, signal: null, reason: 'exited' });
@@ -406,8 +409,251 @@ export class FakeService implements SandboxService {
   }
 }
 
+const at = '2026-01-01T00:00:00.000Z';
+
+/** A network that keeps what it is told and decides nothing. */
+export class FakeNetwork implements NetworkService {
+  readonly kept: Rule[] = [];
+  readonly entries: LogEntry[] = [];
+  readonly open = new Map<string, Question>();
+  readonly held: SecretInfo[] = [];
+  readonly policies = new Map<string, NetworkPolicy>();
+  readonly vaults = new Map<string, CredentialVaultState>();
+  /** What was called, with what. */
+  readonly calls: [string, unknown][] = [];
+  readonly #events = new EventEmitter().setMaxListeners(100);
+
+  /** Adds an entry and hands it to who follows. */
+  happen(changes: Partial<LogEntry> = {}): LogEntry {
+    const entry: LogEntry = {
+      ...{ seq: this.entries.length + 1, at, sandbox: 's', kind: 'forward', protocol: 'https' },
+      ...{ host: 'example.com', port: 443, decision: 'allow', reason: 'rule' },
+      ...changes,
+    };
+    this.entries.push(entry);
+    this.#events.emit('entry', entry);
+    return entry;
+  }
+
+  ask(id: string): void {
+    const question = { id, at, until: at, sandbox: 's', host: 'example.com', port: 443, protocol: 'https' };
+    this.open.set(id, question);
+    this.#events.emit('question', question);
+  }
+
+  /** How many follow the log or the questions. */
+  get followers(): number {
+    return this.#events.listenerCount('entry') + this.#events.listenerCount('question');
+  }
+
+  async rules(sandboxId?: string) {
+    const items = this.kept.filter(
+      (it) => sandboxId === undefined || it.sandboxId === undefined || it.sandboxId === sandboxId,
+    );
+    return { initialized: items.length > 0, items };
+  }
+
+  async addRule(rule: Parameters<NetworkService['addRule']>[0]): Promise<Rule> {
+    if (rule.resources.includes('contradicted')) throw new Failure('conflict', 'it contradicts rule r1');
+    if (rule.resources.includes('a..b'))
+      throw new Failure('invalid', 'resources[0], column 3: an empty label');
+    const { methods, path, name, sandboxId } = rule;
+    const made: Rule = {
+      id: `r${this.kept.length + 1}`,
+      decision: rule.decision,
+      resources: rule.resources,
+      protocols: rule.protocols ?? ['tcp'],
+      createdVia: 'added',
+      createdAt: at,
+      ...(name === undefined ? {} : { name }),
+      ...(sandboxId === undefined ? {} : { sandboxId }),
+      ...(methods === undefined ? {} : { methods }),
+      ...(path === undefined ? {} : { path }),
+    };
+    this.kept.push(made);
+    return made;
+  }
+
+  async removeRule(ruleId: string): Promise<void> {
+    const index = this.kept.findIndex((it) => it.id === ruleId);
+    if (index < 0) throw new Failure('not-found', `there is no rule ${ruleId}`);
+    this.kept.splice(index, 1);
+  }
+
+  async init(preset: string): Promise<Rule[]> {
+    if (preset !== 'balanced') throw new Failure('invalid', `there is no preset ${preset}`);
+    if (this.kept.length > 0) throw new Failure('conflict', 'there are rules already');
+    return [await this.addRule({ decision: 'allow', resources: ['example.com'] })];
+  }
+
+  async reset(): Promise<void> {
+    this.kept.length = 0;
+  }
+
+  async presets() {
+    return [{ name: 'balanced', description: 'what most need', rules: [] }];
+  }
+
+  async check(check: Parameters<NetworkService['check']>[0]) {
+    this.calls.push(['check', check]);
+    return {
+      target: check.target,
+      decision: 'deny' as const,
+      reason: 'default',
+      message: 'no rule allows it',
+    };
+  }
+
+  async learn(request: Parameters<NetworkService['learn']>[0]) {
+    this.calls.push(['learn', request]);
+    return { sandbox: request.sandbox, rules: [], replayed: 0, differing: 0 };
+  }
+
+  async log({ sandbox, limit }: Parameters<NetworkService['log']>[0]): Promise<LogEntry[]> {
+    const all = this.entries.filter((it) => sandbox === undefined || it.sandbox === sandbox);
+    return limit === 0 ? [] : all.slice(-limit);
+  }
+
+  followLog({ sandbox }: { sandbox?: string }, signal: AbortSignal): AsyncIterable<LogEntry> {
+    return this.#follow<LogEntry>(
+      'entry',
+      [],
+      (it) => sandbox === undefined || it.sandbox === sandbox,
+      signal,
+    );
+  }
+
+  async questions(): Promise<Question[]> {
+    return [...this.open.values()];
+  }
+
+  followQuestions(signal: AbortSignal): AsyncIterable<Question> {
+    return this.#follow<Question>('question', [...this.open.values()], () => true, signal);
+  }
+
+  #follow<T>(event: string, first: T[], wanted: (it: T) => boolean, signal: AbortSignal): AsyncIterable<T> {
+    const waiting = [...first];
+    const take = (it: T) => {
+      if (wanted(it)) waiting.push(it);
+      this.#events.emit('taken');
+    };
+    this.#events.on(event, take);
+    signal.addEventListener('abort', () => this.#events.off(event, take).emit('taken'), { once: true });
+    const events = this.#events;
+    return {
+      async *[Symbol.asyncIterator]() {
+        while (!signal.aborted) {
+          const next = waiting.shift();
+          if (next !== undefined) yield next;
+          else await once(events, 'taken');
+        }
+      },
+    };
+  }
+
+  async answer(questionId: string, answer: unknown): Promise<void> {
+    if (!this.open.delete(questionId)) throw new Failure('not-found', `nobody waits for ${questionId}`);
+    this.calls.push(['answer', answer]);
+  }
+
+  async proxyConfig() {
+    return {};
+  }
+
+  async changeProxyConfig(sandboxId: string, change: Parameters<NetworkService['changeProxyConfig']>[1]) {
+    this.calls.push(['changeProxyConfig', { sandboxId, change }]);
+    return change.policy === undefined ? {} : { policy: change.policy };
+  }
+
+  async networkPolicy(sandboxId: string): Promise<NetworkPolicy | undefined> {
+    return this.policies.get(sandboxId);
+  }
+
+  async changeNetworkPolicy(
+    sandboxId: string,
+    change: Parameters<NetworkService['changeNetworkPolicy']>[1],
+  ): Promise<NetworkPolicy> {
+    const policy = change(this.policies.get(sandboxId));
+    this.policies.set(sandboxId, policy);
+    return policy;
+  }
+
+  credentialVault(sandboxId: string): CredentialVault {
+    const state = () => {
+      const vault = this.vaults.get(sandboxId);
+      if (vault === undefined) throw new Failure('not-found', 'credential vault not found');
+      return vault;
+    };
+    const one = <T extends { name: string }>(list: T[], name: string): T => {
+      const found = list.find((it) => it.name === name);
+      if (found === undefined) throw new Failure('not-found', `there is no ${name}`);
+      return found;
+    };
+    return {
+      create: async ({ credentials, bindings }) => {
+        if (this.vaults.has(sandboxId)) throw new Failure('conflict', 'credential vault already exists');
+        this.vaults.set(sandboxId, {
+          revision: 1,
+          credentials: credentials.map(({ name, source }) => ({
+            name,
+            sourceType: source.type,
+            revision: 1,
+          })),
+          bindings: bindings.map(({ name, match, auth }) => ({
+            name,
+            revision: 1,
+            match,
+            auth: { type: auth.type },
+          })),
+        });
+        return state();
+      },
+      state: async () => state(),
+      patch: async (request) => {
+        const now = state();
+        if (request.expectedRevision !== undefined && request.expectedRevision !== now.revision)
+          throw new Failure('conflict', `the revision is ${now.revision}`);
+        now.revision += 1;
+        return now;
+      },
+      remove: async () => {
+        state();
+        this.vaults.delete(sandboxId);
+      },
+      credentials: async () => ({ revision: state().revision, credentials: state().credentials }),
+      credential: async (name) => one(state().credentials, name),
+      bindings: async () => ({ revision: state().revision, bindings: state().bindings }),
+      binding: async (name) => one(state().bindings, name),
+    };
+  }
+
+  async secrets(sandboxId?: string): Promise<SecretInfo[]> {
+    return this.held.filter(
+      (it) => sandboxId === undefined || it.sandboxId === undefined || it.sandboxId === sandboxId,
+    );
+  }
+
+  async setSecret(secret: Parameters<NetworkService['setSecret']>[0]): Promise<SecretInfo> {
+    const { name, source, sandboxId, env = [], bindings = [] } = secret;
+    const info: SecretInfo = {
+      ...{ id: `secret-${this.held.length + 1}`, name, service: false, sourceType: source.type },
+      ...{ masked: '****', placeholder: 'gbx-1', env, bindings, createdAt: at },
+      ...(sandboxId === undefined ? {} : { sandboxId }),
+    };
+    this.held.push(info);
+    return info;
+  }
+
+  async removeSecret(secretId: string): Promise<void> {
+    const index = this.held.findIndex((it) => it.id === secretId);
+    if (index < 0) throw new Failure('not-found', `there is no secret ${secretId}`);
+    this.held.splice(index, 1);
+  }
+}
+
 export interface TestApi extends AsyncDisposable {
   service: FakeService;
+  network: FakeNetwork;
   url: string;
   server: Listening;
   logged: { fields: Record<string, unknown>; message: string }[];
@@ -431,10 +677,12 @@ export const testKey = 'the-key-of-this-test';
 export async function startTestApi(options: Partial<ApiOptions> = {}): Promise<TestApi> {
   const service = new FakeService();
   service.add('s');
+  const network = new FakeNetwork();
   const logged: TestApi['logged'] = [];
   const write = (fields: Record<string, unknown>, message: string) => void logged.push({ fields, message });
   const server = await createApi({
     service,
+    network,
     images: fakeImages(),
     apiKey: testKey,
     log: { debug: () => undefined, info: write, warn: write, error: write },
@@ -464,6 +712,7 @@ export async function startTestApi(options: Partial<ApiOptions> = {}): Promise<T
   };
   return {
     service,
+    network,
     url: server.url,
     server,
     logged,

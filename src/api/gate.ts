@@ -2,7 +2,7 @@
 import { createHash, timingSafeEqual } from 'node:crypto';
 import type { IncomingMessage } from 'node:http';
 import { BlockList, isIP } from 'node:net';
-import { apiKeyHeader, secureAccessHeader } from '../contract/opensandbox.ts';
+import { apiKeyHeader, egressAuthHeader, secureAccessHeader } from '../contract/opensandbox.ts';
 import type { Access } from '../contract/routes.ts';
 import { Failure } from '../lib/failure.ts';
 import { Refusal } from './refusal.ts';
@@ -10,12 +10,15 @@ import { Refusal } from './refusal.ts';
 /** execd's own name for the token, sent by clients that know nothing of the daemon in front of it. */
 const execdTokenHeader = 'x-execd-access-token';
 
+/** All carry the same token: a client sends the one whose name it knows, and what an endpoint told it to send. */
+const tokenHeaders = [secureAccessHeader.toLowerCase(), execdTokenHeader, egressAuthHeader.toLowerCase()];
+
 /** Request headers that are for the daemon alone and never reach a guest. */
 export const ownHeaders: ReadonlySet<string> = new Set([
   apiKeyHeader.toLowerCase(),
   secureAccessHeader.toLowerCase(),
   execdTokenHeader,
-  'opensandbox-egress-auth',
+  egressAuthHeader.toLowerCase(),
   'open-sandbox-client-ip',
 ]);
 
@@ -56,7 +59,7 @@ export function admit(
   if (access === 'open' || options.apiKey === undefined) return;
   const key = headerOf(request, apiKeyHeader.toLowerCase());
   if (key !== undefined && equal(key, options.apiKey)) return;
-  const token = headerOf(request, secureAccessHeader.toLowerCase()) ?? headerOf(request, execdTokenHeader);
+  const token = tokenHeaders.map((name) => headerOf(request, name)).find((it) => it !== undefined);
   if (access === 'sandbox' && sandboxId !== undefined && token !== undefined) {
     const secret = tokenOf(sandboxId, options);
     if (secret !== undefined && equal(token, secret)) return;
@@ -81,6 +84,23 @@ function tokenOf(sandboxId: string, options: GateOptions): string | undefined {
   } catch {
     return undefined;
   }
+}
+
+/**
+ * Secrets must not cross a network in the clear, and this server speaks no TLS by itself: what is in front of it for that runs on this host.
+ * Throws a 426.
+ */
+export function refuseFromAfar(request: IncomingMessage, what: string): void {
+  if (isLoopback(request.socket.remoteAddress ?? '')) return;
+  throw new Refusal(
+    'permission',
+    `${what} are taken over loopback only, because this connection is not encrypted`,
+    {
+      status: 426,
+      headers: { Upgrade: 'TLS/1.2' },
+      hint: 'Call from the host of the daemon, or through a tunnel or a TLS proxy that ends there.',
+    },
+  );
 }
 
 export interface HostRules {

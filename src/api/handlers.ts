@@ -5,6 +5,7 @@ import type { OperationId, Routes } from '../contract/routes.ts';
 import type { Log } from '../lib/log.ts';
 import type { SandboxService } from '../sandbox/sandbox.ts';
 import type { Answer, Exchange } from './exchange.ts';
+import type { NetworkService } from './network.ts';
 import type { Wire } from './wire.ts';
 
 type Parsed<R, K extends string> = K extends keyof R
@@ -64,6 +65,7 @@ export const defaultLimits: ApiLimits = {
 
 export interface ApiOptions {
   service: SandboxService;
+  network: NetworkService;
   images: Images;
   /** Undefined serves everybody who can connect; only the configuration may decide so. */
   apiKey: string | undefined;

@@ -1,6 +1,8 @@
 // Finds what a request's path means: a route of the table, a port of a guest, or a part of OpenSandbox that is not here.
 // Who may call it is decided afterwards, from what was found, so that no second reading of the path can differ.
-import { execdPort } from '../contract/opensandbox.ts';
+
+import type { Area } from '../contract/errors.ts';
+import { egressPort, execdPort } from '../contract/opensandbox.ts';
 import { absent, fullPathOf, type OperationId, type Route, routes } from '../contract/routes.ts';
 import { Failure } from '../lib/failure.ts';
 import { Refusal } from './refusal.ts';
@@ -63,13 +65,16 @@ export function find(method: string, fullPath: string): Target {
   if (proxied) {
     const [, id = '', port = '', rest = ''] = proxied;
     const nested = port === String(execdPort) ? /^\/proxy\/([^/]*)(.*)$/s.exec(rest) : undefined;
-    if (port !== String(execdPort) || nested) {
-      const inner = nested?.[2] ?? rest;
+    const [, effective = '', inner = ''] = nested ?? [undefined, port, rest];
+    // Through execd or not: what lies at this port is ours, and no server of the guest that listens there is ever asked.
+    if (effective === String(egressPort))
+      return routeAt(method, `/sandboxes/${id}/proxy/${egressPort}${inner}`, 'egress');
+    if (effective !== String(execdPort) || nested) {
       const prefix = fullPath.slice(0, fullPath.length - inner.length);
       return {
         kind: 'port',
         sandboxId: decode(id),
-        port: nested?.[1] ?? port,
+        port: effective,
         prefix,
         path: inner === '' ? '/' : inner,
       };
@@ -78,19 +83,25 @@ export function find(method: string, fullPath: string): Target {
     if (missing && !descend(root, path.split('/').slice(1), 0, []))
       return { kind: 'absent', area: 'execd', sandboxId: decode(id), what: missing.what };
   }
+  const missing = absent.find((it) => it.area !== 'execd' && it.path.test(path));
+  if (missing && !descend(root, path.split('/').slice(1), 0, []))
+    return { kind: 'absent', area: missing.area, sandboxId: undefined, what: missing.what };
+  return routeAt(method, path, 'request');
+}
+
+function routeAt(method: string, path: string, area: Area): Target {
   const found = descend(root, path.split('/').slice(1), 0, []);
-  if (found === undefined) {
-    const missing = absent.find((it) => it.area !== 'execd' && it.path.test(path));
-    if (missing) return { kind: 'absent', area: missing.area, sandboxId: undefined, what: missing.what };
+  if (found === undefined)
     throw new Refusal('not-found', `there is nothing at ${JSON.stringify(path.slice(0, 200))}`, {
+      area,
       hint: 'See /openapi.json for every route.',
     });
-  }
   const [branch, raw] = found;
   const id = branch.byMethod.get(method === 'HEAD' ? 'GET' : method);
   if (id === undefined || (method === 'HEAD' && endless(id))) {
     const allow = [...branch.byMethod.keys()].join(', ');
     throw new Refusal('invalid', `${method} is not possible here; ${allow} is`, {
+      area,
       status: 405,
       headers: { Allow: allow },
     });
@@ -100,9 +111,10 @@ export function find(method: string, fullPath: string): Target {
   return { kind: 'route', id, route: routes[id], params };
 }
 
-/** There is no head of what never ends. */
+/** There is no head of what never ends, or may not end. */
 function endless(id: OperationId): boolean {
-  return (routes[id] as Route).endless ?? false;
+  const { endless = false, follow } = routes[id] as Route;
+  return endless || follow !== undefined;
 }
 
 function decode(segment: string): string {

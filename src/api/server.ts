@@ -3,7 +3,6 @@
 import { createServer, type IncomingMessage, type Server, ServerResponse } from 'node:http';
 import type { AddressInfo, Socket } from 'node:net';
 import { type Area, httpStatusOf } from '../contract/errors.ts';
-import { egressPort } from '../contract/opensandbox.ts';
 import type { OperationId, Route } from '../contract/routes.ts';
 import { Failure } from '../lib/failure.ts';
 import { adminHandlers } from './admin.ts';
@@ -16,6 +15,8 @@ import { ptyHandlers } from './execd/pty.ts';
 import { transferHandlers } from './execd/transfer.ts';
 import { admit, isLoopback, refuseForeignPage } from './gate.ts';
 import { type ApiLimits, type ApiOptions, defaultLimits, type Handlers } from './handlers.ts';
+import { networkHandlers } from './network.ts';
+import { egressHandlers } from './opensandbox/egress.ts';
 import { lifecycleHandlers } from './opensandbox/lifecycle.ts';
 import { proxyRequest, proxyUpgrade } from './proxy.ts';
 import { parseQuery } from './query.ts';
@@ -50,6 +51,8 @@ export function createApi(options: ApiOptions): Api {
     ...fileHandlers(options),
     ...transferHandlers(options),
     ...metricsHandlers(options),
+    ...networkHandlers(options),
+    ...egressHandlers(options),
   };
   return { listen: (where) => new ApiServer(options, limits, handlers).listen(where) };
 }
@@ -192,11 +195,6 @@ class ApiServer {
       throw new Failure('unsupported', `${target.what} are not part of this version of Glovebox`);
     if (target.kind === 'port') {
       const port = parsePort(target.port);
-      if (port === egressPort)
-        throw new Failure(
-          'unsupported',
-          `port ${egressPort} is kept for egress rules, which this version does not have`,
-        );
       const { service } = this.#options;
       const guest = service.guest(target.sandboxId);
       const route = { guest, port, path: target.path, prefix: target.prefix, limits: this.#limits };
@@ -209,16 +207,20 @@ class ApiServer {
       throw new Refusal('invalid', 'this is a WebSocket', { status: 426, headers: { Upgrade: 'websocket' } });
     if (route.webSocket === undefined && upgrade !== undefined)
       throw new Refusal('invalid', 'this is no WebSocket');
-    exchange.endless = route.endless ?? false;
+    const query = parsedQuery(route, exchange.search);
+    exchange.endless = route.endless ?? (route.follow !== undefined && query?.follow === true);
     if (exchange.endless && this.#closing) throw new Failure('unavailable', 'the daemon stops');
     const call = {
       exchange,
       params,
       sandboxId: params.sandboxId ?? '',
-      query: parsedQuery(route, exchange.search),
+      query,
       body:
         typeof route.body === 'object'
-          ? await exchange.readJson(route.body, route.bodyOptional ?? false)
+          ? await exchange.readJson(route.body, {
+              optional: route.bodyOptional,
+              bytesMax: route.bodyBytesMax,
+            })
           : undefined,
       lifetime: this.#forced.signal,
       accept: () => {
@@ -267,7 +269,7 @@ function areaOf(target: Target): Area {
   return target.kind === 'route' ? target.route.area : target.area;
 }
 
-function parsedQuery(route: Route, search: string): unknown {
+function parsedQuery(route: Route, search: string): Record<string, unknown> | undefined {
   const given = parseQuery(search);
   const { query: schema } = route;
   if (schema === undefined) return undefined;

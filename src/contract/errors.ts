@@ -9,8 +9,17 @@ export type ErrorBody = z.infer<typeof ErrorBody>;
 /** Response headers of errors. `failure` is the FailureCode, or the guest's own finer word, e.g. `command-not-found` or `is-a-directory`. */
 export const errorHeaders = { failure: 'Glovebox-Failure', hint: 'Glovebox-Hint' } as const;
 
-/** What a request was about: the name space of its error codes. */
-export type Area = 'sandbox' | 'image' | 'execd' | 'proxy' | 'request';
+/** What a request was about: the name space of its error codes. Errors of `egress` are plain text, as OpenSandbox has it, and show no code. */
+export type Area =
+  | 'sandbox'
+  | 'image'
+  | 'execd'
+  | 'egress'
+  | 'policy'
+  | 'network'
+  | 'secret'
+  | 'proxy'
+  | 'request';
 
 const table: Record<FailureCode, { status: number; word: string; execd: string }> = {
   invalid: { status: 400, word: 'INVALID_PARAMETER', execd: 'INVALID_REQUEST_BODY' },

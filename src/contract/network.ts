@@ -71,6 +71,8 @@ export const PolicyCheck = z.strictObject({
   path: z.string().max(2048).optional(),
 });
 
+export type PolicyCheck = z.infer<typeof PolicyCheck>;
+
 export const PolicyAnswer = z.object({
   target: z.string(),
   decision: z.enum(['allow', 'deny', 'ask']),

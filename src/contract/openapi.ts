@@ -3,6 +3,7 @@ import { z } from 'zod';
 import * as admin from './admin.ts';
 import { ErrorBody } from './errors.ts';
 import * as execd from './execd.ts';
+import * as network from './network.ts';
 import * as lifecycle from './opensandbox.ts';
 import * as processes from './process.ts';
 import { fullPathOf, type Route, routes } from './routes.ts';
@@ -12,7 +13,7 @@ type Json = Record<string, unknown>;
 /** Schemas with a name are written once, below components; the name is that of the export. */
 function named(): ReturnType<typeof z.registry<{ id: string }>> {
   const registry = z.registry<{ id: string }>();
-  for (const module of [lifecycle, execd, processes, admin])
+  for (const module of [lifecycle, execd, processes, network, admin])
     for (const [id, schema] of Object.entries(module))
       if (schema instanceof z.ZodType) registry.add(schema, { id });
   registry.add(ErrorBody, { id: 'ErrorBody' });
@@ -60,6 +61,7 @@ export function createOpenApi(version: string): Json {
     components: {
       securitySchemes: {
         apiKey: { type: 'apiKey', in: 'header', name: lifecycle.apiKeyHeader },
+        egressToken: { type: 'apiKey', in: 'header', name: lifecycle.egressAuthHeader },
         accessToken: { type: 'apiKey', in: 'header', name: lifecycle.secureAccessHeader },
       },
       schemas: Object.fromEntries(Object.entries(schemas).map(([id, schema]) => [id, bare(schema as Json)])),
@@ -93,7 +95,7 @@ function operation(operationId: string, route: Route, schemaOf: (schema: z.ZodTy
     operationId,
     summary: route.summary,
     tags: [route.area],
-    security: securityOf[route.access],
+    security: [...securityOf[route.access], ...(route.area === 'egress' ? [{ egressToken: [] }] : [])],
     ...(inPath.length + inQuery.length > 0 ? { parameters: [...inPath, ...inQuery] } : {}),
     ...(route.body === undefined
       ? {}
@@ -101,9 +103,20 @@ function operation(operationId: string, route: Route, schemaOf: (schema: z.ZodTy
     responses: {
       [route.status]: {
         description,
-        ...(route.answer === undefined ? {} : { content: content(route.answer) }),
+        ...(route.answer === undefined
+          ? {}
+          : {
+              content: {
+                ...content(route.answer),
+                ...(route.follow && { 'application/x-ndjson': { schema: schemaOf(route.follow) } }),
+              },
+            }),
       },
-      default: { description: 'What went wrong', content: content(ErrorBody) },
+      default: {
+        description: 'What went wrong',
+        content:
+          route.area === 'egress' ? { 'text/plain': { schema: { type: 'string' } } } : content(ErrorBody),
+      },
     },
   };
 }

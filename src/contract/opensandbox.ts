@@ -1,8 +1,10 @@
-// The lifecycle API of OpenSandbox as it crosses the wire (specification: sandbox-lifecycle, version 0.1.0, and its npm client 0.1.11).
-// Answers may carry one property more than the specification names: `glovebox`. Properties that are absent are omitted, never null.
+// The lifecycle and egress APIs of OpenSandbox as they cross the wire (specifications: sandbox-lifecycle and egress, both version 0.1.0, and
+// their npm client 0.1.11). Answers of the lifecycle API may carry one property more than the specification names: `glovebox`. Properties that are absent are omitted, never null.
 import { z } from 'zod';
+import { NewRule } from './network.ts';
 
 export const secureAccessHeader = 'OpenSandbox-Secure-Access';
+export const egressAuthHeader = 'OPENSANDBOX-EGRESS-AUTH';
 export const apiKeyHeader = 'OPEN-SANDBOX-API-KEY';
 
 /** Ports of a guest with a meaning of their own in OpenSandbox: the API inside a sandbox, and the one of its way out. */
@@ -69,9 +71,13 @@ export const NetworkRule = z.strictObject({
   target: text(512).min(1),
 });
 
+export type NetworkRule = z.infer<typeof NetworkRule>;
+
+export const networkRulesMax = 4096;
+
 export const NetworkPolicy = z.strictObject({
   defaultAction: z.enum(['allow', 'deny']).default('deny'),
-  egress: z.array(NetworkRule).max(4096, 'at most 4096 rules').default([]),
+  egress: z.array(NetworkRule).max(networkRulesMax, `at most ${networkRulesMax} rules`).default([]),
 });
 export type NetworkPolicy = z.infer<typeof NetworkPolicy>;
 
@@ -104,6 +110,16 @@ export const CreateSandboxRequest = z.strictObject({
   volumes: z.array(Volume).max(64).nullish(),
   platform: PlatformSpec.nullish(),
   extensions: z.record(z.string(), z.string()).optional(),
+  glovebox: z
+    .strictObject({
+      rules: z
+        .array(NewRule.omit({ sandbox: true }))
+        .max(1024)
+        .default([])
+        .describe('Network rules for this sandbox alone, in force before its first process runs.'),
+    })
+    .optional()
+    .describe('What OpenSandbox has no field for.'),
 });
 export type CreateSandboxRequest = z.infer<typeof CreateSandboxRequest>;
 
@@ -170,3 +186,115 @@ export const Endpoint = z.object({
 export type Endpoint = z.infer<typeof Endpoint>;
 
 export const HealthResponse = z.object({ status: z.literal('healthy') });
+
+/** What the egress API takes: the number of rules is checked behind it, because too many are answered 413. */
+export const ReplaceNetworkPolicy = NetworkPolicy.extend({
+  egress: z.array(NetworkRule).nullish(),
+}).nullable();
+export type ReplaceNetworkPolicy = z.infer<typeof ReplaceNetworkPolicy>;
+export const PatchNetworkRules = z.array(NetworkRule).min(1);
+export const DeleteNetworkRules = z.array(text(512).min(1)).min(1);
+
+export const PolicyStatusResponse = z.object({
+  status: z.literal('ok'),
+  mode: z.enum(['deny_all', 'allow_all', 'enforcing']),
+  enforcementMode: z.literal('dns+nft').describe('What clients of OpenSandbox know as: names and addresses.'),
+  reason: z.string().optional(),
+  policy: NetworkPolicy.optional(),
+});
+export type PolicyStatusResponse = z.infer<typeof PolicyStatusResponse>;
+
+const vaultName = text(256).min(1);
+const fieldName = text(128).regex(/^[A-Za-z0-9!#$%&'*+\-.^_`|~]+$/, 'is no name of a header');
+
+export const Credential = z.strictObject({
+  name: vaultName,
+  source: z.strictObject({ type: z.literal('inline').default('inline'), value: text(65_536).min(1) }),
+});
+
+export const CredentialMatch = z.strictObject({
+  schemes: z.array(z.enum(['https', 'http'])).optional(),
+  ports: z.array(z.int().min(1).max(65_535)).max(16).optional(),
+  hosts: z.array(text(253).min(1)).min(1).max(64),
+  methods: z.array(text(16).min(1)).max(16).optional(),
+  paths: z.array(text(2048).min(1)).max(64).optional(),
+});
+
+const substitutions = z
+  .array(
+    z.strictObject({
+      credential: vaultName,
+      placeholder: text(256).min(1),
+      in: z.array(z.enum(['path', 'query', 'header', 'body'])).min(1),
+    }),
+  )
+  .max(16)
+  .optional();
+
+export const CredentialAuth = z.discriminatedUnion('type', [
+  z.strictObject({ type: z.literal('bearer'), credential: vaultName, substitutions }),
+  z
+    .strictObject({ type: z.literal('basic'), credential: vaultName, substitutions })
+    .describe('The credential is base64(username:password) already.'),
+  z.strictObject({ type: z.literal('apiKey'), name: fieldName, credential: vaultName, substitutions }),
+  z.strictObject({
+    type: z.literal('customHeaders'),
+    headers: z
+      .array(z.strictObject({ name: fieldName, credential: vaultName }))
+      .min(1)
+      .max(16),
+    substitutions,
+  }),
+  z.strictObject({ type: z.literal('passthrough'), substitutions }).describe('Puts in no header of its own.'),
+]);
+
+export const VaultBinding = z.strictObject({
+  name: vaultName,
+  match: CredentialMatch,
+  auth: CredentialAuth,
+});
+
+const manyOf = <S extends z.ZodType>(schema: S) => z.array(schema).max(256);
+const mutationsOf = <S extends z.ZodType>(schema: S) =>
+  z.strictObject({
+    add: manyOf(schema).optional(),
+    replace: manyOf(schema).optional(),
+    delete: manyOf(vaultName).optional(),
+  });
+
+export const CreateCredentialVault = z.strictObject({
+  credentials: manyOf(Credential).default([]),
+  bindings: manyOf(VaultBinding).default([]),
+});
+export type CreateCredentialVault = z.infer<typeof CreateCredentialVault>;
+
+/** Deletions come first, then replacements, then additions; all or nothing. */
+export const PatchCredentialVault = z.strictObject({
+  expectedRevision: z.int().optional(),
+  credentials: mutationsOf(Credential).optional(),
+  bindings: mutationsOf(VaultBinding).optional(),
+});
+export type PatchCredentialVault = z.infer<typeof PatchCredentialVault>;
+
+export const CredentialMetadata = z.object({
+  name: z.string(),
+  sourceType: z.string(),
+  revision: z.int(),
+});
+export type CredentialMetadata = z.infer<typeof CredentialMetadata>;
+
+export const CredentialBindingMetadata = z.object({
+  name: z.string(),
+  revision: z.int(),
+  match: CredentialMatch,
+  auth: z.object({ type: z.string(), name: z.string().optional() }),
+});
+export type CredentialBindingMetadata = z.infer<typeof CredentialBindingMetadata>;
+
+/** Values of credentials are never in it. */
+export const CredentialVaultState = z.object({
+  revision: z.int(),
+  credentials: z.array(CredentialMetadata),
+  bindings: z.array(CredentialBindingMetadata),
+});
+export type CredentialVaultState = z.infer<typeof CredentialVaultState>;

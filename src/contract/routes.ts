@@ -3,6 +3,7 @@
 import { z } from 'zod';
 import { ImageInfo, SystemInfo } from './admin.ts';
 import * as execd from './execd.ts';
+import * as network from './network.ts';
 import * as lifecycle from './opensandbox.ts';
 import { ProcessInfo, SignalProcess, StartProcess } from './process.ts';
 
@@ -11,15 +12,20 @@ export type Access = 'open' | 'key' | 'sandbox';
 
 export interface Route {
   method: 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE';
-  /** With {names}. `execd` routes lie below /sandboxes/{sandboxId}/proxy/44772; all are served with and without a leading /v1. */
+  /**
+   * With {names}. `execd` routes lie below /sandboxes/{sandboxId}/proxy/44772, `egress` routes below …/proxy/18080; all are served with and
+   * without a leading /v1.
+   */
   path: string;
-  area: 'sandbox' | 'execd' | 'image' | 'request';
+  area: 'sandbox' | 'execd' | 'egress' | 'image' | 'policy' | 'network' | 'secret' | 'request';
   access: Access;
   summary: string;
   query?: z.ZodObject;
   /** A schema for a JSON body; or the media type of a body that the handler reads by itself. */
   body?: z.ZodType | string;
   bodyOptional?: boolean;
+  /** Less than what is taken of JSON anyway. */
+  bodyBytesMax?: number;
   status: number;
   /** A schema for JSON, or a media type. Nothing when absent. */
   answer?: z.ZodType | string;
@@ -27,6 +33,8 @@ export interface Route {
   webSocket?: string;
   /** Runs until somebody ends it, so a daemon that stops does not wait for it. */
   endless?: boolean;
+  /** With `follow=true` the answer is NDJSON without end: each line of this schema, and an empty line now and then to show that it lives. */
+  follow?: z.ZodType;
 }
 
 const route = <const R extends Route>(it: R): R => it;
@@ -490,7 +498,314 @@ const files = {
   }),
 };
 
-export const routes = { ...sandboxes, ...admin, ...commands, ...files };
+/** Id of a sandbox, the beginning of one, or a name. */
+const reference = z.string().min(1).max(128);
+const oneSandbox = z.object({ sandbox: reference.optional() });
+
+const policies = {
+  listRules: route({
+    method: 'GET',
+    path: '/policy/rules',
+    area: 'policy',
+    access: 'key',
+    summary: 'Rules of the network policy: all, or those that hold for one sandbox',
+    query: oneSandbox,
+    status: 200,
+    answer: z.object({ initialized: z.boolean(), items: z.array(network.Rule) }),
+  }),
+  addRule: route({
+    method: 'POST',
+    path: '/policy/rules',
+    area: 'policy',
+    access: 'key',
+    summary: 'Add a rule; it holds at once, for open connections too',
+    body: network.NewRule,
+    status: 201,
+    answer: network.Rule,
+  }),
+  removeRule: route({
+    method: 'DELETE',
+    path: '/policy/rules/{ruleId}',
+    area: 'policy',
+    access: 'key',
+    summary: 'Remove a rule',
+    status: 204,
+  }),
+  initPolicy: route({
+    method: 'POST',
+    path: '/policy/init',
+    area: 'policy',
+    access: 'key',
+    summary: 'Begin with the rules of a preset',
+    body: z.strictObject({ preset: z.string().min(1).max(64) }),
+    status: 200,
+    answer: z.object({ items: z.array(network.Rule) }),
+  }),
+  resetPolicy: route({
+    method: 'POST',
+    path: '/policy/reset',
+    area: 'policy',
+    access: 'key',
+    summary: 'Forget all global rules',
+    body: z.strictObject({}),
+    bodyOptional: true,
+    status: 204,
+  }),
+  listPresets: route({
+    method: 'GET',
+    path: '/policy/presets',
+    area: 'policy',
+    access: 'key',
+    summary: 'Presets to begin with',
+    status: 200,
+    answer: z.object({ items: z.array(network.Preset) }),
+  }),
+  checkPolicy: route({
+    method: 'POST',
+    path: '/policy/check',
+    area: 'policy',
+    access: 'key',
+    summary: 'Tell what the policy would say, and why',
+    body: network.PolicyCheck,
+    status: 200,
+    answer: network.PolicyAnswer,
+  }),
+  learnPolicy: route({
+    method: 'POST',
+    path: '/policy/learn',
+    area: 'policy',
+    access: 'key',
+    summary: 'The least rules that allow what the log shows as allowed, proved by a replay of it',
+    body: network.LearnPolicy,
+    status: 200,
+    answer: network.LearnedPolicy,
+  }),
+};
+
+const networks = {
+  networkLog: route({
+    method: 'GET',
+    path: '/network/log',
+    area: 'network',
+    access: 'key',
+    summary:
+      'What sandboxes tried to reach, newest last; with follow=true those entries first, then new ones',
+    query: oneSandbox.extend({ limit: decimal(100_000).default(100), follow: flag.default(false) }),
+    status: 200,
+    answer: z.object({ items: z.array(network.LogEntry) }),
+    follow: network.LogEntry,
+  }),
+  listQuestions: route({
+    method: 'GET',
+    path: '/network/questions',
+    area: 'network',
+    access: 'key',
+    summary: 'Connections that wait for the answer of a person',
+    query: z.object({ follow: flag.default(false) }),
+    status: 200,
+    answer: z.object({ items: z.array(network.Question) }),
+    follow: network.Question,
+  }),
+  answerQuestion: route({
+    method: 'POST',
+    path: '/network/questions/{questionId}',
+    area: 'network',
+    access: 'key',
+    summary: 'Answer a question',
+    body: network.Answer,
+    status: 204,
+  }),
+  getProxyConfig: route({
+    method: 'GET',
+    path: '/sandboxes/{sandboxId}/network',
+    area: 'network',
+    access: 'key',
+    summary: 'The proxy configuration of a sandbox',
+    status: 200,
+    answer: network.ProxyConfig,
+  }),
+  changeProxyConfig: route({
+    method: 'PATCH',
+    path: '/sandboxes/{sandboxId}/network',
+    area: 'network',
+    access: 'key',
+    summary: 'Change the proxy configuration of a sandbox',
+    body: network.ProxyConfigChange,
+    status: 200,
+    answer: network.ProxyConfig,
+  }),
+};
+
+const secrets = {
+  listSecrets: route({
+    method: 'GET',
+    path: '/secrets',
+    area: 'secret',
+    access: 'key',
+    summary: 'Secrets without their values: all, or those that one sandbox may use',
+    query: oneSandbox,
+    status: 200,
+    answer: z.object({ items: z.array(network.SecretInfo) }),
+  }),
+  setSecret: route({
+    method: 'PUT',
+    path: '/secrets',
+    area: 'secret',
+    access: 'key',
+    summary: 'Store a secret, in place of one of the same name and scope; only by programs of the same host',
+    body: network.SetSecret,
+    status: 200,
+    answer: network.SecretInfo,
+  }),
+  removeSecret: route({
+    method: 'DELETE',
+    path: '/secrets/{secretId}',
+    area: 'secret',
+    access: 'key',
+    summary: 'Remove a secret',
+    status: 204,
+  }),
+};
+
+/** What every route of OpenSandbox's egress API has in common. */
+const egress = { area: 'egress', access: 'sandbox' } as const;
+const egressBodyBytesMax = 1024 * 1024;
+const replacePolicy = {
+  ...egress,
+  path: '/policy',
+  body: lifecycle.ReplaceNetworkPolicy,
+  bodyOptional: true,
+  bodyBytesMax: egressBodyBytesMax,
+  status: 200,
+  answer: lifecycle.PolicyStatusResponse,
+} as const;
+
+const egressPolicies = {
+  egressHealth: route({
+    ...egress,
+    method: 'GET',
+    path: '/healthz',
+    summary: 'Whether the way out is ready',
+    status: 200,
+    answer: 'text/plain; charset=utf-8',
+  }),
+  getEgressPolicy: route({
+    ...egress,
+    method: 'GET',
+    path: '/policy',
+    summary: "The sandbox's own network policy",
+    status: 200,
+    answer: lifecycle.PolicyStatusResponse,
+  }),
+  replaceEgressPolicy: route({
+    ...replacePolicy,
+    method: 'POST',
+    summary: 'Replace the policy; nothing, null or {} denies everything',
+  }),
+  putEgressPolicy: route({ ...replacePolicy, method: 'PUT', summary: 'The same as POST' }),
+  patchEgressPolicy: route({
+    ...egress,
+    method: 'PATCH',
+    path: '/policy',
+    summary: 'Put rules before those that are there, in place of those with the same targets',
+    body: lifecycle.PatchNetworkRules,
+    bodyBytesMax: egressBodyBytesMax,
+    status: 200,
+    answer: lifecycle.PolicyStatusResponse,
+  }),
+  deleteEgressRules: route({
+    ...egress,
+    method: 'DELETE',
+    path: '/policy',
+    summary: 'Remove the rules of these targets',
+    body: lifecycle.DeleteNetworkRules,
+    bodyBytesMax: egressBodyBytesMax,
+    status: 200,
+    answer: lifecycle.PolicyStatusResponse,
+  }),
+};
+
+const credentialVault = {
+  createCredentialVault: route({
+    ...egress,
+    method: 'POST',
+    path: '/credential-vault',
+    summary: "Make the sandbox's credential vault",
+    body: lifecycle.CreateCredentialVault,
+    bodyBytesMax: egressBodyBytesMax,
+    status: 201,
+    answer: lifecycle.CredentialVaultState,
+  }),
+  getCredentialVault: route({
+    ...egress,
+    method: 'GET',
+    path: '/credential-vault',
+    summary: 'What the vault holds, without values',
+    status: 200,
+    answer: lifecycle.CredentialVaultState,
+  }),
+  patchCredentialVault: route({
+    ...egress,
+    method: 'PATCH',
+    path: '/credential-vault',
+    summary: 'Change credentials and bindings, all or nothing',
+    body: lifecycle.PatchCredentialVault,
+    bodyBytesMax: egressBodyBytesMax,
+    status: 200,
+    answer: lifecycle.CredentialVaultState,
+  }),
+  deleteCredentialVault: route({
+    ...egress,
+    method: 'DELETE',
+    path: '/credential-vault',
+    summary: 'Remove the vault and all that is in it',
+    status: 204,
+  }),
+  listCredentials: route({
+    ...egress,
+    method: 'GET',
+    path: '/credential-vault/credentials',
+    summary: 'Credentials, without values',
+    status: 200,
+    answer: lifecycle.CredentialVaultState.pick({ revision: true, credentials: true }),
+  }),
+  getCredential: route({
+    ...egress,
+    method: 'GET',
+    path: '/credential-vault/credentials/{name}',
+    summary: 'One credential, without its value',
+    status: 200,
+    answer: lifecycle.CredentialMetadata,
+  }),
+  listBindings: route({
+    ...egress,
+    method: 'GET',
+    path: '/credential-vault/bindings',
+    summary: 'Bindings of credentials',
+    status: 200,
+    answer: lifecycle.CredentialVaultState.pick({ revision: true, bindings: true }),
+  }),
+  getBinding: route({
+    ...egress,
+    method: 'GET',
+    path: '/credential-vault/bindings/{name}',
+    summary: 'One binding',
+    status: 200,
+    answer: lifecycle.CredentialBindingMetadata,
+  }),
+};
+
+export const routes = {
+  ...sandboxes,
+  ...admin,
+  ...policies,
+  ...networks,
+  ...secrets,
+  ...commands,
+  ...files,
+  ...egressPolicies,
+  ...credentialVault,
+};
 export type Routes = typeof routes;
 export type OperationId = keyof Routes;
 
@@ -505,9 +820,12 @@ export const absent: { area: Route['area']; path: RegExp; what: string }[] = [
   { area: 'sandbox', path: /^\/pools(\/|$)/, what: 'Pools' },
 ];
 
-export const execdBase = `/sandboxes/{sandboxId}/proxy/${lifecycle.execdPort}`;
+const bases: Partial<Record<Route['area'], string>> = {
+  execd: `/sandboxes/{sandboxId}/proxy/${lifecycle.execdPort}`,
+  egress: `/sandboxes/{sandboxId}/proxy/${lifecycle.egressPort}`,
+};
 
 /** The path below the root, with {names}. */
 export function fullPathOf(it: Route): string {
-  return it.area === 'execd' ? execdBase + it.path : it.path;
+  return (bases[it.area] ?? '') + it.path;
 }

@@ -19,6 +19,9 @@ export function createRequestOf(body: CreateSandboxRequest, limits: ApiLimits): 
   const most = limits.sandboxTimeoutSecondsMax;
   if (most !== undefined && (timeout ?? 0) > most)
     throw new Failure('invalid', `timeout: ${timeout} s is more than the ${most} s that this server allows`);
+  // Without it there is nothing that would allow the hosts that credentials are bound to. With it a vault can always be made.
+  if (body.credentialProxy?.enabled === true && body.networkPolicy == null)
+    throw new Failure('invalid', 'credentialProxy.enabled: needs a networkPolicy, too');
   const runtime = extensions[runtimeExtension];
   const env = Object.entries(body.env ?? {}).filter((it): it is [string, string] => it[1] !== null);
   for (const [name, value] of env)
@@ -35,6 +38,8 @@ export function createRequestOf(body: CreateSandboxRequest, limits: ApiLimits): 
     limits: parseLimits(body.resourceLimits ?? {}),
     mounts: mountsOf(body.volumes ?? []),
     ...(timeout == null ? {} : { timeoutMs: timeout * 1000 }),
+    ...(body.networkPolicy == null ? {} : { networkPolicy: body.networkPolicy }),
+    ...(body.glovebox === undefined ? {} : { rules: body.glovebox.rules }),
   };
 }
 
@@ -42,8 +47,6 @@ export function createRequestOf(body: CreateSandboxRequest, limits: ApiLimits): 
 function refuseAbsent(body: CreateSandboxRequest): void {
   const absent: [boolean, string, string][] = [
     [body.snapshotId != null, 'snapshotId', 'sandboxes are made from images only'],
-    [body.networkPolicy != null, 'networkPolicy', 'a sandbox has no network at all'],
-    [body.credentialProxy?.enabled === true, 'credentialProxy', 'a sandbox has no network at all'],
     [body.secureAccess === true, 'secureAccess', 'leave it out: every endpoint asks for its access token'],
     [Object.keys(body.resourceRequests ?? {}).length > 0, 'resourceRequests', 'there are limits only'],
   ];

@@ -2,6 +2,8 @@
 import {
   type CreateSandboxResponse,
   type Endpoint,
+  egressAuthHeader,
+  egressPort,
   type Sandbox,
   SandboxStatus,
   secureAccessHeader,
@@ -90,7 +92,11 @@ export function lifecycleHandlers(options: ApiOptions, limits: ApiLimits): Lifec
             wireCode: query.use_server_proxy ? 'SANDBOX::INVALID_PARAMETER' : 'SANDBOX::API_NOT_SUPPORTED',
           },
         );
-      const headers = { [secureAccessHeader]: service.accessToken(sandboxId) };
+      const token = service.accessToken(sandboxId);
+      const headers = {
+        [secureAccessHeader]: token,
+        ...(port === egressPort ? { [egressAuthHeader]: token } : {}),
+      };
       const endpoint = `${publicHost(exchange, options.eip)}/sandboxes/${sandboxId}/proxy/${port}`;
       return { status: 200, json: { endpoint, headers } satisfies Endpoint };
     },

@@ -1,0 +1,199 @@
+// Glovebox's own routes about the way out: the policy, the log of attempts, questions to a person, secrets. The work is the network service's.
+import type {
+  Answer,
+  LearnedPolicy,
+  LearnPolicy,
+  LogEntry,
+  NewRule,
+  PolicyAnswer,
+  PolicyCheck,
+  Preset,
+  ProxyConfig,
+  ProxyConfigChange,
+  Question,
+  Rule,
+  SecretInfo,
+  SetSecret,
+} from '../contract/network.ts';
+import type {
+  CreateCredentialVault,
+  CredentialBindingMetadata,
+  CredentialMetadata,
+  CredentialVaultState,
+  NetworkPolicy,
+  PatchCredentialVault,
+} from '../contract/opensandbox.ts';
+import { Failure } from '../lib/failure.ts';
+import { refuseFromAfar } from './gate.ts';
+import type { ApiOptions, Handlers } from './handlers.ts';
+import { sendLines } from './lines.ts';
+import { sandboxIdOf } from './reference.ts';
+
+/** A request about one sandbox, which the API has found already; about all of them when `sandboxId` is absent. */
+type Scoped<T> = Omit<T, 'sandbox'> & { sandboxId?: string };
+
+/** What the API can ask of the network around the sandboxes. Changes hold at once, for open connections too. */
+export interface NetworkService {
+  /** All rules of the operator, or those that hold for one sandbox (global ones among them). `initialized`: whether there ever was a choice. */
+  rules(sandboxId?: string): Promise<{ initialized: boolean; items: Rule[] }>;
+  /** Failure('invalid') says where a rule is wrong; Failure('conflict') when it contradicts one of the same scope. */
+  addRule(rule: Scoped<NewRule>): Promise<Rule>;
+  /** Failure('not-found'). */
+  removeRule(ruleId: string): Promise<void>;
+  /** Failure('invalid') for an unknown preset; Failure('conflict') when there are global rules already. */
+  init(preset: string): Promise<Rule[]>;
+  reset(): Promise<void>;
+  presets(): Promise<Preset[]>;
+  check(check: Scoped<PolicyCheck>): Promise<PolicyAnswer>;
+  /** `sandbox`: an id, or what the log knows of one that is gone. */
+  learn(request: LearnPolicy): Promise<LearnedPolicy>;
+
+  /** Newest last. `sandbox` as in `learn`. */
+  log(filter: { sandbox?: string; limit: number }): Promise<LogEntry[]>;
+  /** New entries, and entries again when they end, from the moment of this call on. Ends with the signal. */
+  followLog(filter: { sandbox?: string }, signal: AbortSignal): AsyncIterable<LogEntry>;
+
+  questions(): Promise<Question[]>;
+  /** Those that are open, then new ones. Ends with the signal. */
+  followQuestions(signal: AbortSignal): AsyncIterable<Question>;
+  /** Failure('not-found') when there is no such question any more. */
+  answer(questionId: string, answer: Answer): Promise<void>;
+
+  /** Empty for a sandbox that has none. */
+  proxyConfig(sandboxId: string): Promise<ProxyConfig>;
+  /** Failure('conflict') for a sandbox that was made with OpenSandbox's policy. */
+  changeProxyConfig(sandboxId: string, change: ProxyConfigChange): Promise<ProxyConfig>;
+
+  /** OpenSandbox's policy of a sandbox; undefined for one that has none. */
+  networkPolicy(sandboxId: string): Promise<NetworkPolicy | undefined>;
+  /**
+   * Puts what `change` makes of the policy in its place; nothing else changes it meanwhile. What `change` throws, and Failure('invalid') for a
+   * policy that cannot be kept, leave it as it was.
+   */
+  changeNetworkPolicy(
+    sandboxId: string,
+    change: (now: NetworkPolicy | undefined) => NetworkPolicy,
+  ): Promise<NetworkPolicy>;
+  credentialVault(sandboxId: string): CredentialVault;
+
+  /** All secrets, or those that one sandbox may use (global ones among them). */
+  secrets(sandboxId?: string): Promise<SecretInfo[]>;
+  setSecret(secret: Scoped<SetSecret>): Promise<SecretInfo>;
+  /** Failure('not-found'). */
+  removeSecret(secretId: string): Promise<void>;
+}
+
+/** OpenSandbox's credential vault of one sandbox. Failure('not-found') for what is not there, the vault itself included. */
+export interface CredentialVault {
+  /** Failure('conflict') when there is one already. */
+  create(request: CreateCredentialVault): Promise<CredentialVaultState>;
+  state(): Promise<CredentialVaultState>;
+  /** Failure('conflict') when `expectedRevision` is another. */
+  patch(request: PatchCredentialVault): Promise<CredentialVaultState>;
+  remove(): Promise<void>;
+  credentials(): Promise<{ revision: number; credentials: CredentialMetadata[] }>;
+  credential(name: string): Promise<CredentialMetadata>;
+  bindings(): Promise<{ revision: number; bindings: CredentialBindingMetadata[] }>;
+  binding(name: string): Promise<CredentialBindingMetadata>;
+}
+
+type NetworkHandlers = Handlers<
+  | ('listRules' | 'addRule' | 'removeRule' | 'initPolicy' | 'resetPolicy' | 'listPresets' | 'checkPolicy')
+  | ('learnPolicy' | 'networkLog' | 'listQuestions' | 'answerQuestion' | 'getProxyConfig')
+  | ('changeProxyConfig' | 'listSecrets' | 'setSecret' | 'removeSecret')
+>;
+
+export function networkHandlers({ service, network }: ApiOptions): NetworkHandlers {
+  const idOf = (reference: string | undefined) =>
+    reference === undefined ? undefined : sandboxIdOf(service, reference);
+  const scoped = <T extends { sandbox?: string | undefined }>({ sandbox, ...rest }: T): Scoped<T> => {
+    const sandboxId = idOf(sandbox);
+    return { ...rest, ...(sandboxId === undefined ? {} : { sandboxId }) };
+  };
+  /** The log outlives its sandboxes, so what is no longer here may still be known there. */
+  const loggedOf = (reference: string): { sandbox: string; known: boolean } => {
+    try {
+      return { sandbox: sandboxIdOf(service, reference), known: true };
+    } catch (error) {
+      if (error instanceof Failure && error.code === 'not-found') return { sandbox: reference, known: false };
+      throw error;
+    }
+  };
+
+  return {
+    listRules: async ({ query }) => ({ status: 200, json: await network.rules(idOf(query.sandbox)) }),
+    addRule: async ({ body }) => ({ status: 201, json: await network.addRule(scoped(body)) }),
+    removeRule: async ({ params }) => {
+      await network.removeRule(params.ruleId ?? '');
+      return { status: 204 };
+    },
+    initPolicy: async ({ body }) => ({ status: 200, json: { items: await network.init(body.preset) } }),
+    resetPolicy: async () => {
+      await network.reset();
+      return { status: 204 };
+    },
+    listPresets: async () => ({ status: 200, json: { items: await network.presets() } }),
+    checkPolicy: async ({ body }) => ({ status: 200, json: await network.check(scoped(body)) }),
+    learnPolicy: async ({ body }) => ({
+      status: 200,
+      json: await network.learn({ ...body, sandbox: loggedOf(body.sandbox).sandbox }),
+    }),
+
+    networkLog: async ({ query, exchange }) => {
+      const wanted = query.sandbox === undefined ? undefined : loggedOf(query.sandbox);
+      const filter = wanted === undefined ? {} : { sandbox: wanted.sandbox };
+      // Before the log is read, so that nothing falls in between.
+      const following = query.follow ? network.followLog(filter, exchange.signal) : undefined;
+      const items = await network.log({ ...filter, limit: query.limit });
+      if (wanted?.known === false && items.length === 0 && (query.limit > 0 || query.follow))
+        throw new Failure(
+          'not-found',
+          `no sandbox ${JSON.stringify(query.sandbox)} is known here or in the log`,
+        );
+      if (following === undefined) return { status: 200, json: { items } };
+      return await sendLines(exchange, continued(items, following));
+    },
+
+    listQuestions: async ({ query, exchange }) =>
+      query.follow
+        ? await sendLines(exchange, network.followQuestions(exchange.signal))
+        : { status: 200, json: { items: await network.questions() } },
+    answerQuestion: async ({ params, body }) => {
+      await network.answer(params.questionId ?? '', body);
+      return { status: 204 };
+    },
+
+    getProxyConfig: async ({ sandboxId }) => {
+      service.get(sandboxId);
+      return { status: 200, json: await network.proxyConfig(sandboxId) };
+    },
+    changeProxyConfig: async ({ sandboxId, body }) => {
+      service.get(sandboxId);
+      return { status: 200, json: await network.changeProxyConfig(sandboxId, body) };
+    },
+
+    listSecrets: async ({ query }) => ({
+      status: 200,
+      json: { items: await network.secrets(idOf(query.sandbox)) },
+    }),
+    setSecret: async ({ body, exchange }) => {
+      // Sources other than a value have the daemon read or run something of its host, which a key alone must not open to other hosts.
+      refuseFromAfar(exchange.request, 'secrets');
+      return { status: 200, json: await network.setSecret(scoped(body)) };
+    },
+    removeSecret: async ({ params }) => {
+      await network.removeSecret(params.secretId ?? '');
+      return { status: 204 };
+    },
+  };
+}
+
+/** What was read, then what follows, without what was read already. */
+async function* continued(read: LogEntry[], following: AsyncIterable<LogEntry>): AsyncIterable<LogEntry> {
+  yield* read;
+  const shown = new Map(read.map((it) => [it.seq, it.durationMs !== undefined]));
+  for await (const entry of following) {
+    const ended = shown.get(entry.seq);
+    if (ended === undefined || (!ended && entry.durationMs !== undefined)) yield entry;
+  }
+}
