@@ -2,6 +2,7 @@
 import type { Socket } from 'node:net';
 import type { TLSSocket } from 'node:tls';
 import type { Decision, Host } from '../policy/policy.ts';
+import type { BulkReader } from './tunnel-bytes.ts';
 
 /** Why it could not be reached, as a word for the log and the guest. */
 export type UpstreamErrorCode =
@@ -38,18 +39,20 @@ export interface Destination {
 export interface Upstream {
   /**
    * Resolves once, keeps what `judge` lets pass, dials those in turn. The socket is connected and paused-or-fresh; `address` is what was
-   * dialled. Rejects with UpstreamError.
+   * dialled, or that of the corporate proxy. Rejects with UpstreamError. `tunnel`: for bytes that nobody looks into. The socket may then be closed
+   * one way at a time, and where `bulk` is given it has to be read through that (see `pump` in tunnel-bytes.ts), for it has no 'data' events.
    */
   connect(
     to: Destination,
     judge: (addresses: string[]) => { dial: string[]; denied?: Decision },
     signal: AbortSignal,
-  ): Promise<{ socket: Socket; address: string }>;
+    options?: { tunnel?: boolean },
+  ): Promise<{ socket: Socket; address: string; bulk?: BulkReader }>;
   /** The same, then TLS ≥ 1.2 with the name verified against the system's roots and the configured ones. `alpn` is offered as it is. */
   connectTls(
     to: Destination,
     judge: (addresses: string[]) => { dial: string[]; denied?: Decision },
-    options: { alpn: string[]; session?: Buffer },
+    options: { alpn: string[] },
     signal: AbortSignal,
   ): Promise<{ socket: TLSSocket; address: string; alpn: string | undefined }>;
 }
