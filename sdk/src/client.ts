@@ -1,7 +1,10 @@
-// Everything that is not about one sandbox: making, finding and listing them, images, and the server itself.
+// Everything that is not about one sandbox: making, finding and listing them, images, the way out, and the server itself.
 import { Connection, type ConnectionOptions } from './connection.ts';
 import { ConflictError, errorOf, NotFoundError, SandboxError } from './errors.ts';
+import { Network } from './network.ts';
+import { type NewRule, Policy } from './policy.ts';
 import { Sandbox } from './sandbox.ts';
+import { Secrets } from './secrets.ts';
 import { bytes, type Duration, milliseconds, type Size } from './units.ts';
 import {
   expectFields,
@@ -39,6 +42,14 @@ export interface Volume {
   readOnly?: boolean;
 }
 
+/** OpenSandbox's policy: the first rule that fits decides. */
+export interface NetworkPolicy {
+  /** What happens where no rule fits. Default: deny. */
+  defaultAction?: 'allow' | 'deny';
+  /** `target`: a name, `*.` and a name, an address, or a network such as `10.0.0.0/8`. */
+  egress?: readonly { action: 'allow' | 'deny'; target: string }[];
+}
+
 export interface CreateOptions {
   /** A reference for Docker, or the name of an imported image. Default `host`: the host's own system folders, read-only. */
   image?: string;
@@ -58,6 +69,10 @@ export interface CreateOptions {
   runtime?: string;
   volumes?: readonly Volume[];
   platform?: { os: 'linux'; arch: 'amd64' | 'arm64' };
+  /** Rules for this sandbox alone, beside those of all; in force before anything runs in it. */
+  rules?: readonly Omit<NewRule, 'sandbox'>[];
+  /** A policy of its own in OpenSandbox's form, instead of what is allowed everywhere. */
+  networkPolicy?: NetworkPolicy;
   signal?: AbortSignal;
 }
 
@@ -75,10 +90,16 @@ const defaultTimeout = '1h';
 export class SandboxClient {
   readonly #connection: Connection;
   readonly images: Images;
+  readonly policy: Policy;
+  readonly network: Network;
+  readonly secrets: Secrets;
 
   constructor(options: ConnectionOptions = {}) {
     this.#connection = new Connection(options);
     this.images = new Images(this.#connection);
+    this.policy = new Policy(this.#connection);
+    this.network = new Network(this.#connection);
+    this.secrets = new Secrets(this.#connection);
   }
 
   /**
@@ -107,6 +128,8 @@ export class SandboxClient {
       runtime,
       volumes,
       platform,
+      rules,
+      networkPolicy,
     } = options;
     const answer = await this.#connection.json('POST', '/v1/sandboxes', {
       ...{ doing, signal },
@@ -119,6 +142,8 @@ export class SandboxClient {
         metadata: { ...metadata, ...(name === undefined ? {} : { [nameLabel]: name }) },
         ...(runtime === undefined ? {} : { extensions: { [runtimeExtension]: runtime } }),
         ...(volumes?.length ? { volumes: volumes.map(wireVolume) } : {}),
+        networkPolicy,
+        ...(rules?.length ? { glovebox: { rules } } : {}),
       },
     });
     return new Sandbox({ connection: this.#connection, id: sandboxInfoOf(answer, doing).id, owned: true });

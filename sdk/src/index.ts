@@ -3,6 +3,7 @@ export {
   type CreateOptions,
   type Images,
   type ListOptions,
+  type NetworkPolicy,
   type Resources,
   SandboxClient,
   type Volume,
@@ -30,6 +31,29 @@ export {
   ValidationError,
 } from './errors.ts';
 export type { FileContent, Files, ReadOptions, WriteOptions } from './files.ts';
+export type {
+  Answer,
+  LogEntry,
+  LogOptions,
+  Network,
+  ProxyConfig,
+  ProxyConfigChange,
+  Question,
+  SandboxNetwork,
+} from './network.ts';
+export type {
+  CheckOptions,
+  LearnedPolicy,
+  LearnOptions,
+  NewRule,
+  Policy,
+  PolicyAnswer,
+  Preset,
+  Rule,
+  RuleDecision,
+  RuleDetails,
+  RuleList,
+} from './policy.ts';
 export type { PortAddress, Ports } from './ports.ts';
 export {
   type OutputEvent,
@@ -42,6 +66,7 @@ export {
 } from './process.ts';
 export type { RunOptions, RunResult } from './run.ts';
 export { type Command, Sandbox } from './sandbox.ts';
+export type { SecretBinding, SecretInfo, SecretSource, Secrets, SetSecret } from './secrets.ts';
 export { quote } from './shell.ts';
 export { type Duration, milliseconds, type Size } from './units.ts';
 export type {

@@ -1,8 +1,9 @@
-// A sandbox as its user sees it: commands, files, ports, and its life. Over OpenSandbox's lifecycle API and our process routes.
+// A sandbox as its user sees it: commands, files, ports, its way out, and its life. Over OpenSandbox's lifecycle API and our process routes.
 import { type CreateOptions, type ListOptions, SandboxClient } from './client.ts';
 import type { Connection, ConnectionOptions, RequestOptions } from './connection.ts';
 import { CommandError, errorOf, SandboxError, throwIfAborted } from './errors.ts';
 import { Files } from './files.ts';
+import { SandboxNetwork } from './network.ts';
 import { Ports } from './ports.ts';
 import { cleanupDeadlineMs, Process, type StartOptions, unlessAborted } from './process.ts';
 import { collect, type RunOptions, type RunResult } from './run.ts';
@@ -39,6 +40,7 @@ export class Sandbox {
   readonly id: string;
   readonly files: Files;
   readonly ports: Ports;
+  readonly network: SandboxNetwork;
   readonly #connection: Connection;
   readonly #owned: boolean;
   readonly #path: string;
@@ -69,6 +71,7 @@ export class Sandbox {
     this.#base = `${this.#path}/proxy/44772`;
     this.files = new Files(connection, this.#base, id);
     this.ports = new Ports(connection, id);
+    this.network = new SandboxNetwork(connection, id);
   }
 
   /**

@@ -3,9 +3,32 @@ import { expect, expectTypeOf, test } from 'vitest';
 import type { z } from 'zod';
 import type { ImageInfo as WireImage, SystemInfo as WireSystem } from '../../src/contract/admin.ts';
 import type { FileInfo as WireFile } from '../../src/contract/execd.ts';
-import type { Sandbox as WireSandbox } from '../../src/contract/opensandbox.ts';
+import type * as network from '../../src/contract/network.ts';
+import type { CreateSandboxRequest, Sandbox as WireSandbox } from '../../src/contract/opensandbox.ts';
 import { StartProcess, type ProcessInfo as WireProcess } from '../../src/contract/process.ts';
-import type { ExitStatus, FileInfo, ImageInfo, ProcessInfo, SandboxInfo, SystemInfo } from './index.ts';
+import type {
+  Answer,
+  ExitStatus,
+  FileInfo,
+  ImageInfo,
+  LearnedPolicy,
+  LogEntry,
+  NetworkPolicy,
+  NewRule,
+  PolicyAnswer,
+  Preset,
+  ProcessInfo,
+  ProxyConfig,
+  ProxyConfigChange,
+  Question,
+  Rule,
+  SandboxInfo,
+  SecretBinding,
+  SecretInfo,
+  SecretSource,
+  SetSecret,
+  SystemInfo,
+} from './index.ts';
 import { quote } from './index.ts';
 import { line } from './shell.ts';
 import { modeFromWire, modeToWire } from './wire.ts';
@@ -26,6 +49,41 @@ test('what the server sends has the fields and types that this package expects',
   expectTypeOf<keyof WireSystem['runtimes'][number]>().toEqualTypeOf<keyof SystemInfo['runtimes'][number]>();
   expectTypeOf<WireSystem['runtimes'][number]['capabilities']>().toEqualTypeOf<
     SystemInfo['runtimes'][number]['capabilities']
+  >();
+});
+
+/** Without the difference between what may be absent and what may be undefined; JSON has none. */
+type Shape<T> = T extends readonly (infer Item)[]
+  ? Shape<Item>[]
+  : T extends object
+    ? { [Key in keyof T]-?: Shape<Exclude<T[Key], undefined>> }
+    : T;
+
+/** Dates cross the wire as text. */
+type OnWire<T, Dates extends keyof T> = Shape<Omit<T, Dates> & Record<Dates, string>>;
+
+test('rules, log, questions and secrets have the fields and types that this package expects', () => {
+  expectTypeOf<Shape<network.Rule>>().branded.toEqualTypeOf<OnWire<Rule, 'createdAt'>>();
+  expectTypeOf<Shape<network.LogEntry>>().branded.toEqualTypeOf<OnWire<LogEntry, 'at'>>();
+  expectTypeOf<Shape<network.Question>>().branded.toEqualTypeOf<OnWire<Question, 'at' | 'until'>>();
+  expectTypeOf<Shape<network.SecretInfo>>().branded.toEqualTypeOf<OnWire<SecretInfo, 'createdAt'>>();
+  expectTypeOf<Shape<network.PolicyAnswer>>().toEqualTypeOf<Shape<PolicyAnswer>>();
+  expectTypeOf<Shape<network.LearnedPolicy>>().toEqualTypeOf<Shape<LearnedPolicy>>();
+  expectTypeOf<Shape<network.Preset>>().toEqualTypeOf<Shape<Preset>>();
+  expectTypeOf<Shape<network.ProxyConfig>>().toEqualTypeOf<Shape<ProxyConfig>>();
+});
+
+test('rules, answers and secrets are sent in the form that the server takes', () => {
+  expectTypeOf<Shape<z.input<typeof network.NewRule>>>().toEqualTypeOf<Shape<NewRule>>();
+  expectTypeOf<Shape<z.input<typeof network.Answer>>>().toEqualTypeOf<Shape<Answer>>();
+  expectTypeOf<Shape<z.input<typeof network.ProxyConfigChange>>>().toEqualTypeOf<Shape<ProxyConfigChange>>();
+  expectTypeOf<Shape<z.input<typeof network.SecretBinding>>>().toEqualTypeOf<Shape<SecretBinding>>();
+  expectTypeOf<Shape<z.input<typeof network.SecretSource>>>().toEqualTypeOf<Shape<SecretSource>>();
+  expectTypeOf<Shape<z.input<typeof network.SetSecret>>>().toEqualTypeOf<Shape<SetSecret>>();
+  type Create = z.input<typeof CreateSandboxRequest>;
+  expectTypeOf<Shape<NonNullable<Create['networkPolicy']>>>().toEqualTypeOf<Shape<NetworkPolicy>>();
+  expectTypeOf<Shape<NonNullable<NonNullable<Create['glovebox']>['rules']>>>().toEqualTypeOf<
+    Shape<Omit<NewRule, 'sandbox'>[]>
   >();
 });
 
