@@ -1,13 +1,7 @@
 // TLS towards the world: 1.2 or later, the certificate verified for the very name, by roots that are loaded once. There is no way to turn this off.
 import { X509Certificate } from 'node:crypto';
 import type { Duplex } from 'node:stream';
-import {
-  checkServerIdentity,
-  connect,
-  createSecureContext,
-  type SecureContext,
-  type TLSSocket,
-} from 'node:tls';
+import { connect, createSecureContext, type SecureContext, type TLSSocket } from 'node:tls';
 import { Failure } from '../lib/failure.ts';
 import type { Host } from '../policy/policy.ts';
 import { abandoned, systemError } from './sockets.ts';
