@@ -56,12 +56,21 @@ export interface Pausing {
   resume(signal: AbortSignal): Promise<void>;
 }
 
+/**
+ * What connections of a guest meet. `captured`: its own loopback and nothing else, and every address is on it, so that the agent can take a connection
+ * to any of them. `loopback`: its own loopback alone, where the agent serves a proxy; other addresses are out of reach. `open`: a network of the back
+ * end's, past our rules.
+ */
+export type NetworkWalls = 'captured' | 'loopback' | 'open';
+
 /** A running (or frozen, or just stopped) set of walls with our agent inside. */
 export interface Machine {
   readonly id: string;
   readonly image: ImageDefaults;
   /** Whether it is frozen, as the back end saw it when the machine was made or found. */
   readonly paused: boolean;
+  /** As the machine was made with, also when it was found. */
+  readonly network: NetworkWalls;
   /** Resolves, never rejects, once the machine has stopped, whatever stopped it. */
   readonly exited: Promise<MachineExit>;
   /** Kills everything inside and takes away all that the driver made for it. Idempotent; also for machines already stopped. */
@@ -79,6 +88,8 @@ export interface Capabilities {
   /** Whether the guest is walled off at all; only the memory runtime says no. */
   isolation: 'none' | 'namespaces' | 'container' | 'virtual-machine';
   imagePull: boolean;
+  /** What new machines get. */
+  network: NetworkWalls;
 }
 
 export interface RuntimeCheck {

@@ -80,6 +80,7 @@ export class FakeRuntime implements Runtime {
       users: 'single',
       isolation: 'none',
       imagePull: false,
+      network: 'captured',
     } as const;
     return { usable: true, capabilities, problems: [] };
   }
@@ -107,6 +108,7 @@ export class FakeMachine implements Machine {
   readonly id: string;
   readonly image = { env: { PATH: '/bin' }, entrypoint: [] };
   paused = false;
+  readonly network = 'captured';
   readonly exited: Promise<MachineExit>;
   readonly pausing: { pause(signal: AbortSignal): Promise<void>; resume(signal: AbortSignal): Promise<void> };
   readonly #runtime: FakeRuntime;

@@ -3,7 +3,7 @@
 // Nothing of a guest runs with the identity of the host's root: if the daemon is root, the guest's ids are a range of their own (hostIdBase); if it is
 // an ordinary user, that user is the guest's root and the only one.
 import { randomUUID } from 'node:crypto';
-import { mkdirSync, readdirSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync } from 'node:fs';
 import { totalmem } from 'node:os';
 import { join } from 'node:path';
 import { Failure } from '../../lib/failure.ts';
@@ -15,13 +15,14 @@ import type {
   Limits,
   Machine,
   MachineSpec,
+  NetworkWalls,
   Runtime,
   RuntimeCheck,
 } from '../runtime.ts';
 import { seccompBpf } from '../seccomp/bpf.ts';
 import { hostArch as seccompArch } from '../seccomp/profile.ts';
 import { checkHost } from './check.ts';
-import { type Launched, Launcher, type LauncherOptions, type OwnLimits } from './launcher.ts';
+import { type Admit, hostEnvironment, type Launched, Launcher, type LauncherOptions } from './launcher.ts';
 import { LauncherPool } from './launcher-pool.ts';
 import { Layers } from './layers.ts';
 import {
@@ -32,7 +33,7 @@ import {
   removeTraces,
 } from './machine.ts';
 import { layOut, type MachineLayout } from './plan.ts';
-import { bootId, isAlive, type ProcessIdentity } from './process-identity.ts';
+import { bootId, isAlive } from './process-identity.ts';
 import { ProcessWatch } from './process-watch.ts';
 import { readRecord, writeRecord } from './record.ts';
 import { hostIdBase, type RootfsSource } from './rootfs.ts';
@@ -74,6 +75,8 @@ export class BubblewrapRuntime implements Runtime {
   readonly #launchers: LauncherPool;
   readonly #watch = new ProcessWatch();
   #filter: Uint8Array | undefined;
+  /** What the last machine got; before the first, what the next may hope for. */
+  #network: NetworkWalls = hasProgram('ip') ? 'captured' : 'loopback';
   readonly #machines = new Map<string, Machine>();
   /** Being made at this moment: not yet for `list` to show. */
   readonly #making = new Set<string>();
@@ -102,13 +105,15 @@ export class BubblewrapRuntime implements Runtime {
       users: this.#idBase === undefined ? 'single' : 'all',
       isolation: 'namespaces',
       imagePull: false,
+      network: this.#network,
     };
   }
 
   /** Starts and removes a machine of the host's own files, because only that tells whether this host allows it. */
   check(signal: AbortSignal): Promise<RuntimeCheck> {
     const probe = () => this.#probe(signal);
-    return checkHost({ bwrap: this.#launcherOptions.bwrap, capabilities: this.capabilities, probe }, signal);
+    const capabilities = () => this.capabilities;
+    return checkHost({ bwrap: this.#launcherOptions.bwrap, capabilities, probe }, signal);
   }
 
   async create(spec: MachineSpec, signal: AbortSignal): Promise<Machine> {
@@ -162,7 +167,8 @@ export class BubblewrapRuntime implements Runtime {
       signal,
     );
     this.#launchers.refill();
-    return this.#machine({ id: spec.id, image: root.image, traces, end: { child: launched.child } });
+    const { child, network } = launched;
+    return this.#machine({ id: spec.id, image: root.image, network, traces, end: { child } });
   }
 
   /** From nothing to a running first process, or back to nothing. */
@@ -179,9 +185,10 @@ export class BubblewrapRuntime implements Runtime {
         diskInMemory: limits.diskBytes !== undefined,
         idBase: this.#idBase,
       });
-      const admit = async (monitor: ProcessIdentity): Promise<OwnLimits> => {
+      const admit: Admit = async ({ monitor, network }) => {
         traces.monitor = monitor;
-        writeRecord(stateFolder, { version: 1, bootId: bootId(), monitor, image: wanted.image });
+        this.#network = network;
+        writeRecord(stateFolder, { version: 1, bootId: bootId(), monitor, network, image: wanted.image });
         traces.cgroup = this.#cgroups?.make(id, pick(limits, this.#cgroups.holds));
         return {
           joins: (await traces.cgroup?.admit({ pid: monitor.pid, uid: this.#idBase ?? -1 })) ?? [],
@@ -290,11 +297,12 @@ export class BubblewrapRuntime implements Runtime {
     const stateFolder = join(this.#options.stateRoot, id);
     const record = readRecord(stateFolder);
     const image = record?.image ?? { env: {}, entrypoint: [] };
+    const network = record?.network ?? 'loopback';
     const traces: MachineTraces = { stateFolder, cgroup: this.#cgroups?.of(id), monitor: undefined };
     const thisBoot = record?.bootId === bootId();
     if (record !== undefined && thisBoot && isAlive(record.monitor)) {
       traces.monitor = record.monitor;
-      return this.#machine({ id, image, traces, end: { watch: this.#watch } });
+      return this.#machine({ id, image, network, traces, end: { watch: this.#watch } });
     }
     const exit = exitFor({ removed: false, oomKills: traces.cgroup?.oomKills ?? 0, exitCode: undefined });
     const message =
@@ -304,7 +312,7 @@ export class BubblewrapRuntime implements Runtime {
           ? 'it ended while no daemon was running'
           : 'the host was restarted';
     const happened = exit.reason === 'out-of-memory' ? exit : { ...exit, reason: 'lost' as const, message };
-    return this.#machine({ id, image, traces, end: { happened } });
+    return this.#machine({ id, image, network, traces, end: { happened } });
   }
 
   #machine(options: Omit<BubblewrapMachineOptions, 'onRemoved'>): Machine {
@@ -354,6 +362,10 @@ function wrongArch(spec: MachineSpec, arch: string): Failure {
 function ociArch(): string {
   const spelled: Partial<Record<NodeJS.Architecture, string>> = { x64: 'amd64', ia32: '386' };
   return spelled[process.arch] ?? process.arch;
+}
+
+function hasProgram(name: string): boolean {
+  return hostEnvironment.PATH.split(':').some((folder) => existsSync(join(folder, name)));
 }
 
 function foldersIn(path: string): string[] {

@@ -7,7 +7,8 @@ import { hostEnvironment } from './launcher.ts';
 
 export interface HostCheck {
   bwrap: string;
-  capabilities: Capabilities;
+  /** As they are known; the probe may teach better. */
+  capabilities: () => Capabilities;
   /** Starts a machine for real and removes it. Rejects with why it cannot be. */
   probe: () => Promise<void>;
 }
@@ -30,16 +31,17 @@ export async function checkHost(host: HostCheck, signal: AbortSignal): Promise<R
       const failure = Failure.from(thrown, 'start a machine');
       fatal(failure.message, failure.hint ?? 'Start a sandbox with the docker runtime instead.');
     });
-  problems.push(...weaknesses(host.capabilities));
+  const capabilities = host.capabilities();
+  problems.push(...weaknesses(capabilities));
   return {
     usable: !problems.some((it) => it.fatal),
     ...(version !== undefined && { version }),
-    capabilities: host.capabilities,
+    capabilities,
     problems,
   };
 }
 
-function weaknesses({ limits, pause, users }: Capabilities): RuntimeCheck['problems'] {
+function weaknesses({ limits, pause, users, network }: Capabilities): RuntimeCheck['problems'] {
   const missing = (['memoryBytes', 'cpu', 'pids'] as const).filter((it) => limits[it] === undefined);
   const found: [message: string, hint: string][] = [];
   if (missing.length > 0)
@@ -52,6 +54,11 @@ function weaknesses({ limits, pause, users }: Capabilities): RuntimeCheck['probl
     found.push([
       'sandboxes have one user only, their root',
       'Run the daemon as root if sandboxes need several users; their root is never the root of the host.',
+    ]);
+  if (network !== 'captured')
+    found.push([
+      'connections of programs that ignore proxy settings cannot be captured, so they fail',
+      'Install iproute2, whose `ip` makes the routes.',
     ]);
   return found.map(([message, hint]) => ({ message, hint, fatal: false }));
 }

@@ -1,19 +1,22 @@
 // Starts one set of walls: a chain of small host programs in one process, each replacing the one before, that ends as bubblewrap's monitor.
 //
 //   daemon is root                                    daemon is an ordinary user
-//   unshare --mount sh                                unshare --user --map-root-user --mount setpriv sh
-//     leaves a helper behind that will mount            the same, as "root" of a user namespace
+//   unshare --mount --net sh                          unshare --user --map-root-user --mount --net setpriv sh
+//     makes every address local to it                   the same, as "root" of a user namespace
+//     leaves a helper behind that will mount
 //   setpriv --reuid … unshare --user setpriv sh         in which only this one user exists
 //     · waits: the daemon maps its ids ·                · waits ·
 //   bwrap … agent                                     bwrap … agent
 //
 // Up to where it waits a chain knows nothing of the machine it will become, so some can be made in advance (launcher-pool.ts).
+// Started by root, the guest's network belongs to a user namespace that the guest is not in: not even a capability would let it change a route.
 // Its mount namespace is its own: mounts vanish with it. A daemon that dies closes the pipes, and a waiting chain ends.
 import { type ChildProcess, spawn } from 'node:child_process';
 import { writeFileSync } from 'node:fs';
 import type { Writable } from 'node:stream';
 import { setTimeout as delay } from 'node:timers/promises';
 import { Failure } from '../../lib/failure.ts';
+import type { NetworkWalls } from '../runtime.ts';
 import { launchFailure, spawnFailure } from './launch-failure.ts';
 import { guestCapabilities } from './plan.ts';
 import { identityOf, type ProcessIdentity, programOf } from './process-identity.ts';
@@ -58,7 +61,11 @@ export interface Launched {
   /** The chain, later bubblewrap's monitor. It ends with the first process inside, and with its exit code. */
   child: ChildProcess;
   monitor: ProcessIdentity;
+  network: NetworkWalls;
 }
+
+/** Tells who has been started, before anything of the guest can run, and learns what it has to do to itself. */
+export type Admit = (started: { monitor: ProcessIdentity; network: NetworkWalls }) => Promise<OwnLimits>;
 
 export class Launcher {
   readonly #options: LauncherOptions;
@@ -66,14 +73,14 @@ export class Launcher {
   readonly #lines = new LineInbox();
   readonly #ended: Promise<never>;
   /** Never settles for a chain that did not get there: it has ended, which `#ended` tells. */
-  readonly #waiting: Promise<void>;
+  readonly #waiting: Promise<NetworkWalls>;
 
   constructor(options: LauncherOptions) {
     this.#options = options;
     const asUser = ['--user', '--map-root-user', '--keep-caps'];
     const args = [
       // `slave`: what the host unmounts later is not kept busy by every machine that was there.
-      ...[...(options.idBase === undefined ? asUser : []), '--mount', '--propagation', 'slave'],
+      ...[...(options.idBase === undefined ? asUser : []), '--mount', '--propagation', 'slave', '--net'],
       ...(options.idBase === undefined ? boundSet : []),
       ...['sh', '-c', chainScript(options), 'glovebox', ...options.command],
     ];
@@ -89,7 +96,10 @@ export class Launcher {
     this.#child.stdout?.on('data', (bytes: Buffer) => this.#lines.add(bytes.toString()));
     this.#ended = endOf(this.#child, complaints);
     this.#ended.catch(() => {});
-    this.#waiting = this.#lines.next().then(() => this.#mapIds());
+    this.#waiting = this.#lines.next().then((line) => {
+      this.#mapIds();
+      return line === 'captured' ? line : 'loopback';
+    });
     this.#waiting.catch(() => {});
     this.#keepAlive(false);
   }
@@ -109,11 +119,7 @@ export class Launcher {
    * Resolves once bubblewrap has replaced itself by the command. `admit` is called while the mounts are made and before anything of the guest can
    * run; when it fails, so does the launch. On failure and abort the caller has to kill what `admit` was told about. Once only.
    */
-  async launch(
-    plan: LaunchPlan,
-    admit: (monitor: ProcessIdentity) => Promise<OwnLimits>,
-    signal: AbortSignal,
-  ): Promise<Launched> {
+  async launch(plan: LaunchPlan, admit: Admit, signal: AbortSignal): Promise<Launched> {
     const over = new AbortController();
     const stop = AbortSignal.any([signal, AbortSignal.timeout(launchDeadlineMs), over.signal]);
     const stopped = new Promise<never>((_, reject) => {
@@ -134,16 +140,12 @@ export class Launcher {
     }
   }
 
-  async #steps(
-    plan: LaunchPlan,
-    admit: (monitor: ProcessIdentity) => Promise<OwnLimits>,
-    stop: AbortSignal,
-  ): Promise<Launched> {
+  async #steps(plan: LaunchPlan, admit: Admit, stop: AbortSignal): Promise<Launched> {
     const monitor = this.#child.pid === undefined ? undefined : identityOf(this.#child.pid);
     if (monitor === undefined) return this.#ended;
-    await this.#waiting;
+    const network = await this.#waiting;
     (this.#child.stdio[3] as Writable).end(`${mountSteps(plan)}\n`);
-    const limits = await admit(monitor);
+    const limits = await admit({ monitor, network });
     if ((await this.#lines.next()) !== 'mounted') {
       // Without a "go" the chain ends, and `#ended` has the helper's complaints.
       this.#child.stdin?.end();
@@ -151,7 +153,7 @@ export class Launcher {
     }
     this.#child.stdin?.end(`${limitSteps(limits)}\n`);
     await commandRuns(plan.stateFolder, stop);
-    return { child: this.#child, monitor };
+    return { child: this.#child, monitor, network };
   }
 
   #mapIds(): void {
@@ -171,22 +173,38 @@ export class Launcher {
   }
 }
 
+/**
+ * Makes every address of the world one of the chain's fresh network, so that the guest's agent can answer there. Ports below 1024 are open to all in it,
+ * since the guest's root has no rights over a network of the host's root. A host may lack IPv6, and `ip`.
+ */
+const captured = `
+network=loopback ipv6=
+{ read -r off </proc/sys/net/ipv6/conf/lo/disable_ipv6 && [ "$off" = 0 ] && ipv6='route add local ::/0 dev lo'; } 2>/dev/null
+{ ip -batch - <<END && echo 0 >/proc/sys/net/ipv4/ip_unprivileged_port_start && network=captured; } 2>/dev/null
+link set lo up
+route add local 0.0.0.0/0 dev lo
+$ipv6
+END
+export network`;
+
 /** Every program in here costs about a millisecond, so what a shell can do itself, it does. */
 function chainScript(options: LauncherOptions): string {
   const helper =
     'umask 022\n( read -r steps <&3 && eval "$steps" && echo mounted || echo failed ) &\nexec 3>&-';
   const walls = [
-    'echo ready',
+    'echo "$network"',
     'read -r steps && eval "$steps" || exit 84',
     // A guest cannot make user namespaces, with which so many holes of the kernel begin.
     'echo 0 >/proc/sys/user/max_user_namespaces || exit 85',
     'ulimit -c 0',
     `ulimit -n ${openFilesMax} 2>/dev/null`,
-    `exec ${quoted(options.bwrap)} --args 8 --seccomp 7 --info-fd 9 -- "$@" 7</tmp/filter 8</tmp/options 9>/tmp/bwrap.json </dev/null >/dev/null`,
+    // What could not be prepared is made by bubblewrap: a network with nothing but its loopback.
+    'unshare=; [ "$network" = captured ] || unshare=--unshare-net',
+    `exec ${quoted(options.bwrap)} $unshare --args 8 --seccomp 7 --info-fd 9 -- "$@" 7</tmp/filter 8</tmp/options 9>/tmp/bwrap.json </dev/null >/dev/null`,
   ].join('\n');
-  if (options.idBase === undefined) return `${helper}\n${walls}`;
+  if (options.idBase === undefined) return `${captured}\n${helper}\n${walls}`;
   const drop = `setpriv --reuid ${options.idBase} --regid ${options.idBase} --clear-groups`;
-  return `${helper}\nexec ${drop} unshare --user --keep-caps ${boundSet.join(' ')} sh -c ${quoted(walls)} glovebox "$@"`;
+  return `${captured}\n${helper}\nexec ${drop} unshare --user --keep-caps ${boundSet.join(' ')} sh -c ${quoted(walls)} glovebox "$@"`;
 }
 
 /**

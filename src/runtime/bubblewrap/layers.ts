@@ -36,7 +36,8 @@ const baseEntries: Entry[] = [
   folder('etc'),
   file('etc/hostname', `${guestHostName}\n`),
   file('etc/hosts', `127.0.0.1\tlocalhost ${guestHostName}\n::1\tlocalhost ip6-localhost ip6-loopback\n`),
-  file('etc/resolv.conf'),
+  // The agent answers there.
+  file('etc/resolv.conf', 'nameserver 127.0.0.1\n'),
 ];
 
 /**

@@ -3,7 +3,14 @@ import type { ChildProcess } from 'node:child_process';
 import { setTimeout as delay } from 'node:timers/promises';
 import { Failure } from '../../lib/failure.ts';
 import type { Cgroup } from '../cgroup/cgroup.ts';
-import type { ImageDefaults, Machine, MachineExit, MachineExitReason, Pausing } from '../runtime.ts';
+import type {
+  ImageDefaults,
+  Machine,
+  MachineExit,
+  MachineExitReason,
+  NetworkWalls,
+  Pausing,
+} from '../runtime.ts';
 import { childrenOf, isAlive, type ProcessIdentity } from './process-identity.ts';
 import type { ProcessWatch } from './process-watch.ts';
 import { insideProcess } from './record.ts';
@@ -24,6 +31,7 @@ export interface MachineTraces {
 export interface BubblewrapMachineOptions {
   id: string;
   image: ImageDefaults;
+  network: NetworkWalls;
   traces: MachineTraces;
   /** How its end is noticed: as our own child, by watching, or as something that has already happened. */
   end: { child: ChildProcess } | { watch: ProcessWatch } | { happened: MachineExit };
@@ -35,6 +43,7 @@ export class BubblewrapMachine implements Machine {
   readonly id: string;
   readonly image: ImageDefaults;
   readonly paused: boolean;
+  readonly network: NetworkWalls;
   readonly exited: Promise<MachineExit>;
   readonly pausing?: Pausing;
   readonly #traces: MachineTraces;
@@ -45,6 +54,7 @@ export class BubblewrapMachine implements Machine {
   constructor(options: BubblewrapMachineOptions) {
     this.id = options.id;
     this.image = options.image;
+    this.network = options.network;
     this.#traces = options.traces;
     this.#watch = 'watch' in options.end ? options.end.watch : undefined;
     this.#onRemoved = options.onRemoved;

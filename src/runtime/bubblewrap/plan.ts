@@ -69,7 +69,7 @@ export async function layOut(layout: MachineLayout): Promise<void> {
 
 function bwrapOptions(layout: MachineLayout, guestMounts: readonly string[]): string[] {
   return [
-    ...['--unshare-pid', '--unshare-net', '--unshare-ipc', '--unshare-uts', '--unshare-cgroup-try'],
+    ...['--unshare-pid', '--unshare-ipc', '--unshare-uts', '--unshare-cgroup-try'],
     // The agent is the first process: when it ends, the kernel ends all others, and no process inside can kill it.
     ...['--as-pid-1', '--new-session', '--hostname', guestHostName],
     ...['--bind', '/tmp/root', '/'],

@@ -13,6 +13,8 @@ const MachineRecord = z.object({
   bootId: text,
   /** The process outside of the machine's walls that waits for the one inside; it ends with it. */
   monitor: z.object({ pid: z.int().positive(), startTime: text }),
+  /** Absent in those of machines from before connections could be captured. */
+  network: z.enum(['captured', 'loopback', 'open']).default('loopback'),
   image: z.object({
     env: z.record(text, text),
     cwd: text.exactOptional(),

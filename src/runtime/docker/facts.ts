@@ -43,6 +43,7 @@ export const noCapabilities: Capabilities = {
   users: 'all',
   isolation: 'container',
   imagePull: true,
+  network: 'loopback',
 };
 
 export async function askFacts(engine: Engine, signal: AbortSignal): Promise<EngineFacts> {

@@ -27,6 +27,7 @@ const capabilities: Capabilities = {
   users: 'single',
   isolation: 'none',
   imagePull: false,
+  network: 'open',
 };
 
 /** Every image is this host. */
@@ -91,6 +92,7 @@ class MemoryMachine implements Machine {
   readonly id: string;
   readonly image = image;
   readonly paused = false;
+  readonly network = 'open';
   readonly exited: Promise<MachineExit>;
   readonly #stateFolder: string;
   readonly #agent: Agent;
