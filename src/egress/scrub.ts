@@ -16,12 +16,12 @@ export function createScrubber(patterns: readonly Buffer[]): Scrubber {
   return {
     push(chunk) {
       const bytes = held.length === 0 ? chunk : Buffer.concat([held, chunk]);
-      const spans = spansOf(bytes, wanted);
-      if (blotted > 0) spans.push([0, blotted]);
       const keep = beginningsAt(bytes, wanted);
-      held = Buffer.from(bytes.subarray(keep));
       // A match that begins in what is held is found again with the next chunk.
-      blotted = Math.max(0, ...spans.map(([start, end]) => (start < keep ? end - keep : 0)));
+      const spans = spansOf(bytes, wanted).filter(([start]) => start < keep);
+      if (blotted > 0) spans.push([0, blotted]);
+      held = Buffer.from(bytes.subarray(keep));
+      blotted = spans.reduce((most, [, end]) => Math.max(most, end - keep), 0);
       const out = bytes.subarray(0, keep);
       return spans.length === 0 ? out : blot(out, spans);
     },
