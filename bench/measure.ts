@@ -2,7 +2,7 @@
 
 export interface Figure {
   name: string;
-  unit: 'ms' | '/s' | 'MiB/s' | 'MiB';
+  unit: 'ms' | '/s' | 'MiB/s' | 'MiB' | '/cpu-s' | 'MiB/cpu-s';
   median: number;
   min: number;
   max: number;

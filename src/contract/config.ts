@@ -164,6 +164,86 @@ const store = z.strictObject({
   path: path.optional().describe('Its file. By default `glovebox.db` in the home folder.'),
 });
 
+const address = '(\\d{1,3}(\\.\\d{1,3}){3}|\\[[0-9a-fA-F:.]+\\])';
+
+const egress = z.strictObject({
+  inspect: z
+    .enum(['all', 'needed'])
+    .default('all')
+    .describe(
+      '`all`: look into every TLS connection but those of bypassed hosts. `needed`: only where a secret is bound to the host, or a rule speaks of methods or paths.',
+    ),
+  transparent: z
+    .boolean()
+    .default(true)
+    .describe(
+      'Catch connections of programs that know nothing of the proxy. A sandbox can then serve nothing itself at ports 80 and 443.',
+    ),
+  name_servers: z
+    .array(line.regex(new RegExp(`^${address}(:\\d{1,5})?$`), 'must be an address, perhaps with a port'))
+    .max(8)
+    .default([])
+    .describe('Name servers to ask instead of those of the system.'),
+  hosts: z
+    .array(line.regex(/^[A-Za-z0-9._-]+=[0-9a-fA-F:.]+$/, 'must be name=address'))
+    .max(1024)
+    .default([])
+    .describe('Names with fixed addresses, as `name=address`; repeat a name for more addresses.'),
+  upstream_proxy: line
+    .regex(/^https?:\/\/[^/]+\/?$/, 'must be http://host:port or https://host:port')
+    .optional()
+    .describe('A proxy through which everything leaves this host, such as `http://proxy.corp:3128`.'),
+  no_proxy: z
+    .array(line)
+    .max(1024)
+    .default([])
+    .describe('Names, addresses and networks that are reached without that proxy.'),
+  extra_ca: z
+    .array(path)
+    .max(64)
+    .default([])
+    .describe('Files of certificates (PEM) of authorities to trust beside those of the system.'),
+  connections_max: z
+    .int()
+    .min(1)
+    .max(65_536)
+    .default(1024)
+    .describe('Connections of one sandbox at the same time.'),
+  idle_seconds: z
+    .int()
+    .min(5)
+    .max(86_400)
+    .default(600)
+    .describe('How long a connection may be silent in both directions.'),
+  ask_seconds: z
+    .int()
+    .min(1)
+    .max(600)
+    .default(30)
+    .describe('How long a connection is held while a person is asked; no answer is a no.'),
+  ask_notify: z
+    .boolean()
+    .default(false)
+    .describe('Show such questions as notifications of the desktop, too.'),
+  log_file_bytes: z
+    .int()
+    .min(65_536)
+    .max(1_073_741_824)
+    .default(16_777_216)
+    .describe('The size at which a file of the network log is closed and the next one begun.'),
+  log_files: z.int().min(2).max(1_000).default(8).describe('How many of these files are kept.'),
+  keyring: z
+    .enum(['file', 'system'])
+    .default('file')
+    .describe(
+      'Where the key of the stored secrets lies: in a file of the home folder, or in the system’s keyring.',
+    ),
+  dangerously_allow_metadata: z
+    .boolean()
+    .default(false)
+    .describe('Lets rules open the metadata services of clouds, which hand out the host’s own rights.'),
+});
+
 const secureRuntime = z.strictObject({
   type: z
     .enum(['', 'gvisor', 'kata'])
@@ -188,6 +268,7 @@ export const configSections = {
   bubblewrap,
   storage,
   store,
+  egress,
   secure_runtime: secureRuntime,
 } as const;
 
@@ -199,6 +280,7 @@ export const ConfigFile = z.strictObject({
   bubblewrap: bubblewrap.prefault({}),
   storage: storage.prefault({}),
   store: store.prefault({}),
+  egress: egress.prefault({}),
   secure_runtime: secureRuntime.prefault({}),
 });
 export type ConfigFile = z.infer<typeof ConfigFile>;
@@ -225,6 +307,9 @@ export const inertKeys: readonly ForeignKey[] = [
     key: 'storage.volume_default_size',
     why: 'there are no volumes of a fixed size, and requests for them are refused',
   },
+  { key: 'egress.image', why: 'the way out is a part of the daemon and needs no image' },
+  { key: 'egress.mode', why: 'names and addresses are always both checked' },
+  { key: 'egress.disable_ipv6', why: 'IPv6 connections are caught and decided like all others' },
   { key: 'renew_intent.min_interval_seconds', why: 'sandboxes are not renewed by use' },
   { key: 'renew_intent.redis.*', why: 'sandboxes are not renewed by use' },
 ];
@@ -241,7 +326,6 @@ export const refusedKeys: readonly ForeignKey[] = [
   { key: 'renew_intent.enabled', why: 'sandboxes are not renewed by use; clients renew them', allow: false },
   { key: 'ingress.mode', why: 'there is no ingress gateway yet', allow: 'direct' },
   { key: 'ingress.*', why: 'there is no ingress gateway yet' },
-  { key: 'egress.*', why: 'there are no egress policies yet; sandboxes have no network at all' },
   { key: 'kubernetes.*', why: 'there is no Kubernetes runtime yet' },
   { key: 'agent_sandbox.*', why: 'there is no Kubernetes runtime yet' },
 ];

@@ -51,6 +51,8 @@ test('without any configuration the defaults are the safe ones', async () => {
       stateRoot: join(home, 'state'),
       imagesFolder: join(home, 'images'),
       logFile: join(home, 'daemon.log'),
+      networkFolder: join(home, 'network'),
+      proxyConfigFile: join(home, 'proxy-config.json'),
     },
     server: { host: '127.0.0.1', port: 8080, keepAliveMs: 30_000, requestsMax: 1024, backlog: 2048 },
     log: { level: 'info' },
@@ -66,6 +68,21 @@ test('without any configuration the defaults are the safe ones', async () => {
     },
     bubblewrap: { idBase: hostIdBase, defaults: {} },
     storage: { allowedHostPaths: [] },
+    egress: {
+      inspect: 'all',
+      transparent: true,
+      nameServers: [],
+      hosts: {},
+      extraAuthorityFiles: [],
+      connectionsMax: 1024,
+      idleMs: 600_000,
+      askMs: 30_000,
+      askNotify: false,
+      logFileBytes: 16_777_216,
+      logFiles: 8,
+      keyring: 'file',
+      dangerouslyAllowMetadata: false,
+    },
   });
   expect(Object.isFrozen(config.docker.dropCapabilities)).toBe(true);
 });
@@ -274,7 +291,10 @@ const mistakes: [document: string, line: number | null, says: string][] = [
   ['[renew_intent]\nenabled = true', 2, 'renew_intent.enabled is refused'],
   ['[ingress]\nmode = "gateway"', 2, 'ingress.mode is refused: there is no ingress gateway yet'],
   ['[ingress.gateway]\naddress = "x"', 2, 'ingress.gateway.address is refused'],
-  ['[egress]\nmode = "dns"', 2, 'egress.mode is refused: there are no egress policies yet'],
+  ['[egress]\nname_servers = ["dns.example"]', 2, 'egress.name_servers (item 1): must be an address'],
+  ['[egress]\nhosts = ["a.test"]', 2, 'egress.hosts (item 1): must be name=address'],
+  ['[egress]\nupstream_proxy = "proxy:3128"', 2, 'egress.upstream_proxy: must be http://host:port'],
+  ['[egress]\ninspect = "none"', 2, 'egress.inspect: '],
   ['[kubernetes]\nnamespace = "x"', 2, 'kubernetes.namespace is refused'],
   ['[agent_sandbox]\ntemplate_file = "x"', 2, 'agent_sandbox.template_file is refused'],
   ['__proto__ = 1', 1, '"__proto__" is not a section'],
@@ -292,6 +312,27 @@ test.each([
   ['[server]\nhost = ', ':2:8: this is not TOML: invalid value'],
 ])('%j is not TOML, and the message says where', async (document, says) => {
   expect((await problemsOf(loadFile(document)))[0]).toContain(`${file}${says}`);
+});
+
+test('the way out is set up as the file says', async () => {
+  const config = await loadFile(`[egress]
+name_servers = ["192.0.2.1", "[2001:db8::1]:5353"]
+hosts = ["A.test=192.0.2.7", "a.test=2001:db8::7"]
+upstream_proxy = "http://proxy.corp:3128"
+no_proxy = ["intern.corp"]
+extra_ca = ["~/corp.pem"]
+dangerously_allow_metadata = true
+image = "opensandbox/egress:v1"
+`);
+  expect(config.egress).toMatchObject({
+    nameServers: ['192.0.2.1:53', '[2001:db8::1]:5353'],
+    hosts: { 'a.test': ['192.0.2.7', '2001:db8::7'] },
+    upstreamProxy: { url: 'http://proxy.corp:3128', noProxy: ['intern.corp'] },
+    dangerouslyAllowMetadata: true,
+  });
+  expect(config.egress.extraAuthorityFiles[0]).toMatch(/^\/.*\/corp\.pem$/);
+  expect(config.warnings.join('\n')).toContain('egress.image has no effect');
+  expect(config.warnings.join('\n')).toContain('egress.dangerously_allow_metadata is on');
 });
 
 test('a file too large to be one is not read', async () => {

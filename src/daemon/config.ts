@@ -42,6 +42,10 @@ export interface Config {
     readonly imagesFolder: string;
     /** Where a daemon without a terminal logs. */
     readonly logFile: string;
+    /** Everything about the way out: its log, its authority's key, secrets, a folder for each sandbox. */
+    readonly networkFolder: string;
+    /** What new sandboxes without a policy of their own get, if it is there. */
+    readonly proxyConfigFile: string;
   };
   readonly server: {
     readonly host: string;
@@ -71,6 +75,23 @@ export interface Config {
     readonly runtimeClass?: string;
   };
   readonly bubblewrap: { readonly idBase: number; readonly defaults: Readonly<Limits> };
+  readonly egress: {
+    readonly inspect: 'all' | 'needed';
+    readonly transparent: boolean;
+    /** `address:port`; the system's when empty. */
+    readonly nameServers: readonly string[];
+    readonly hosts: Readonly<Record<string, readonly string[]>>;
+    readonly upstreamProxy?: { readonly url: string; readonly noProxy: readonly string[] };
+    readonly extraAuthorityFiles: readonly string[];
+    readonly connectionsMax: number;
+    readonly idleMs: number;
+    readonly askMs: number;
+    readonly askNotify: boolean;
+    readonly logFileBytes: number;
+    readonly logFiles: number;
+    readonly keyring: 'file' | 'system';
+    readonly dangerouslyAllowMetadata: boolean;
+  };
   readonly storage: { readonly allowedHostPaths: readonly string[] };
 }
 
@@ -388,6 +409,8 @@ function configOf(
       stateRoot: join(home, 'state'),
       imagesFolder: join(home, 'images'),
       logFile,
+      networkFolder: join(home, 'network'),
+      proxyConfigFile: join(home, 'proxy-config.json'),
     },
     server: {
       host: server.host,
@@ -426,6 +449,33 @@ function configOf(
       }),
     },
     storage: { allowedHostPaths: storage.allowed_host_paths.map(absolute) },
+    egress: egressOf(parsed.egress, absolute),
+  };
+}
+
+function egressOf(egress: ConfigFile['egress'], absolute: (path: string) => string): Config['egress'] {
+  const hosts: Record<string, string[]> = {};
+  for (const entry of egress.hosts) {
+    const [name = '', address = ''] = entry.split('=');
+    hosts[name.toLowerCase()] = [...(hosts[name.toLowerCase()] ?? []), address];
+  }
+  return {
+    inspect: egress.inspect,
+    transparent: egress.transparent,
+    nameServers: egress.name_servers.map((it) => (/(^[\d.]+|\])$/.test(it) ? `${it}:53` : it)),
+    hosts,
+    ...(egress.upstream_proxy !== undefined && {
+      upstreamProxy: { url: egress.upstream_proxy, noProxy: egress.no_proxy },
+    }),
+    extraAuthorityFiles: egress.extra_ca.map(absolute),
+    connectionsMax: egress.connections_max,
+    idleMs: egress.idle_seconds * 1000,
+    askMs: egress.ask_seconds * 1000,
+    askNotify: egress.ask_notify,
+    logFileBytes: egress.log_file_bytes,
+    logFiles: egress.log_files,
+    keyring: egress.keyring,
+    dangerouslyAllowMetadata: egress.dangerously_allow_metadata,
   };
 }
 
@@ -442,7 +492,14 @@ async function warnOfSecretInFile(settings: Settings, file: string): Promise<voi
     settings.warnings.push(`${file} holds the API key and other users may read it; run: chmod 600 ${file}`);
 }
 
-function warnOfRisks(settings: Settings, { server, docker, runtime }: Omit<Config, 'warnings'>): void {
+function warnOfRisks(
+  settings: Settings,
+  { server, docker, runtime, egress }: Omit<Config, 'warnings'>,
+): void {
+  if (egress.dangerouslyAllowMetadata)
+    settings.warnings.push(
+      'egress.dangerously_allow_metadata is on: rules can open the metadata services of clouds to sandboxes',
+    );
   if (!/^(127\.|localhost$|::1$)/.test(server.host))
     settings.warnings.push(
       `server.host is ${server.host}: other machines can reach the API, and without TLS the key can be read on the way; put a proxy with TLS in front`,

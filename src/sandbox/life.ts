@@ -25,6 +25,7 @@ import type { ImageDefaults, Machine, MachineSpec, Runtime } from '../runtime/ru
 import type { SandboxRecord, Store } from '../store/store.ts';
 import { type AgentDoor, openDoor } from './door.ts';
 import { SandboxExecutions } from './executions.ts';
+import type { SandboxNetwork } from './network.ts';
 import { type CreateRequest, mainExecId, type SandboxInfo, type SandboxState } from './sandbox.ts';
 
 /** From the first step of a machine to its agent's hello; pulling the image is the runtime's own time and not part of it. */
@@ -44,6 +45,7 @@ export interface Folders {
 export interface LifeOptions {
   runtime: Runtime;
   store: Store;
+  network: SandboxNetwork;
   folders: Folders;
   log: Log;
   now: () => Date;
@@ -86,7 +88,10 @@ export class Life {
     this.executions = new SandboxExecutions({
       folder: join(options.folders.logs, id),
       guest: () => this.#inside(),
-      defaults: () => ({ ...this.#image, env: { ...this.#image.env, ...record.env } }),
+      defaults: () => ({
+        ...this.#image,
+        env: { ...this.#image.env, ...options.network.environment(id), ...record.env },
+      }),
       save: (execution) => options.store.saveExecution(id, execution),
       forget: (execId) => options.store.forgetExecution(id, execId),
       now: options.now,
@@ -153,6 +158,8 @@ export class Life {
 
   async #boot(request: CreateRequest, signal: AbortSignal): Promise<void> {
     const { id } = this.info;
+    const { network } = this.#options;
+    network.open(this.info, request);
     await this.#openDoor();
     signal.throwIfAborted();
     const spec: MachineSpec = {
@@ -177,6 +184,7 @@ export class Life {
     const patient = AbortSignal.any([signal, AbortSignal.timeout(helloDeadlineMs)]);
     await this.#awaitAgent(machine, patient);
     await rm(join(this.#runFolder, 'boot.json'), { force: true });
+    await network.attach(id, { guest: this.#inside(), walls: machine.network, fresh: true }, patient);
     if (request.entrypoint.length > 0)
       await this.executions.start(
         { execId: mainExecId, argv: request.entrypoint, stdin: 'none', background: true },
@@ -194,11 +202,15 @@ export class Life {
     };
     // The guest's users differ from ours, so the folder is open; the home folder above it is not.
     await mkdir(this.#runFolder, { recursive: true, mode: 0o755 });
-    if (this.info.state === 'Pending')
-      await writeFile(join(this.#runFolder, 'boot.json'), JSON.stringify(boot), { mode: 0o644 });
+    if (this.info.state === 'Pending') {
+      const files = { 'boot.json': JSON.stringify(boot), ...this.#options.network.files(this.info.id) };
+      for (const [name, content] of Object.entries(files))
+        await writeFile(join(this.#runFolder, name), content, { mode: 0o644 });
+    }
     this.#door = await openDoor({
       runFolder: this.#runFolder,
       token: boot.token,
+      onEgress: (socket) => this.#options.network.accept(this.info.id, socket),
       onRefused: ({ code, message }) =>
         this.#options.log.warn(
           { sandbox: this.info.id, code, message },
@@ -365,6 +377,7 @@ export class Life {
       );
     await this.#dismantle();
     await this.executions.dispose();
+    await this.#options.network.forget(this.info.id);
     const { id, reason, message } = this.info;
     this.#options.store.burySandbox({ id, reason, message, at: this.#options.now() });
     this.#gone = true;
@@ -377,6 +390,7 @@ export class Life {
     await this.#machine?.remove(AbortSignal.timeout(removeDeadlineMs));
     this.#machine = undefined;
     this.#guest = undefined;
+    this.#options.network.detach(id);
     await this.#door?.close();
     this.#door = undefined;
     await rm(this.#runFolder, { recursive: true, force: true });
@@ -389,6 +403,7 @@ export class Life {
     return this.#exclusive(async () => {
       this.#found = false;
       this.#machine = machine;
+      this.#options.network.adopt(this.info);
       const { state } = this.info;
       if (state === 'Pending')
         return this.#takeAway({
@@ -427,8 +442,10 @@ export class Life {
     const patience = frozen ? [] : [AbortSignal.timeout(helloDeadlineMs)];
     try {
       const guest = await door.connected(AbortSignal.any([this.#removal.signal, ...patience]));
+      const all = AbortSignal.any([this.#removal.signal, ...patience]);
+      await this.#options.network.attach(this.info.id, { guest, walls: machine.network, fresh: false }, all);
       const records = this.#options.store.executions(this.info.id);
-      await this.executions.adopt(records, guest, AbortSignal.any([this.#removal.signal, ...patience]));
+      await this.executions.adopt(records, guest, all);
       this.#guest = guest;
       if (records.some((it) => it.execId === mainExecId)) this.#watch(machine);
     } catch (error) {

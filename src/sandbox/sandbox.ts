@@ -1,5 +1,7 @@
 // What the doors (API, later MCP and others) can ask of sandboxes: the shapes and the service's interface. The work is in sandboxes.ts and executions.ts.
 import type { ExecExit } from '../contract/guest.ts';
+import type { NewRule } from '../contract/network.ts';
+import type { NetworkPolicy } from '../contract/opensandbox.ts';
 import type { Limits, SandboxInfo, SandboxState } from '../contract/sandbox.ts';
 import type { ExecSpec, Guest, Output } from '../guest/guest.ts';
 import type { ImageCredentials, Mount, RuntimeCheck } from '../runtime/runtime.ts';
@@ -20,6 +22,8 @@ export interface CreateRequest {
   limits: Limits;
   mounts: Mount[];
   timeoutMs?: number;
+  networkPolicy?: NetworkPolicy;
+  rules?: NewRule[];
 }
 
 export interface SandboxFilter {

@@ -2,14 +2,15 @@ import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { nameLabel } from '../contract/admin.ts';
 import type { SandboxState } from '../contract/sandbox.ts';
 import { Failure } from '../lib/failure.ts';
 import type { Log } from '../lib/log.ts';
 import { openSqliteStore } from '../store/sqlite/sqlite.ts';
 import type { Store } from '../store/store.ts';
-import { FakeRuntime, type honest } from './fake-runtime.fixture.ts';
+import { FakeRuntime, honest } from './fake-runtime.fixture.ts';
+import type { SandboxNetwork } from './network.ts';
 import type { CreateRequest } from './sandbox.ts';
 import { Sandboxes } from './sandboxes.ts';
 
@@ -31,6 +32,8 @@ let open: Sandboxes[];
 let now: () => Date;
 /** Names of store methods that throw as on a full disk. */
 let broken: Set<keyof Store>;
+/** What the network around sandboxes was told. */
+let told: string[];
 let logged: { message: string; fields: Record<string, unknown> }[];
 
 beforeEach(() => {
@@ -47,6 +50,7 @@ beforeEach(() => {
   open = [];
   now = () => new Date();
   logged = [];
+  told = [];
 });
 
 afterEach(async () => {
@@ -64,12 +68,25 @@ afterEach(async () => {
 const write = (fields: Record<string, unknown>, message: string) => void logged.push({ fields, message });
 const log: Log = { debug: write, info: write, warn: write, error: write };
 
+/** A network that notes what it is told. */
+const network: SandboxNetwork = {
+  open: ({ id }) => void told.push(`open ${id}`),
+  adopt: ({ id }) => void told.push(`adopt ${id}`),
+  files: () => ({ 'ca.crt': 'a certificate' }),
+  environment: () => ({ HTTP_PROXY: 'http://127.0.0.1:3128', MINE: 'network' }),
+  attach: async (id, { walls, fresh }) => void told.push(`attach ${id} ${walls} ${fresh}`),
+  accept: (_id, socket) => socket.destroy(),
+  detach: (id) => void told.push(`detach ${id}`),
+  forget: async (id) => void told.push(`forget ${id}`),
+};
+
 async function start(): Promise<Sandboxes> {
   const folders = { run: join(home, 'run'), machines: join(home, 'machines'), logs: join(home, 'logs') };
   const sandboxes = await Sandboxes.open({
     runtimes: new Map([['fake', runtime]]),
     defaultRuntime: 'fake',
     store,
+    network,
     folders,
     allowedHostPaths: [],
     log,
@@ -408,5 +425,49 @@ describe('after a restart', () => {
     } finally {
       if (mounted) execFileSync('umount', [stray]);
     }
+  });
+});
+
+describe('the network around a sandbox', () => {
+  test('is in place before the first command, and is taken away before the sandbox is forgotten', async () => {
+    const sandboxes = await start();
+    let toldAtFirstCommand: string[] = [];
+    runtime.answer = () => {
+      const usual = honest();
+      return (call) => {
+        if (call.request.op === 'exec') toldAtFirstCommand = [...told];
+        usual(call);
+      };
+    };
+    const { id } = await sandboxes.create({ ...request, entrypoint: ['serve'] }, never);
+    expect(toldAtFirstCommand).toEqual([`open ${id}`, `attach ${id} captured true`]);
+    await sandboxes.remove(id, never);
+    expect(told.slice(2)).toEqual([`detach ${id}`, `forget ${id}`]);
+  });
+
+  test('sets variables under those of the creator', async () => {
+    const sandboxes = await start();
+    const { id } = await sandboxes.create({ ...request, env: { MINE: 'creator' } }, never);
+    expect(sandboxes.executions(id).environment()).toEqual({
+      PATH: '/bin',
+      HTTP_PROXY: 'http://127.0.0.1:3128',
+      MINE: 'creator',
+    });
+  });
+
+  test('takes a sandbox up again after a restart', async () => {
+    const before = await start();
+    const { id } = await before.create(request, never);
+    told = [];
+    await restart(before);
+    expect(told).toEqual([`adopt ${id}`, `attach ${id} captured false`]);
+  });
+
+  test('a policy that it cannot keep fails the creation, and nothing is left', async () => {
+    const sandboxes = await start();
+    const attach = vi.spyOn(network, 'attach').mockRejectedValue(new Failure('unsupported', 'open walls'));
+    expect(await codeOf(sandboxes.create(request, never))).toBe('unsupported');
+    attach.mockRestore();
+    expect(left()).toEqual([]);
   });
 });

@@ -10,6 +10,7 @@ import type { Log } from '../lib/log.ts';
 import type { Machine, Mount, Runtime, RuntimeCheck } from '../runtime/runtime.ts';
 import type { SandboxRecord, Store } from '../store/store.ts';
 import { type Folders, Life } from './life.ts';
+import type { SandboxNetwork } from './network.ts';
 import type { CreateRequest, Executions, SandboxFilter, SandboxInfo, SandboxService } from './sandbox.ts';
 
 /** Removals that failed, and runtimes that could not be asked at start, are tried again this often. */
@@ -25,6 +26,7 @@ export interface SandboxesOptions {
   runtimes: Map<string, Runtime>;
   defaultRuntime: string;
   store: Store;
+  network: SandboxNetwork;
   folders: Folders;
   /** Host folders below which a sandbox may mount; none when empty. */
   allowedHostPaths: string[];
@@ -239,6 +241,7 @@ export class Sandboxes implements SandboxService {
     const life = new Life(record, {
       runtime,
       store: this.#options.store,
+      network: this.#options.network,
       folders: this.#options.folders,
       log: this.#options.log,
       now: this.#options.now,

@@ -1,4 +1,6 @@
 // What survives a restart of the daemon. Each call is durable against a crash of the daemon when it returns.
+import type { Rule } from '../contract/network.ts';
+import type { NetworkPolicy } from '../contract/opensandbox.ts';
 import type { SandboxInfo } from '../contract/sandbox.ts';
 
 /** A background command that was started; its output lies beside it in the sandbox's log folder. */
@@ -27,12 +29,22 @@ export interface Death {
 
 export interface Store {
   saveSandbox(record: SandboxRecord): void;
-  /** Forgets the sandbox and its executions and remembers the death, in one step. */
+  /** Forgets the sandbox, its executions, its rules and its own policy, and remembers the death, in one step. */
   burySandbox(death: Death): void;
   sandboxes(): SandboxRecord[];
   death(id: string): Death | undefined;
   saveExecution(sandboxId: string, record: ExecutionRecord): void;
   forgetExecution(sandboxId: string, execId: string): void;
   executions(sandboxId: string): ExecutionRecord[];
+  /** Rules of the operator, in the order in which they were added. */
+  rules(): Rule[];
+  /** Adds and drops rules in one step: all of it holds, or nothing. */
+  changeRules(change: { add?: readonly Rule[]; drop?: readonly string[] }): void;
+  /** Whether the operator has chosen what holds for all sandboxes, be it nothing. */
+  policyInitialized(): boolean;
+  setPolicyInitialized(initialized: boolean): void;
+  /** The policy that a sandbox was made with, or was given since, in OpenSandbox's form. */
+  saveNetworkPolicy(sandboxId: string, policy: NetworkPolicy): void;
+  networkPolicy(sandboxId: string): NetworkPolicy | undefined;
   close(): void;
 }

@@ -74,3 +74,42 @@ test('a damaged file, and one of a newer program, are refused with the next step
   newer.close();
   expect(() => openSqliteStore(path)).toThrow(/newer glovebox/);
 });
+
+const rule = (id: string, sandboxId?: string) => ({
+  id,
+  ...(sandboxId === undefined ? {} : { sandboxId }),
+  decision: 'allow' as const,
+  resources: ['example.com:443'],
+  protocols: ['tcp' as const],
+  createdVia: 'added' as const,
+  createdAt: '2026-01-01T00:00:00.000Z',
+});
+
+test('rules keep their order; a change of several holds whole or not at all', () => {
+  using store = disposable(openSqliteStore(path));
+  store.changeRules({ add: [rule('b'), rule('a')] });
+  store.changeRules({ add: [rule('c')], drop: ['b', 'unknown'] });
+  expect(store.rules().map((it) => it.id)).toEqual(['a', 'c']);
+  expect(() => store.changeRules({ add: [rule('d'), rule('a')], drop: ['c'] })).toThrow(/rule\.id/);
+  expect(store.rules().map((it) => it.id)).toEqual(['a', 'c']);
+});
+
+test('what a sandbox may reach is forgotten with it, and nothing else is', () => {
+  using store = disposable(openSqliteStore(path));
+  const policy = { defaultAction: 'deny' as const, egress: [{ action: 'allow' as const, target: 'a.test' }] };
+  store.changeRules({ add: [rule('mine', 's1'), rule('other', 's2'), rule('all')] });
+  store.saveNetworkPolicy('s1', policy);
+  store.saveNetworkPolicy('s2', policy);
+  store.setPolicyInitialized(true);
+  store.burySandbox({ id: 's1', reason: 'removed', message: '', at: new Date(1) });
+  expect(store.rules().map((it) => it.id)).toEqual(['other', 'all']);
+  expect(store.networkPolicy('s1')).toBeUndefined();
+  expect(store.networkPolicy('s2')).toEqual(policy);
+  expect(store.policyInitialized()).toBe(true);
+  store.setPolicyInitialized(false);
+  expect(store.policyInitialized()).toBe(false);
+});
+
+function disposable<T extends { close(): void }>(store: T): T & Disposable {
+  return Object.assign(store, { [Symbol.dispose]: () => store.close() });
+}

@@ -1,5 +1,7 @@
 // The store on node:sqlite: one file, one writer (the daemon holds the home's lock).
 import { DatabaseSync } from 'node:sqlite';
+import type { Rule } from '../../contract/network.ts';
+import type { NetworkPolicy } from '../../contract/opensandbox.ts';
 import { Failure, type FailureCode } from '../../lib/failure.ts';
 import type { Death, ExecutionRecord, SandboxRecord, Store } from '../store.ts';
 
@@ -15,7 +17,12 @@ const migrations = [
    CREATE TABLE death (
      number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, reason TEXT NOT NULL, message TEXT NOT NULL, at INTEGER NOT NULL
    ) STRICT;`,
+  `CREATE TABLE rule (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, sandbox TEXT, record TEXT NOT NULL) STRICT;
+   CREATE TABLE network_policy (sandbox TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
+   CREATE TABLE setting (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;`,
 ];
+
+const policyInitialized = 'policy-initialized';
 
 /** Opens or makes the database. Failure('unavailable') when the file is newer than this program or damaged. */
 export function openSqliteStore(path: string): Store {
@@ -62,6 +69,18 @@ function sqliteStore(database: DatabaseSync): Store {
     executions: database.prepare('SELECT record FROM execution WHERE sandbox = ?'),
     saveDeath: database.prepare('INSERT OR REPLACE INTO death (id, reason, message, at) VALUES (?, ?, ?, ?)'),
     trimDeaths: database.prepare('DELETE FROM death WHERE number <= (SELECT max(number) FROM death) - ?'),
+    saveRule: database.prepare('INSERT INTO rule (id, sandbox, record) VALUES (?, ?, ?)'),
+    dropRule: database.prepare('DELETE FROM rule WHERE id = ?'),
+    dropRules: database.prepare('DELETE FROM rule WHERE sandbox = ?'),
+    rules: database.prepare('SELECT record FROM rule ORDER BY number'),
+    saveNetworkPolicy: database.prepare(
+      'INSERT OR REPLACE INTO network_policy (sandbox, record) VALUES (?, ?)',
+    ),
+    dropNetworkPolicy: database.prepare('DELETE FROM network_policy WHERE sandbox = ?'),
+    networkPolicy: database.prepare('SELECT record FROM network_policy WHERE sandbox = ?'),
+    saveSetting: database.prepare('INSERT OR REPLACE INTO setting (name, value) VALUES (?, ?)'),
+    dropSetting: database.prepare('DELETE FROM setting WHERE name = ?'),
+    setting: database.prepare('SELECT value FROM setting WHERE name = ?'),
     death: database.prepare('SELECT id, reason, message, at FROM death WHERE id = ?'),
   };
 
@@ -85,6 +104,8 @@ function sqliteStore(database: DatabaseSync): Store {
       atomically(() => {
         statements.dropSandbox.run(death.id);
         statements.dropExecutions.run(death.id);
+        statements.dropRules.run(death.id);
+        statements.dropNetworkPolicy.run(death.id);
         statements.saveDeath.run(death.id, death.reason, death.message, death.at.getTime());
         statements.trimDeaths.run(deathsMax);
       });
@@ -109,6 +130,30 @@ function sqliteStore(database: DatabaseSync): Store {
         const record = JSON.parse(String(row.record)) as ExecutionRecord;
         return { ...record, startedAt: new Date(record.startedAt) };
       });
+    },
+    rules() {
+      return statements.rules.all().map((row) => JSON.parse(String(row.record)) as Rule);
+    },
+    changeRules({ add = [], drop = [] }) {
+      atomically(() => {
+        for (const id of drop) statements.dropRule.run(id);
+        for (const rule of add)
+          statements.saveRule.run(rule.id, rule.sandboxId ?? null, JSON.stringify(rule));
+      });
+    },
+    policyInitialized() {
+      return statements.setting.get(policyInitialized) !== undefined;
+    },
+    setPolicyInitialized(initialized) {
+      if (initialized) statements.saveSetting.run(policyInitialized, 'true');
+      else statements.dropSetting.run(policyInitialized);
+    },
+    saveNetworkPolicy(sandboxId, policy) {
+      statements.saveNetworkPolicy.run(sandboxId, JSON.stringify(policy));
+    },
+    networkPolicy(sandboxId) {
+      const row = statements.networkPolicy.get(sandboxId);
+      return row && (JSON.parse(String(row.record)) as NetworkPolicy);
     },
     close() {
       database.close();
