@@ -11,7 +11,35 @@ export const serviceVariables = {
   openrouter: ['OPENROUTER_API_KEY'],
   xai: ['XAI_API_KEY'],
   npm: ['NPM_TOKEN', 'NODE_AUTH_TOKEN'],
-  pypi: ['PYPI_TOKEN', 'UV_PUBLISH_TOKEN'],
+  pypi: ['PYPI_TOKEN', 'UV_PUBLISH_TOKEN', 'TWINE_PASSWORD'],
+  aws: ['AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY'],
+  cursor: ['CURSOR_API_KEY'],
+  droid: ['FACTORY_API_KEY'],
+  nebius: ['NEBIUS_API_KEY'],
 } as const satisfies Record<string, readonly string[]>;
 
 export type ServiceName = keyof typeof serviceVariables;
+
+/**
+ * What an environment holds for a service, and in which variable it was found. An AWS key pair is several variables in one value:
+ * `ACCESS_KEY_ID:SECRET`, or `ACCESS_KEY_ID:SECRET:SESSION_TOKEN`.
+ */
+export function importedValue(
+  service: ServiceName,
+  readEnv: (variable: string) => string | undefined,
+): { variable: string; value: string } | undefined {
+  if (service === 'aws') {
+    const parts = serviceVariables.aws.map(readEnv);
+    if (parts.some((part) => !part)) return undefined;
+    const session = readEnv('AWS_SESSION_TOKEN');
+    return {
+      variable: serviceVariables.aws[0],
+      value: [...parts, ...(session ? [session] : [])].join(':'),
+    };
+  }
+  for (const variable of serviceVariables[service]) {
+    const value = readEnv(variable);
+    if (value) return { variable, value };
+  }
+  return undefined;
+}

@@ -1,0 +1,164 @@
+// What every secret comes down to, whoever bound it: a place, and what is done to a request that goes there.
+import type { SecretBinding } from '../contract/network.ts';
+import { Failure } from '../lib/failure.ts';
+import { ambiguousPath, canonicalHost, overlap, type Place } from './place.ts';
+import type { ServiceBinding } from './services.ts';
+
+export type Part = 'header' | 'query' | 'path' | 'body';
+
+export type Action =
+  /** Sets a header, in place of whatever the client has sent in it. */
+  | {
+      kind: 'header';
+      header: string;
+      format: string;
+      removesHeaders: readonly string[];
+      removesQuery: readonly string[];
+    }
+  /** Puts the value wherever a placeholder of it stands. */
+  | { kind: 'substitute'; placeholders: readonly string[]; parts: readonly Part[] }
+  /** Signs anew what has been signed with the placeholder as access key. */
+  | { kind: 'aws'; placeholders: readonly string[] };
+
+export interface Grant {
+  place: Place;
+  action: Action;
+}
+
+/** Header names that differ in nothing but case and `_` are one header to some servers. */
+export const sameHeader = (name: string): string => name.toLowerCase().replaceAll('_', '-');
+
+/** Headers that carry a message rather than a credential, or that are the proxy's own. */
+const reservedHeaders = new Set([
+  ...[
+    'host',
+    'content-length',
+    'content-type',
+    'content-encoding',
+    'transfer-encoding',
+    'connection',
+    'keep-alive',
+  ],
+  ...[
+    'upgrade',
+    'te',
+    'trailer',
+    'expect',
+    'forwarded',
+    'x-forwarded-for',
+    'x-forwarded-host',
+    'x-forwarded-proto',
+  ],
+  ...['proxy-authorization', 'proxy-authenticate', 'proxy-connection'],
+]);
+
+export function headerProblem(name: string): string | undefined {
+  if (!/^[A-Za-z0-9!#$%&'*+\-.^_`|~]+$/.test(name)) return 'is no name of a header';
+  return reservedHeaders.has(sameHeader(name)) ? 'is a header that a secret cannot be put in' : undefined;
+}
+
+/** A binding in one spelling. Throws Failure('invalid') with what is wrong; `where` says which binding it is. */
+export function checkedBinding(binding: SecretBinding, where: string): SecretBinding {
+  const invalid = (what: string, hint?: string): Failure =>
+    new Failure('invalid', `${where}: ${what}`, hint === undefined ? {} : { hint });
+  const hosts = binding.hosts.map((host) => {
+    const canonical = canonicalHost(host);
+    if (canonical === undefined)
+      throw invalid(
+        `the host ${JSON.stringify(host)} can never be met, or is too wide`,
+        'Name a host, such as api.example.com, or all below a domain, such as *.example.com.',
+      );
+    return canonical;
+  });
+  if (binding.ports.length === 0) throw invalid('it names no port');
+  const { header, format, substitute, awsSigV4 } = binding;
+  if (awsSigV4 === true && (header !== undefined || format !== undefined || substitute !== undefined))
+    throw invalid('a request that is signed anew has no header, format or substitution');
+  if (header === undefined && format !== undefined) throw invalid('a format needs a header');
+  const problem = header === undefined ? undefined : headerProblem(header);
+  if (problem !== undefined) throw invalid(`${JSON.stringify(header)} ${problem}`);
+  if (format !== undefined && formatted(format, '') === undefined)
+    throw invalid(
+      `the format ${JSON.stringify(format)} is not printable ASCII with one %s`,
+      "Write, say, 'Bearer %s', or 'Basic base64(user:%s)'.",
+    );
+  const methods = binding.methods?.map((method) => method.toUpperCase());
+  for (const method of methods ?? [])
+    if (!/^[A-Z]+$/.test(method)) throw invalid(`${JSON.stringify(method)} is no HTTP method`);
+  for (const path of binding.paths ?? []) {
+    const fixed = path.endsWith('*') ? path.slice(0, -1) : path;
+    if (fixed.includes('*') || fixed.includes('?') || ambiguousPath(fixed))
+      throw invalid(
+        `the path ${JSON.stringify(path)} can never be met`,
+        'Begin it with /; a * may stand at its end; leave out the query, // and ..',
+      );
+  }
+  const anyMethod = methods === undefined || methods.length === 0 || methods.includes('ANY');
+  const anyPath = binding.paths === undefined || binding.paths.length === 0 || binding.paths.includes('/*');
+  return {
+    hosts: [...new Set(hosts)],
+    ports: [...new Set(binding.ports)],
+    ...(header === undefined ? {} : { header: header.toLowerCase(), format: format ?? '%s' }),
+    ...(anyMethod ? {} : { methods }),
+    ...(anyPath ? {} : { paths: binding.paths }),
+    // With nothing said, the placeholder is replaced wherever a client may put a key without our having to hold the body back.
+    ...(awsSigV4 === true
+      ? { awsSigV4 }
+      : substitute !== undefined && substitute.length > 0
+        ? { substitute: [...new Set(substitute)] }
+        : header === undefined
+          ? { substitute: ['header', 'query', 'path'] satisfies Part[] }
+          : {}),
+  };
+}
+
+/** The grants of a binding that has been checked. */
+export function grantsOf(binding: ServiceBinding, placeholders: readonly string[]): Grant[] {
+  const place: Place = {
+    hosts: binding.hosts,
+    ports: binding.ports,
+    ...(binding.methods === undefined ? {} : { methods: binding.methods }),
+    ...(binding.paths === undefined ? {} : { paths: binding.paths }),
+  };
+  const grants: Grant[] = [];
+  if (binding.awsSigV4 === true) grants.push({ place, action: { kind: 'aws', placeholders } });
+  if (binding.substitute !== undefined)
+    grants.push({ place, action: { kind: 'substitute', placeholders, parts: binding.substitute } });
+  if (binding.header !== undefined)
+    grants.push({
+      place,
+      action: {
+        kind: 'header',
+        header: binding.header,
+        format: binding.format ?? '%s',
+        removesHeaders: binding.removes?.headers ?? [],
+        removesQuery: binding.removes?.query ?? [],
+      },
+    });
+  return grants;
+}
+
+/**
+ * A value in its format: `%s` stands for it, and what stands in a `base64(…)` at the end is encoded after that. Undefined when there is not
+ * exactly one `%s`, or when the outcome could not stand in a header.
+ */
+export function formatted(format: string, value: string): string | undefined {
+  const fill = (text: string): string => text.split('%s').join(value);
+  const [, before = '', inside] = /^(.*)base64\((.*)\)$/.exec(format) ?? [];
+  const text =
+    inside === undefined ? fill(format) : fill(before) + Buffer.from(fill(inside)).toString('base64');
+  return format.split('%s').length === 2 && /^[\x20-\x7e]*$/.test(text) ? text : undefined;
+}
+
+/** Why two grants cannot stand beside each other in one scope, or undefined. */
+export function conflictOf(a: Grant, b: Grant): string | undefined {
+  if (!overlap(a.place, b.place)) return undefined;
+  const [mine, theirs] = [headerOf(a.action), headerOf(b.action)];
+  if (mine === undefined || mine !== theirs) return undefined;
+  // Two key pairs are told apart by their placeholders.
+  if (a.action.kind === 'aws' && b.action.kind === 'aws') return undefined;
+  return `the header ${mine} at ${a.place.hosts.find((host) => overlap({ ...a.place, hosts: [host] }, b.place))}`;
+}
+
+const headerOf = (action: Action): string | undefined =>
+  action.kind === 'header' ? sameHeader(action.header) : action.kind === 'aws' ? 'authorization' : undefined;
