@@ -4,7 +4,7 @@ import { realpathSync } from 'node:fs';
 import { dirname, isAbsolute, normalize } from 'node:path';
 import { guestFolder } from '../../contract/guest.ts';
 import { Failure } from '../../lib/failure.ts';
-import type { ImageDefaults, MachineSpec, Mount } from '../runtime.ts';
+import type { ImageDefaults, MachineSpec, Mount, NetworkWalls } from '../runtime.ts';
 import type { EngineFacts } from './facts.ts';
 
 export const labels = {
@@ -14,6 +14,8 @@ export const labels = {
   attempt: 'glovebox.attempt',
   /** The image's defaults: needed at adoption, when the image itself may be gone. */
   defaults: 'glovebox.image-defaults',
+  /** The walls of its network, in the words of runtime.ts. */
+  network: 'glovebox.network',
 };
 
 export interface ContainerOptions {
@@ -37,9 +39,10 @@ export interface ContainerRequest {
   attempt: string;
   /**
    * `engine`: the engine's own network set-up. `bare`: with network `none`, the kernel's fresh network namespace and nothing more, which
-   * halves the time of a start; then `hostsFile` stands in for the engine's /etc/hosts.
+   * halves the time of a start; then `files` stand in for those that the engine would put into /etc.
    */
-  networking: { kind: 'engine' } | { kind: 'bare'; hostsFile: string };
+  networking: { kind: 'engine' } | { kind: 'bare'; files: { hostPath: string; guestPath: string }[] };
+  network: NetworkWalls;
 }
 
 const mebibyte = 2 ** 20;
@@ -111,19 +114,21 @@ export function containerBody(
       [labels.sandbox]: spec.id,
       [labels.attempt]: request.attempt,
       [labels.defaults]: JSON.stringify(request.defaults),
+      [labels.network]: request.network,
     },
     // An image's health check would start a process in the guest every few seconds, past our agent.
     Healthcheck: { Test: ['NONE'] },
     NetworkDisabled: networking.kind === 'bare',
     HostConfig: {
       NetworkMode: options.network,
+      ...(request.network === 'open' ? {} : { Dns: [guestNameServer] }),
       Init: facts.initPresent,
       Mounts: [
         mount(options.agent.folder, `${guestFolder}/agent`, true),
         mount(spec.runFolder, `${guestFolder}/run`, true),
-        // It lies on the host's disk, past the limit of the container's own layer.
+        // They lie on the host's disk, past the limit of the container's own layer.
         ...(networking.kind === 'bare'
-          ? [mount(networking.hostsFile, '/etc/hosts', limits.diskBytes !== undefined)]
+          ? networking.files.map((it) => mount(it.hostPath, it.guestPath, limits.diskBytes !== undefined))
           : []),
         ...spec.mounts.map((it) => mount(it.hostPath, normalize(it.guestPath), it.readOnly)),
       ],
@@ -177,6 +182,11 @@ function hostname(id: string): string {
       .replace(/^-+|-+$/g, '') || 'sandbox'
   );
 }
+
+/** Where the agent answers questions for names. */
+const guestNameServer = '127.0.0.1';
+
+export const resolvText = `nameserver ${guestNameServer}\n`;
 
 /** What the engine would write, plus the names by which a guest knows itself. */
 export function hostsText(id: string): string {

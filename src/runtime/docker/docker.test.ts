@@ -10,6 +10,7 @@ import { until } from '../../../test/daemon.ts';
 import { dockerImage, rootfsTar } from '../../../test/images.ts';
 import { Failure } from '../../lib/failure.ts';
 import type { MachineSpec } from '../runtime.ts';
+import { wallOff } from './capture.ts';
 import { type DockerOptions, DockerRuntime, droppedCapabilities } from './docker.ts';
 
 const present = process.env.GLOVEBOX_TEST_PRESENT?.split(',').includes('docker') ?? false;
@@ -128,6 +129,7 @@ describe.runIf(present)('machines on the Docker engine', () => {
       ['/.glovebox/agent', false],
       ['/.glovebox/run', false],
       ['/etc/hosts', true],
+      ['/etc/resolv.conf', true],
     ]);
     const status = readFileSync(`/proc/${state.Pid}/status`, 'utf8');
     expect(status).toMatch(/^NoNewPrivs:\s*1$/m);
@@ -218,9 +220,54 @@ describe.runIf(present)('machines on the Docker engine', () => {
     ]);
   });
 
+  test('every address is local to a captured container, names are asked for inside, and an adopted one is known', async () => {
+    const spec = specOf();
+    const machine = await runtimeWith().create(spec, never);
+    expect(machine.network).toBe('captured');
+    const within = (...command: string[]) => docker('exec', `glovebox-${spec.id}`, ...command);
+    expect(within('ip', 'route', 'show', 'table', 'local')).toMatch(/^local default dev lo/m);
+    expect(within('cat', '/proc/net/ipv6_route')).toMatch(/^0{32} 00 0{32} 00 0{32} 00000400 .* lo$/m);
+    expect(within('cat', '/etc/resolv.conf')).toBe('nameserver 127.0.0.1');
+    expect(inspect(spec.id).Config.Labels['glovebox.network']).toBe('captured');
+    expect((await runtimeWith().list(never)).map((it) => it.network)).toEqual(['captured']);
+    await machine.remove(never);
+  });
+
+  test('a container that is not seen to have a network of its own gets no routes', async () => {
+    const id = docker(
+      'run',
+      '-d',
+      '--network',
+      'host',
+      '--label',
+      `glovebox.home=${homeId}`,
+      image,
+      'sleep',
+      '60',
+    );
+    try {
+      const { Pid: pid } = JSON.parse(docker('inspect', id))[0].State;
+      const before = execFileSync('ip', ['route', 'show', 'table', 'local'], { encoding: 'utf8' });
+      expect(await wallOff({ id, pid }, { capture: true })).toBe(false);
+      // The number of a process that is not the container's.
+      expect(await wallOff({ id, pid: process.pid }, { capture: true })).toBe(false);
+      expect(execFileSync('ip', ['route', 'show', 'table', 'local'], { encoding: 'utf8' })).toBe(before);
+    } finally {
+      docker('rm', '-f', id);
+    }
+  });
+
   test('the engine’s own way of network "none" serves where the fast one cannot be verified', async () => {
     const spec = specOf();
-    const machine = await runtimeWith({ runtimeClass: 'runc' }).create(spec, never);
+    const runtime = runtimeWith({ runtimeClass: 'runc' });
+    const machine = await runtime.create(spec, never);
+    expect(machine.network).toBe('loopback');
+    expect(docker('exec', `glovebox-${spec.id}`, 'cat', '/etc/resolv.conf')).toContain(
+      'nameserver 127.0.0.1',
+    );
+    const check = await runtime.check(never);
+    expect(check.capabilities.network).toBe('loopback');
+    expect(check.problems.map((it) => it.message).join()).toMatch(/cannot be captured/);
     expect(inspect(spec.id)).toMatchObject({
       Config: { Hostname: spec.id },
       HostConfig: { Runtime: 'runc' },
@@ -322,7 +369,7 @@ describe.runIf(present)('machines on the Docker engine', () => {
     const spec = specOf();
     const machine = await runtime.create(spec, never);
     expect(await runtime.create(spec, never).catch((it) => it)).toMatchObject({ code: 'conflict' });
-    expect(readdirSync(spec.stateFolder)).toEqual(['hosts']);
+    expect(readdirSync(spec.stateFolder)).toEqual(['hosts', 'resolv.conf']);
     expect(inspect(spec.id).State.Running).toBe(true);
     await machine.remove(never);
     await machine.remove(never);
@@ -444,6 +491,7 @@ describe.runIf(present)('machines on the Docker engine', () => {
       isolation: 'container',
       users: 'all',
       imagePull: true,
+      network: 'captured',
     });
     expect(check.capabilities.limits.memoryBytes).toMatch(/^cgroup-v[12]$/);
   });

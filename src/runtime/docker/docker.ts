@@ -14,17 +14,20 @@ import type {
   Machine,
   MachineExit,
   MachineSpec,
+  NetworkWalls,
   Pausing,
   Runtime,
   RuntimeCheck,
 } from '../runtime.ts';
 import { seccompDockerProfile } from '../seccomp/docker-profile.ts';
+import { canCapture, wallOff } from './capture.ts';
 import {
   type ContainerOptions,
   containerBody,
   containerName,
   hostsText,
   labels,
+  resolvText,
   validate,
 } from './container.ts';
 import { Engine } from './engine.ts';
@@ -71,13 +74,24 @@ export const droppedCapabilities = [
 
 const defaultHost = 'unix:///var/run/docker.sock';
 const stateFolderLabel = 'glovebox.state-folder';
-const hostsName = 'hosts';
+/** What stands in for the engine's own files, by the name that it has in the state folder. */
+const etcFiles = { hosts: '/etc/hosts', 'resolv.conf': '/etc/resolv.conf' };
+/** Runtimes whose containers use the kernel's own network stack. Others leave the namespace that we see to itself. */
+const kernelRuntimes = ['runc', 'crun', 'io.containerd.runc.v2'];
 const removalPollMs = 50;
 const defaultPids = 4_096;
 /** Of the engine's memory: the rest keeps its host alive beside one greedy guest. */
 const defaultMemoryShare = 0.75;
 /** How long undoing waits for an engine that went away in the middle. */
 const undoPatience = { tries: 4, pauseMs: 500 };
+
+/**
+ * `captured` and `bare`: the kernel's fresh network with nothing added, which is quick and which we see from the host; in the first we make every
+ * address its own. `engine`: the engine's set-up.
+ */
+type Networking = 'captured' | 'bare' | 'engine';
+
+const Walls = z.enum(['captured', 'loopback', 'open']);
 
 const Defaults = z.object({
   env: z.record(z.string(), z.string()),
@@ -96,8 +110,8 @@ export class DockerRuntime implements Runtime, Disposable {
   readonly #underWay = new Set<string>();
   #facts: Promise<EngineFacts> | undefined;
   #seccomp: Promise<string> | undefined;
-  /** Whether a machine without network may do without the engine's network set-up. Until the first time that it cannot be verified. */
-  #bareNetworking: boolean;
+  /** What is tried for the next machine: the best, until the first time that it cannot be had. */
+  #networking: Networking;
 
   constructor(options: DockerOptions) {
     this.#options = options;
@@ -107,19 +121,18 @@ export class DockerRuntime implements Runtime, Disposable {
     });
     this.#homeLabel = `${labels.home}=${options.homeId}`;
     this.#exits = new Exits(this.#engine, this.#homeLabel);
-    this.#bareNetworking =
-      (options.network ?? 'none') === 'none' &&
-      options.runtimeClass === undefined &&
-      this.#engine.socketPath !== undefined;
+    this.#networking = this.#bestNetworking();
   }
 
   async check(signal: AbortSignal): Promise<RuntimeCheck> {
     this.#facts = undefined;
+    this.#networking = this.#bestNetworking();
     try {
       const facts = await this.#askedFacts(signal);
       const problems = [...facts.problems, ...this.#ownProblems(facts)];
       const usable = !problems.some((it) => it.fatal);
-      return { usable, version: facts.version, capabilities: facts.capabilities, problems };
+      const capabilities = { ...facts.capabilities, network: this.#wallsOf(this.#networkingFor(facts)) };
+      return { usable, version: facts.version, capabilities, problems };
     } catch (error) {
       const { message, hint } = Failure.from(error, 'ask the Docker engine what it is');
       const problem = { message, hint: hint ?? 'See whether "docker info" works.', fatal: true };
@@ -142,13 +155,29 @@ export class DockerRuntime implements Runtime, Disposable {
     this.#refuseUnsupported(spec, facts);
     const wanted = { ...spec, limits: this.#limitsFor(spec, facts) };
     const image = await ensureImage(this.#engine, spec, facts.arch, signal);
-    if (this.#bareNetworking) {
-      const machine = await this.#launch(wanted, image, facts, true, signal);
+    for (;;) {
+      const networking = this.#networkingFor(facts);
+      const machine = await this.#launch(wanted, image, facts, networking, signal);
       if (machine !== undefined) return machine;
-      this.#bareNetworking = false;
+      this.#networking = networking === 'captured' ? 'bare' : 'engine';
     }
-    const machine = await this.#launch(wanted, image, facts, false, signal);
-    return machine as Machine;
+  }
+
+  #bestNetworking(): Networking {
+    const { network = 'none', runtimeClass } = this.#options;
+    const bare = network === 'none' && runtimeClass === undefined && this.#engine.socketPath !== undefined;
+    if (!bare) return 'engine';
+    return canCapture() ? 'captured' : 'bare';
+  }
+
+  #networkingFor(facts: EngineFacts): Networking {
+    const plain = kernelRuntimes.includes(facts.defaultRuntime);
+    return this.#networking === 'captured' && !plain ? 'bare' : this.#networking;
+  }
+
+  #wallsOf(networking: Networking): NetworkWalls {
+    if (networking === 'captured') return 'captured';
+    return (this.#options.network ?? 'none') === 'none' ? 'loopback' : 'open';
   }
 
   async list(signal: AbortSignal): Promise<Machine[]> {
@@ -163,6 +192,7 @@ export class DockerRuntime implements Runtime, Disposable {
           containerId: it.Id,
           defaults: defaultsIn(it.Labels[labels.defaults]),
           paused: it.State === 'paused',
+          network: wallsIn(it.Labels[labels.network]),
           stateFolder: it.Labels[stateFolderLabel] ?? '',
           exited: exit === undefined ? this.#exits.of(it.Id) : Promise.resolve(exit),
         });
@@ -177,18 +207,19 @@ export class DockerRuntime implements Runtime, Disposable {
   }
 
   /**
-   * A started container with all it needs, or nothing at all. Resolves with undefined when bare networking was asked for and the
-   * container cannot be seen to have a network of its own.
+   * A started container with all it needs, or nothing at all. Resolves with undefined when another networking than the engine's was asked for and
+   * cannot be had: the container cannot be seen to have a network of its own, or that cannot be prepared.
    */
   async #launch(
     spec: MachineSpec,
     image: { id: string; defaults: ImageDefaults },
     facts: EngineFacts,
-    bare: boolean,
+    wanted: Networking,
     signal: AbortSignal,
   ): Promise<Machine | undefined> {
     const attempt = randomUUID();
-    const hostsFile = join(spec.stateFolder, hostsName);
+    const bare = wanted !== 'engine';
+    const network = this.#wallsOf(wanted);
     const options = await this.#containerOptions();
     await using undo = new AsyncDisposableStack();
     this.#underWay.add(attempt);
@@ -198,14 +229,19 @@ export class DockerRuntime implements Runtime, Disposable {
     if (bare) {
       undo.defer(() => (state.ours ? removeStateFolder(spec.stateFolder) : undefined));
       await mkdir(spec.stateFolder, { recursive: true, mode: 0o700 });
-      await writeFile(hostsFile, hostsText(spec.id), { mode: 0o644 });
+      await writeFile(join(spec.stateFolder, 'hosts'), hostsText(spec.id), { mode: 0o644 });
+      await writeFile(join(spec.stateFolder, 'resolv.conf'), resolvText, { mode: 0o644 });
     }
     const labelled = bare
       ? { ...spec, labels: { ...spec.labels, [stateFolderLabel]: spec.stateFolder } }
       : spec;
-    const networking = bare ? ({ kind: 'bare', hostsFile } as const) : ({ kind: 'engine' } as const);
+    const files = Object.entries(etcFiles).map(([name, guestPath]) => ({
+      hostPath: join(spec.stateFolder, name),
+      guestPath,
+    }));
+    const networking = bare ? ({ kind: 'bare', files } as const) : ({ kind: 'engine' } as const);
     const body = containerBody(
-      { spec: labelled, imageId: image.id, defaults: image.defaults, attempt, networking },
+      { spec: labelled, imageId: image.id, defaults: image.defaults, attempt, networking, network },
       options,
       facts,
     );
@@ -230,7 +266,7 @@ export class DockerRuntime implements Runtime, Disposable {
       })
       .catch((error) => Promise.reject(creationFailure(error, spec)));
     signal.throwIfAborted();
-    if (bare && !(await this.#hasOnlyLoopback(containerId, signal))) return undefined;
+    if (bare && !(await this.#walledOff(containerId, wanted === 'captured', signal))) return undefined;
     undo.move();
     this.#underWay.delete(attempt);
     return this.#machine({
@@ -238,27 +274,25 @@ export class DockerRuntime implements Runtime, Disposable {
       containerId,
       defaults: image.defaults,
       paused: false,
+      network,
       stateFolder: bare ? spec.stateFolder : '',
       exited: this.#exits.of(containerId),
     });
   }
 
-  /** Sees from the host that the container has a network of its own with nothing in it. False when that cannot be seen. */
-  async #hasOnlyLoopback(containerId: string, signal: AbortSignal): Promise<boolean> {
+  /** Whether the container is seen to have a network of its own with nothing in it, and is prepared where it shall be captured. */
+  async #walledOff(containerId: string, capture: boolean, signal: AbortSignal): Promise<boolean> {
     const container = await inspectContainer(this.#engine, containerId, signal);
     // One that has ended already reaches nothing; its end is told as any other.
     if (container === undefined || hasEnded(container)) return true;
     try {
-      const folder = `/proc/${container.State.Pid}`;
-      const [cgroup, devices] = await Promise.all([
-        readFile(`${folder}/cgroup`, 'utf8'),
-        readFile(`${folder}/net/dev`, 'utf8'),
-      ]);
-      const names = [...devices.matchAll(/^\s*([^\s:]+):/gm)].map((it) => it[1]);
-      // The number may mean another process where we do not see the engine's processes, hence the look at the cgroup.
-      return cgroup.includes(containerId) && names.length === 1 && names[0] === 'lo';
-    } catch {
-      return false;
+      return await wallOff({ id: containerId, pid: container.State.Pid }, { capture });
+    } catch (error) {
+      // It may have ended meanwhile, and its network with it.
+      const now = await inspectContainer(this.#engine, containerId, signal);
+      if (now === undefined || hasEnded(now)) return true;
+      if (error instanceof Failure) return false;
+      throw error;
     }
   }
 
@@ -267,14 +301,16 @@ export class DockerRuntime implements Runtime, Disposable {
     containerId: string;
     defaults: ImageDefaults;
     paused: boolean;
+    network: NetworkWalls;
     stateFolder: string;
     exited: Promise<MachineExit>;
   }): Machine {
-    const { id, containerId, defaults, paused, stateFolder, exited } = parts;
+    const { id, containerId, defaults, paused, network, stateFolder, exited } = parts;
     return {
       id,
       image: defaults,
       paused,
+      network,
       exited,
       remove: async (signal) => {
         this.#exits.removing(containerId);
@@ -383,6 +419,13 @@ export class DockerRuntime implements Runtime, Disposable {
       const hint = 'Leave docker.seccomp_profile out for our own profile.';
       problems.push({ message: 'guests may make any system call', hint, fatal: false });
     }
+    if (this.#wallsOf(this.#networkingFor(facts)) === 'loopback') {
+      problems.push({
+        message: 'connections of programs that ignore proxy settings cannot be captured, so they fail',
+        hint: 'Run the daemon as root on the host of a Docker engine that uses runc, with iproute2 and util-linux installed; or use bubblewrap.',
+        fatal: false,
+      });
+    }
     if (network !== 'none') {
       const hint = 'Set docker.network_mode to "none".';
       problems.push({
@@ -439,7 +482,7 @@ async function seccompText(profile: string): Promise<string> {
 
 /** Only what we put there, so that a wrong path does no harm. */
 async function removeStateFolder(folder: string): Promise<void> {
-  await rm(join(folder, hostsName), { force: true }).catch(() => {});
+  for (const name of Object.keys(etcFiles)) await rm(join(folder, name), { force: true }).catch(() => {});
   await rmdir(folder).catch(() => {});
 }
 
@@ -450,6 +493,11 @@ async function abortable<T>(value: Promise<T>, signal: AbortSignal): Promise<T> 
   const abort = () => aborted.reject(signal.reason);
   signal.addEventListener('abort', abort);
   return Promise.race([value, aborted.promise]).finally(() => signal.removeEventListener('abort', abort));
+}
+
+/** Of a container that does not say it, nothing is claimed. */
+function wallsIn(label: string | undefined): NetworkWalls {
+  return Walls.catch('open').parse(label);
 }
 
 function defaultsIn(label: string | undefined): ImageDefaults {

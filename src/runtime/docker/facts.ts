@@ -12,6 +12,8 @@ export interface EngineFacts {
   memoryBytes: number;
   /** Whether the engine brings an init that reaps zombies. */
   initPresent: boolean;
+  /** What containers get that ask for no other runtime. */
+  defaultRuntime: string;
   capabilities: Capabilities;
   runtimes: string[];
   problems: RuntimeCheck['problems'];
@@ -32,6 +34,7 @@ interface Info {
   CpuCfsQuota?: boolean;
   PidsLimit?: boolean;
   Runtimes?: Record<string, unknown>;
+  DefaultRuntime?: string;
   InitCommit?: { ID?: string };
   SecurityOptions?: string[];
 }
@@ -89,6 +92,7 @@ export async function askFacts(engine: Engine, signal: AbortSignal): Promise<Eng
     arch: canonicalArch(info.Architecture ?? 'unknown'),
     memoryBytes: info.MemTotal ?? 0,
     initPresent: info.InitCommit?.ID !== 'N/A',
+    defaultRuntime: info.DefaultRuntime ?? 'runc',
     capabilities: { ...noCapabilities, limits },
     runtimes,
     problems,
