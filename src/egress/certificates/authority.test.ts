@@ -2,11 +2,11 @@ import { X509Certificate } from 'node:crypto';
 import { chmodSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
+import { outcomeOf, present, serveWith, temporaryFolder, visit } from '../../../test/verifiers.ts';
 import { Failure } from '../../lib/failure.ts';
 import { openCertificateAuthority } from './authority.ts';
 import { pem } from './certificate.ts';
 import type { CertificateAuthority } from './certificates.ts';
-import { outcomeOf, present, serveWith, temporaryFolder, visit } from './verifiers.fixture.ts';
 
 const dayMs = 86_400_000;
 
@@ -223,6 +223,31 @@ describe('a session', () => {
     expect((await visit(serverOne, { ...options, session })).reused).toBe(true);
     expect((await visit(serverTwo, { ...options, session })).reused).toBe(false);
     expect((await visit(serverOne, { ...options, servername: 'other.example', session })).reused).toBe(false);
+  });
+
+  test.each([
+    'X25519',
+    'P-256',
+    'P-384',
+    'X25519MLKEM768',
+  ])('is made with a client that knows %s only', async (group) => {
+    using folder = temporaryFolder();
+    const sandbox = authorityIn(folder.path).forSandbox('one');
+    await using server = await serveWith(sandbox);
+    const visited = await visit(server, {
+      ca: sandbox.certificate,
+      servername: 'api.example',
+      ecdhCurve: group,
+    });
+    expect(visited.group).toBe(group === 'P-256' ? 'prime256v1' : group === 'P-384' ? 'secp384r1' : group);
+  });
+
+  test('uses the group that costs least where the client leaves the choice', async () => {
+    using folder = temporaryFolder();
+    const sandbox = authorityIn(folder.path).forSandbox('one');
+    await using server = await serveWith(sandbox);
+    const visited = await visit(server, { ca: sandbox.certificate, servername: 'api.example' });
+    expect(visited.group).toBe('X25519');
   });
 
   test('of TLS 1.1 is refused', async () => {

@@ -112,6 +112,9 @@ class OneSandbox implements SandboxAuthority {
       key: this.#leaf.pem,
       cert: certificate,
       minVersion: 'TLSv1.2',
+      // The way to the guest does not leave this host: the group that costs least comes first, which saves a tenth of a handshake.
+      ecdhCurve: 'X25519:P-256:P-384:X25519MLKEM768',
+      honorCipherOrder: true,
       // No client is asked for a certificate; an empty list saves loading all of Node's own.
       ca: [],
       ticketKeys: this.#ticketKeys,
@@ -123,8 +126,8 @@ class OneSandbox implements SandboxAuthority {
 
 function authorityName(sandboxId: string): string {
   const name = `Glovebox sandbox ${sandboxId}`;
-  // The characters of names that are compared in the same way by everybody.
-  if (name.length <= commonNameMax && /^[\w .-]+$/.test(name)) return name;
+  // Characters that everybody compares in the same way.
+  if (name.length <= commonNameMax && /^[\w.-]+$/.test(sandboxId)) return name;
   return `Glovebox sandbox ${createHash('sha256').update(sandboxId).digest('hex').slice(0, 40)}`;
 }
 

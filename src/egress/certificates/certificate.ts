@@ -114,13 +114,26 @@ export function pem(certificate: Uint8Array): string {
   return `-----BEGIN CERTIFICATE-----\n${lines.join('\n')}\n-----END CERTIFICATE-----\n`;
 }
 
-/** Organization first, then the common name: the order in which strict comparisons of issuer and subject see them. */
+/**
+ * The name of the file, without its `.0`, under which OpenSSL looks for an authority of ours in a folder of certificates: SHA-1 over its subject in
+ * small letters, of which the first four bytes count, in little-endian order.
+ */
+export function subjectHash(authorityName: string): string {
+  const subject = Buffer.concat(attributesOf(authorityName.toLowerCase(), organization.toLowerCase()));
+  const hash = createHash('sha1').update(subject).digest().readUInt32LE(0);
+  return hash.toString(16).padStart(8, '0');
+}
+
 function nameOf(commonName: string | undefined): Buffer {
+  return sequence(...attributesOf(commonName, organization));
+}
+
+function attributesOf(commonName: string | undefined, organizationName: string): Buffer[] {
   const attribute = (type: string, value: string) => set(sequence(oid(type), text(value)));
-  return sequence(
-    attribute('2.5.4.10', organization),
+  return [
+    attribute('2.5.4.10', organizationName),
     ...(commonName === undefined ? [] : [attribute('2.5.4.3', commonName)]),
-  );
+  ];
 }
 
 function extension(id: string, value: Buffer, critical?: 'critical'): Buffer {

@@ -1,8 +1,8 @@
 import { type AddressInfo, createServer } from 'node:net';
 import { type ConnectionOptions, connect } from 'node:tls';
 import { beforeAll, describe, expect, test } from 'vitest';
+import { outcomeOf, present } from '../../../test/verifiers.ts';
 import { type ClientHello, clientHelloBytesMax, readClientHello } from './client-hello.ts';
-import { outcomeOf, present } from './verifiers.fixture.ts';
 
 /** What a client sends to a server that says nothing. `start` is given the port; the connection is cut once a hello is whole. */
 async function capture(start: (port: number) => void): Promise<Buffer> {

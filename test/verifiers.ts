@@ -5,8 +5,8 @@ import { type AddressInfo, createServer, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type ConnectionOptions, connect, TLSSocket } from 'node:tls';
-import type { SandboxAuthority } from './certificates.ts';
-import { readClientHello } from './client-hello.ts';
+import type { SandboxAuthority } from '../src/egress/certificates/certificates.ts';
+import { readClientHello } from '../src/egress/certificates/client-hello.ts';
 
 /** A folder of the test's own, gone with it. */
 export function temporaryFolder(): { path: string; [Symbol.dispose](): void } {
@@ -88,27 +88,29 @@ export async function serveWith(authority: SandboxAuthority, fallback = '127.0.0
   };
 }
 
-/** What a client of Node.js got: the server's certificate, whether it resumed, and its last ticket. Rejects when it does not trust. */
+/** What a client of Node.js got: the server's certificate, the group of the keys, whether it resumed, and its last ticket. Rejects when it does not trust. */
 export async function visit(
   server: TestServer,
   options: ConnectionOptions,
-): Promise<{ leaf: Buffer; reused: boolean; session: Buffer | undefined }> {
+): Promise<{ leaf: Buffer; group: string | undefined; reused: boolean; session: Buffer | undefined }> {
   return new Promise((resolve, reject) => {
     const socket = connect({ host: '127.0.0.1', port: server.port, ...options });
     let session: Buffer | undefined;
     let leaf = Buffer.alloc(0);
+    let group: string | undefined;
     socket.on('session', (ticket: Buffer) => {
       session = ticket;
     });
     socket.on('secureConnect', () => {
       leaf = socket.getPeerCertificate().raw ?? leaf;
+      group = (socket.getEphemeralKeyInfo() as { name?: string } | null)?.name;
       socket.write('GET / HTTP/1.1\r\n\r\n');
     });
     socket.on('error', reject);
     socket.on('end', () => {
       const reused = socket.isSessionReused();
       socket.destroy();
-      resolve({ leaf, reused, session });
+      resolve({ leaf, group, reused, session });
     });
     socket.resume();
   });
