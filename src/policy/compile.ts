@@ -269,7 +269,10 @@ class CompiledPolicy implements Policy {
   #resolvedTo(attempt: Attempt, guard: Guard | 'rule', entry?: Entry): Decision {
     const remedy = entry === undefined ? undefined : remedyForRule(attempt, entry.rule, this.#naming);
     const decision = denial(guard, resolvedMessage(attempt, guard), remedy);
-    return entry === undefined ? decision : { ...decision, rule: entry.rule };
+    // The guest gets to see the text, and what its names lead to is nothing it should know.
+    return entry === undefined
+      ? decision
+      : { ...decision, rule: { ...entry.rule, text: 'deny (by address)' } };
   }
 }
 

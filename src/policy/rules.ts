@@ -6,7 +6,7 @@ import { quoted } from './names.ts';
 import { parsePathPattern } from './paths.ts';
 import { atEntry, parseEntry, type Resource, tooWide } from './patterns.ts';
 
-const methodsKnown: ReadonlySet<string> = new Set(
+export const methodsKnown: ReadonlySet<string> = new Set(
   'GET HEAD POST PUT PATCH DELETE OPTIONS CONNECT TRACE'.split(' '),
 );
 
