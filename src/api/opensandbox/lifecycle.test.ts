@@ -78,6 +78,35 @@ test('a sandbox is created, shown, changed, paused, resumed, renewed and removed
   expect((await api.call('DELETE', path)).status).toBe(404);
 });
 
+test('what a sandbox may reach goes on to the service with the rest, before anything of it runs', async () => {
+  await using api = await startTestApi();
+  const rules = [{ decision: 'allow', resources: ['example.com:443', 'localhost:9999'], name: 'mine' }];
+  const created = await api.call('POST', '/v1/sandboxes', {
+    ...least,
+    networkPolicy: { egress: [{ action: 'allow', target: '*.python.org' }, { target: 'x.python.org' }] },
+    credentialProxy: { enabled: true },
+    glovebox: { rules },
+  });
+  expect(created.status).toBe(202);
+  expect(api.service.created[0]).toMatchObject({
+    networkPolicy: {
+      defaultAction: 'deny',
+      egress: [
+        { action: 'allow', target: '*.python.org' },
+        { action: 'deny', target: 'x.python.org' },
+      ],
+    },
+    rules,
+  });
+  await api.call('POST', '/v1/sandboxes', {
+    ...least,
+    networkPolicy: null,
+    credentialProxy: { enabled: false },
+  });
+  expect(api.service.created[1]).not.toHaveProperty('networkPolicy');
+  expect(api.service.created[1]).not.toHaveProperty('rules');
+});
+
 test('without a timeout, or with null, there is no expiry; an entrypoint is not needed', async () => {
   await using api = await startTestApi();
   for (const timeout of [undefined, null]) {
@@ -111,8 +140,18 @@ test.each([
   ['a label that is a number', { metadata: { x: 1 } }, 400, 'metadata.x'],
   ['an unknown platform', { platform: { os: 'plan9', arch: 'amd64' } }, 400, 'platform.os'],
   ['a snapshot', { snapshotId: 's' }, 501, 'snapshotId'],
-  ['a network policy', { networkPolicy: { defaultAction: 'deny' } }, 501, 'networkPolicy'],
-  ['a credential proxy', { credentialProxy: { enabled: true } }, 501, 'credentialProxy'],
+  ['a credential proxy for no policy', { credentialProxy: { enabled: true } }, 400, 'credentialProxy'],
+  ['an unknown action', { networkPolicy: { egress: [{ action: 'ask', target: 'a' }] } }, 400, 'action'],
+  ['a rule without a target', { networkPolicy: { egress: [{ action: 'allow' }] } }, 400, 'target'],
+  ['an unknown field of a policy', { networkPolicy: { defaultAktion: 'allow' } }, 400, 'defaultAktion'],
+  ['an unknown field of ours', { glovebox: { rule: [] } }, 400, 'glovebox'],
+  ['a rule of ours without resources', { glovebox: { rules: [{ decision: 'allow' }] } }, 400, 'resources'],
+  [
+    'a rule of ours for another sandbox',
+    { glovebox: { rules: [{ decision: 'allow', resources: ['a'], sandbox: 'b' }] } },
+    400,
+    'sandbox',
+  ],
   ['secure access', { secureAccess: true }, 501, 'secureAccess'],
   ['resource requests', { resourceRequests: { cpu: '1' } }, 501, 'resourceRequests'],
   ['a pool', { extensions: { poolRef: 'p' } }, 400, 'poolRef'],
@@ -249,7 +288,13 @@ test.each([
   const first = await api.call('GET', path);
   expect([first.status, first.json]).toEqual([
     200,
-    { endpoint: wanted, headers: { 'OpenSandbox-Secure-Access': 'token-of-s' } },
+    {
+      endpoint: wanted,
+      headers: {
+        'OpenSandbox-Secure-Access': 'token-of-s',
+        ...(path.includes('/18080') ? { 'OPENSANDBOX-EGRESS-AUTH': 'token-of-s' } : {}),
+      },
+    },
   ]);
   await api.call('POST', '/v1/sandboxes/s/pause');
   expect((await api.call('GET', path)).json).toEqual(first.json);
