@@ -124,7 +124,8 @@ const programs: Record<
   },
   Java: {
     program: 'java',
-    version: ['-version'],
+    // It has to be able to run a source file, which a mere runtime cannot.
+    version: ['--module', 'jdk.compiler/com.sun.tools.javac.Main', '-version'],
     args: (url, folder) => {
       writeFileSync(join(folder, 'Visit.java'), javaVisit);
       return [join(folder, 'Visit.java'), url];
