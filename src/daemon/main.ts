@@ -36,6 +36,7 @@ export async function startDaemon(config: Config): Promise<Daemon> {
   const startedAt = new Date();
   const api = createApi({
     service: platform.sandboxes,
+    network: platform.network,
     images: platform.images,
     apiKey: config.server.apiKey ?? (await apiKeyOf(config.paths.apiKeyFile)),
     limits: {

@@ -3,6 +3,7 @@ import { createHash } from 'node:crypto';
 import { realpathSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { agentCommand, agentEnvironment, ensureAgentBundle } from '../agent/bundle.ts';
+import type { NetworkService } from '../api/network.ts';
 import { ImageStore } from '../image/store.ts';
 import type { Log } from '../lib/log.ts';
 import { BubblewrapRuntime } from '../runtime/bubblewrap/bubblewrap.ts';
@@ -11,10 +12,12 @@ import type { Runtime } from '../runtime/runtime.ts';
 import { Sandboxes } from '../sandbox/sandboxes.ts';
 import { openSqliteStore } from '../store/sqlite/sqlite.ts';
 import type { Config } from './config.ts';
+import { openNetwork } from './network.ts';
 
 export interface Platform extends AsyncDisposable {
   sandboxes: Sandboxes;
   images: ImageStore;
+  network: NetworkService;
 }
 
 /** A few characters that mark what belongs to a home on the host: control groups, containers. */
@@ -34,11 +37,13 @@ export async function openPlatform(config: Config, log: Log): Promise<Platform> 
     idShift: asRoot ? { uidBase: idBase, gidBase: idBase } : null,
     inUse: () => store.sandboxes().map(({ info }) => info.image),
   });
+  const network = undo.use(await openNetwork(config, store, log));
   const runtimes = await runtimesOf(config, images, await ensureAgentBundle(config.home), undo);
   const sandboxes = await Sandboxes.open({
     runtimes,
     defaultRuntime: config.runtime.type,
     store,
+    network: network.networks,
     folders: {
       run: config.paths.runFolder,
       machines: config.paths.stateRoot,
@@ -51,7 +56,7 @@ export async function openPlatform(config: Config, log: Log): Promise<Platform> 
   undo.defer(() => sandboxes.close());
   await images.sweep();
   const opened = undo.move();
-  return { sandboxes, images, [Symbol.asyncDispose]: () => opened.disposeAsync() };
+  return { sandboxes, images, network: network.service, [Symbol.asyncDispose]: () => opened.disposeAsync() };
 }
 
 async function runtimesOf(

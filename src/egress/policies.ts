@@ -14,7 +14,6 @@ import { Failure } from '../lib/failure.ts';
 import type { Log } from '../lib/log.ts';
 import { compilePolicy } from '../policy/compile.ts';
 import { changeProxyConfig, defaultProxyConfig, parseProxyConfig } from '../policy/docker.ts';
-import { deleteTargets, patchNetworkPolicy } from '../policy/opensandbox.ts';
 import type { Policy, PolicySources, ProxyConfig } from '../policy/policy.ts';
 import { presets } from '../policy/presets.ts';
 import { conflictOf, validateRule } from '../policy/rules.ts';
@@ -187,10 +186,10 @@ export class Policies {
     this.#changed(undefined);
   }
 
-  /** In Docker's form; the default when the sandbox has none of its own. */
-  proxyConfig(sandboxId: string): ProxyConfig {
+  /** In Docker's form, for a sandbox that has one. */
+  proxyConfig(sandboxId: string): ProxyConfig | undefined {
     const own = this.#own.get(sandboxId);
-    return own?.kind === 'proxy-config' ? own.config : defaultProxyConfig;
+    return own?.kind === 'proxy-config' ? own.config : undefined;
   }
 
   /** Starts from what the file says now, so that changes made by hand are kept. */
@@ -210,13 +209,13 @@ export class Policies {
     return config;
   }
 
-  /** In OpenSandbox's form; that of a sandbox that may reach nothing when it has none. */
-  networkPolicy(sandboxId: string): NetworkPolicy {
+  /** In OpenSandbox's form, for a sandbox that has one. */
+  networkPolicy(sandboxId: string): NetworkPolicy | undefined {
     const own = this.#own.get(sandboxId);
-    return own?.kind === 'network-policy' ? own.policy : nothing.policy;
+    return own?.kind === 'network-policy' ? own.policy : undefined;
   }
 
-  /** Failure("invalid") and the old policy stays when it cannot be compiled. */
+  /** Failure('invalid'), and the old policy stays, when the new one cannot be compiled. */
   replaceNetworkPolicy(sandboxId: string, policy: NetworkPolicy): void {
     if (this.#own.get(sandboxId)?.kind === 'proxy-config')
       throw new Failure('conflict', `sandbox ${sandboxId} has a proxy configuration in Docker's form`, {
@@ -227,17 +226,6 @@ export class Policies {
     this.#options.store.saveNetworkPolicy(sandboxId, policy);
     this.#own.set(sandboxId, own);
     this.#changed(sandboxId);
-  }
-
-  patchNetworkPolicy(sandboxId: string, rules: NetworkPolicy['egress']): void {
-    this.replaceNetworkPolicy(sandboxId, patchNetworkPolicy(this.networkPolicy(sandboxId), rules));
-  }
-
-  /** How many rules went. */
-  deleteTargets(sandboxId: string, targets: string[]): number {
-    const { policy, matched } = deleteTargets(this.networkPolicy(sandboxId), targets);
-    if (matched > 0) this.replaceNetworkPolicy(sandboxId, policy);
-    return matched;
   }
 
   #made(rule: NewRule, sandboxId: string | undefined, createdVia: Rule['createdVia']): Rule {
@@ -335,7 +323,7 @@ export class Policies {
   }
 }
 
-/** Of a sandbox whose own policy cannot be read, and the answer where there is none. */
+/** Of a sandbox whose own policy cannot be read. */
 const nothing = {
   kind: 'network-policy',
   policy: { defaultAction: 'deny', egress: [] as NetworkPolicy['egress'] },

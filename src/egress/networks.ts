@@ -1,0 +1,183 @@
+// The network around all sandboxes of a home: gives each its policy, its secrets, its authority and a session that its agent's connections go to, and
+// tells agents and sessions when something changes.
+import type { Socket } from 'node:net';
+import { nameLabel } from '../contract/admin.ts';
+import type { Guest } from '../guest/guest.ts';
+import { Failure } from '../lib/failure.ts';
+import type { Log } from '../lib/log.ts';
+import type { NetworkRequest, SandboxNetwork } from '../sandbox/network.ts';
+import type { SandboxInfo } from '../sandbox/sandbox.ts';
+import type { Vault } from '../vault/vault.ts';
+import type { CertificateAuthority, SandboxAuthority } from './certificates/certificates.ts';
+import type { EgressSandbox, EgressSession } from './egress.ts';
+import type { Policies } from './policies.ts';
+import { installTrust, trustEnvironment } from './trust.ts';
+
+/** Caught beside the ports that rules name. */
+const webPorts = [80, 443];
+/** An agent that does not answer keeps nobody waiting. */
+const agentMs = 10_000;
+
+/** `captured`: connections to any address arrive here; `loopback`: only what goes through the proxy; `open`: past us. */
+type Walls = Parameters<SandboxNetwork['attach']>[1]['walls'];
+
+export interface NetworksOptions {
+  policies: Policies;
+  vault: Vault;
+  authority: CertificateAuthority;
+  open: (sandbox: EgressSandbox) => EgressSession;
+  trustFiles: (authorityPem: string) => Record<string, string | Uint8Array>;
+  inspect: EgressSandbox['inspect'];
+  /** Whether to catch connections at all where the walls allow it. */
+  transparent: boolean;
+  log: Log;
+}
+
+interface Surroundings {
+  /** Changes as the sandbox does. */
+  info: SandboxInfo;
+  authority: SandboxAuthority;
+  session: EgressSession;
+  /** Once its agent has said hello. */
+  inside?: { guest: Guest; walls: Walls };
+  /** The ports that the agent was told to catch last. */
+  told?: string;
+}
+
+export class Networks implements SandboxNetwork {
+  readonly #options: NetworksOptions;
+  readonly #all = new Map<string, Surroundings>();
+
+  constructor(options: NetworksOptions) {
+    this.#options = options;
+    options.vault.onChange = (sandboxId) => this.changed(sandboxId);
+  }
+
+  open(info: SandboxInfo, request: NetworkRequest): void {
+    this.#add(info);
+    try {
+      this.#options.policies.open(info.id, request);
+    } catch (error) {
+      this.detach(info.id);
+      throw error;
+    }
+  }
+
+  adopt(info: SandboxInfo): void {
+    this.#add(info);
+    this.#options.policies.adopt(info.id);
+  }
+
+  /** How a person calls a sandbox, if it has a name. */
+  nameOf(sandboxId: string): string | undefined {
+    return this.#all.get(sandboxId)?.info.metadata[nameLabel];
+  }
+
+  files(sandboxId: string): Record<string, string | Uint8Array> {
+    return this.#options.trustFiles(this.#of(sandboxId).authority.certificate);
+  }
+
+  environment(sandboxId: string): Record<string, string> {
+    const inside = this.#all.get(sandboxId)?.inside;
+    if (inside === undefined || inside.walls === 'open') return {};
+    return { ...trustEnvironment(), ...this.#options.vault.forSandbox(sandboxId).environment };
+  }
+
+  async attach(
+    sandboxId: string,
+    { guest, walls, fresh }: { guest: Guest; walls: Walls; fresh: boolean },
+    signal: AbortSignal,
+  ): Promise<void> {
+    const it = this.#of(sandboxId);
+    it.inside = { guest, walls };
+    if (walls === 'open') {
+      if (!this.#options.policies.hasOwn(sandboxId)) return;
+      throw new Failure(
+        'unsupported',
+        `sandbox ${sandboxId} is on a network of its own, where no rules can hold`,
+        { hint: 'Leave the rules out, or set docker.network_mode to "none" and use no memory runtime.' },
+      );
+    }
+    await this.#tell(sandboxId, it, signal);
+    if (!fresh) return;
+    try {
+      await installTrust(guest, it.authority.certificate, signal);
+    } catch (error) {
+      // Programs find the authority through their variables, too.
+      if (signal.aborted) throw error;
+      this.#options.log.warn(
+        { sandbox: sandboxId, error: String(error) },
+        'the authority could not be put into the trust store of the image',
+      );
+    }
+  }
+
+  accept(sandboxId: string, socket: Socket): void {
+    const session = this.#all.get(sandboxId)?.session;
+    if (session === undefined) socket.destroy();
+    else session.accept(socket);
+  }
+
+  detach(sandboxId: string): void {
+    this.#all.get(sandboxId)?.session.close();
+    this.#all.delete(sandboxId);
+  }
+
+  async forget(sandboxId: string): Promise<void> {
+    this.detach(sandboxId);
+    this.#options.policies.forget(sandboxId);
+    await this.#options.vault.forgetSandbox(sandboxId);
+  }
+
+  /** Rules or secrets have changed, for one sandbox or for all: what is open is looked at again, and agents hear of other ports. */
+  changed(sandboxId: string | undefined): void {
+    for (const [id, it] of this.#all) {
+      if (sandboxId !== undefined && id !== sandboxId) continue;
+      it.session.changed();
+      if (it.inside === undefined || it.inside.walls === 'open') continue;
+      this.#tell(id, it, AbortSignal.timeout(agentMs)).catch((error) =>
+        this.#options.log.warn({ sandbox: id, error: String(error) }, 'the agent did not hear of its ports'),
+      );
+    }
+  }
+
+  #of(sandboxId: string): Surroundings {
+    const it = this.#all.get(sandboxId);
+    if (it === undefined) throw new Failure('internal', `sandbox ${sandboxId} has no network around it`);
+    return it;
+  }
+
+  #add(info: SandboxInfo): void {
+    const { id } = info;
+    const { policies, vault, authority, open, inspect } = this.#options;
+    this.detach(id);
+    const sandbox: EgressSandbox = {
+      id,
+      get name() {
+        return info.metadata[nameLabel] ?? '';
+      },
+      policy: () => policies.of(id),
+      secrets: vault.forSandbox(id),
+      inspect,
+      processOf: async (port) => this.#all.get(id)?.inside?.guest.whose(port, AbortSignal.timeout(agentMs)),
+    };
+    this.#all.set(id, { info, authority: authority.forSandbox(id), session: open(sandbox) });
+  }
+
+  /** Which ports to catch. Says nothing where the agent knows already. */
+  async #tell(sandboxId: string, it: Surroundings, signal: AbortSignal): Promise<void> {
+    if (it.inside === undefined) return;
+    const { guest, walls } = it.inside;
+    const capture = walls === 'captured' && this.#options.transparent;
+    const ports = capture ? [...new Set([...webPorts, ...this.#options.policies.of(sandboxId).ports])] : [];
+    const told = `${capture} ${ports.join()}`;
+    if (told === it.told) return;
+    const { unavailable } = await guest.egress({ capture, ports }, signal);
+    it.told = told;
+    if (unavailable > 0)
+      this.#options.log.info(
+        { sandbox: sandboxId, unavailable },
+        'some ports belong to programs of the guest and are not caught',
+      );
+  }
+}
