@@ -6,6 +6,19 @@ import { bits, explicit, implicit, integer, octets, oid, sequence, set, text, ti
 
 const organization = 'Glovebox';
 
+const ecdsaWithSha256 = sequence(oid('1.2.840.10045.4.3.2'));
+
+const authorityExtensions = [
+  extension('2.5.29.19', sequence(yes, integer(0)), 'critical'), // basicConstraints: CA, and none below it
+  extension('2.5.29.15', bits(Buffer.from([0b0000_0110]), 1), 'critical'), // keyUsage: keyCertSign, cRLSign
+];
+
+const serverExtensions = [
+  extension('2.5.29.19', sequence(), 'critical'), // basicConstraints: no CA
+  extension('2.5.29.15', bits(Buffer.from([0b1000_0000]), 7), 'critical'), // keyUsage: digitalSignature
+  extension('2.5.29.37', sequence(oid('1.3.6.1.5.5.7.3.1'))), // extKeyUsage: serverAuth
+];
+
 /** Longer ones are no valid common names. */
 export const commonNameMax = 64;
 
@@ -48,10 +61,7 @@ export function authorityCertificate(authority: Signer, serial: Buffer, validity
     validity,
     subject: nameOf(authority.name),
     key: authority.key,
-    extensions: [
-      extension('2.5.29.19', sequence(yes, integer(0)), 'critical'), // basicConstraints: CA, and none below it
-      extension('2.5.29.15', bits(Buffer.from([0b0000_0110]), 1), 'critical'), // keyUsage: keyCertSign, cRLSign
-    ],
+    extensions: authorityExtensions,
   });
 }
 
@@ -66,12 +76,7 @@ export function serverCertificate(
     // Clients look at the alternative names alone; the subject is for people.
     subject: nameOf(server.host.length <= commonNameMax ? server.host : undefined),
     key: server.key,
-    extensions: [
-      extension('2.5.29.19', sequence(), 'critical'), // basicConstraints: no CA
-      extension('2.5.29.15', bits(Buffer.from([0b1000_0000]), 7), 'critical'), // keyUsage: digitalSignature
-      extension('2.5.29.37', sequence(oid('1.3.6.1.5.5.7.3.1'))), // extKeyUsage: serverAuth
-      extension('2.5.29.17', sequence(alternativeName(server.host))),
-    ],
+    extensions: [...serverExtensions, extension('2.5.29.17', sequence(alternativeName(server.host)))],
   });
 }
 
@@ -84,11 +89,10 @@ interface Fields {
 }
 
 function signed(authority: Signer, fields: Fields): string {
-  const algorithm = sequence(oid('1.2.840.10045.4.3.2')); // ecdsa-with-SHA256
   const body = sequence(
     explicit(0, integer(2)), // version 3
     integer(...fields.serial),
-    algorithm,
+    ecdsaWithSha256,
     nameOf(authority.name),
     sequence(time(fields.validity.notBefore), time(fields.validity.notAfter)),
     fields.subject,
@@ -103,7 +107,7 @@ function signed(authority: Signer, fields: Fields): string {
     ),
   );
   const signature = sign('sha256', body, { key: authority.key.privateKey, dsaEncoding: 'der' });
-  return pem(sequence(body, algorithm, bits(signature)));
+  return pem(sequence(body, ecdsaWithSha256, bits(signature)));
 }
 
 export function pem(certificate: Uint8Array): string {

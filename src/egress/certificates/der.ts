@@ -2,8 +2,8 @@
 
 /** One value: its tag, its length, its content. */
 export function encode(tag: number, ...content: Uint8Array[]): Buffer {
-  const body = content.length === 1 ? (content[0] as Uint8Array) : Buffer.concat(content);
-  return Buffer.concat([Buffer.from([tag, ...lengthOf(body.length)]), body]);
+  const length = content.reduce((sum, part) => sum + part.length, 0);
+  return Buffer.concat([Buffer.from([tag, ...lengthOf(length)]), ...content]);
 }
 
 export const sequence = (...content: Uint8Array[]): Buffer => encode(0x30, ...content);
