@@ -88,19 +88,22 @@ export function classOf(address: Address, own: ReadonlySet<string>): AddressClas
 
 /** The IPv4 addresses that a router or a tunnel would take out of an IPv6 address. */
 export function embedded(address: Address): Address[] {
-  if (address.family === 4) return [];
+  if (address.family === 4 || isLoopback(address)) return [];
   const { bytes } = address;
   const inner: Uint8Array[] = [];
   const last = bytes.subarray(12);
   if (embedsInLast.some((range) => within(address, range))) inner.push(last);
-  // RFC 6052: behind a prefix of 48 bits an address leaves out byte 8.
-  if (within(address, localNat64))
-    inner.push(Uint8Array.of(...bytes.subarray(6, 8), ...bytes.subarray(9, 11)));
+  if (within(address, localNat64)) {
+    // At the end, or as RFC 6052 has it for a prefix of 48 bits: behind it, without byte 8. The other place is then zero.
+    const behind = Uint8Array.of(...bytes.subarray(6, 8), ...bytes.subarray(9, 11));
+    inner.push(...[last, behind].filter((it) => it.some((byte) => byte !== 0)));
+  }
   if (within(address, sixToFour)) inner.push(bytes.subarray(2, 6));
+  // The server and, with all bits turned over, the client.
   if (within(address, teredo))
     inner.push(
       bytes.subarray(4, 8),
-      last.map((byte) => byte ^ 0xff),
+      Uint8Array.from(last, (byte) => ~byte),
     );
   // ISATAP can be under any prefix; its mark is in the interface's part. The "universal" bit may be set or not.
   if ((byteAt(bytes, 8) & 0xfd) === 0 && bytes[9] === 0 && bytes[10] === 0x5e && bytes[11] === 0xfe)
@@ -177,8 +180,8 @@ const teredo = range('2001::/32');
 const globalUnicast = range('2000::/3');
 const loopback = [range('127.0.0.0/8'), range('::1/128')];
 
-/** IPv4-compatible (deprecated), translated, and both NAT64 prefixes. */
-const embedsInLast = [range('::/96'), range('::ffff:0:0:0/96'), range('64:ff9b::/96'), localNat64];
+/** IPv4-compatible (deprecated), translated, and the NAT64 prefix that everybody shares. */
+const embedsInLast = [range('::/96'), range('::ffff:0:0:0/96'), range('64:ff9b::/96')];
 
 const metadataAddresses: ReadonlySet<string> = new Set([
   '169.254.169.254', // nearly every cloud
