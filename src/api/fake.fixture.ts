@@ -3,9 +3,10 @@ import { EventEmitter, once } from 'node:events';
 import { connect } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { Readable } from 'node:stream';
+import type { CredentialVaultState } from '../contract/credential-vault.ts';
 import type { ExecExit, FileEntry } from '../contract/guest.ts';
 import type { LogEntry, Question, Rule, SecretInfo } from '../contract/network.ts';
-import type { CredentialVaultState, NetworkPolicy } from '../contract/opensandbox.ts';
+import type { NetworkPolicy } from '../contract/opensandbox.ts';
 import type { Guest, Output } from '../guest/guest.ts';
 import { Failure } from '../lib/failure.ts';
 import type {
@@ -620,9 +621,7 @@ export class FakeNetwork implements NetworkService {
         state();
         this.vaults.delete(sandboxId);
       },
-      credentials: async () => ({ revision: state().revision, credentials: state().credentials }),
       credential: async (name) => one(state().credentials, name),
-      bindings: async () => ({ revision: state().revision, bindings: state().bindings }),
       binding: async (name) => one(state().bindings, name),
     };
   }

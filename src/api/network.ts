@@ -1,5 +1,12 @@
 // Glovebox's own routes about the way out: the policy, the log of attempts, questions to a person, secrets. The work is the network service's.
 import type {
+  CredentialBindingMetadata,
+  CredentialMetadata,
+  CredentialVaultCreate,
+  CredentialVaultMutation,
+  CredentialVaultState,
+} from '../contract/credential-vault.ts';
+import type {
   Answer,
   LearnedPolicy,
   LearnPolicy,
@@ -15,14 +22,7 @@ import type {
   SecretInfo,
   SetSecret,
 } from '../contract/network.ts';
-import type {
-  CreateCredentialVault,
-  CredentialBindingMetadata,
-  CredentialMetadata,
-  CredentialVaultState,
-  NetworkPolicy,
-  PatchCredentialVault,
-} from '../contract/opensandbox.ts';
+import type { NetworkPolicy } from '../contract/opensandbox.ts';
 import { Failure } from '../lib/failure.ts';
 import { refuseFromAfar } from './gate.ts';
 import type { ApiOptions, Handlers } from './handlers.ts';
@@ -83,18 +83,18 @@ export interface NetworkService {
   removeSecret(secretId: string): Promise<void>;
 }
 
+type Awaitable<T> = T | Promise<T>;
+
 /** OpenSandbox's credential vault of one sandbox. Failure('not-found') for what is not there, the vault itself included. */
 export interface CredentialVault {
   /** Failure('conflict') when there is one already. */
-  create(request: CreateCredentialVault): Promise<CredentialVaultState>;
-  state(): Promise<CredentialVaultState>;
+  create(request: CredentialVaultCreate): Promise<CredentialVaultState>;
+  state(): Awaitable<CredentialVaultState>;
   /** Failure('conflict') when `expectedRevision` is another. */
-  patch(request: PatchCredentialVault): Promise<CredentialVaultState>;
+  patch(request: CredentialVaultMutation): Promise<CredentialVaultState>;
   remove(): Promise<void>;
-  credentials(): Promise<{ revision: number; credentials: CredentialMetadata[] }>;
-  credential(name: string): Promise<CredentialMetadata>;
-  bindings(): Promise<{ revision: number; bindings: CredentialBindingMetadata[] }>;
-  binding(name: string): Promise<CredentialBindingMetadata>;
+  credential(name: string): Awaitable<CredentialMetadata>;
+  binding(name: string): Awaitable<CredentialBindingMetadata>;
 }
 
 type NetworkHandlers = Handlers<

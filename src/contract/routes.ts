@@ -2,6 +2,7 @@
 // What is not described here is not served, but for the proxy to a guest's own ports (api/proxy.ts).
 import { z } from 'zod';
 import { ImageInfo, SystemInfo } from './admin.ts';
+import * as vault from './credential-vault.ts';
 import * as execd from './execd.ts';
 import * as network from './network.ts';
 import * as lifecycle from './opensandbox.ts';
@@ -731,10 +732,10 @@ const credentialVault = {
     method: 'POST',
     path: '/credential-vault',
     summary: "Make the sandbox's credential vault",
-    body: lifecycle.CreateCredentialVault,
+    body: vault.CredentialVaultCreate,
     bodyBytesMax: egressBodyBytesMax,
     status: 201,
-    answer: lifecycle.CredentialVaultState,
+    answer: vault.CredentialVaultState,
   }),
   getCredentialVault: route({
     ...egress,
@@ -742,17 +743,17 @@ const credentialVault = {
     path: '/credential-vault',
     summary: 'What the vault holds, without values',
     status: 200,
-    answer: lifecycle.CredentialVaultState,
+    answer: vault.CredentialVaultState,
   }),
   patchCredentialVault: route({
     ...egress,
     method: 'PATCH',
     path: '/credential-vault',
     summary: 'Change credentials and bindings, all or nothing',
-    body: lifecycle.PatchCredentialVault,
+    body: vault.CredentialVaultMutation,
     bodyBytesMax: egressBodyBytesMax,
     status: 200,
-    answer: lifecycle.CredentialVaultState,
+    answer: vault.CredentialVaultState,
   }),
   deleteCredentialVault: route({
     ...egress,
@@ -767,7 +768,7 @@ const credentialVault = {
     path: '/credential-vault/credentials',
     summary: 'Credentials, without values',
     status: 200,
-    answer: lifecycle.CredentialVaultState.pick({ revision: true, credentials: true }),
+    answer: vault.CredentialVaultState.pick({ revision: true, credentials: true }),
   }),
   getCredential: route({
     ...egress,
@@ -775,7 +776,7 @@ const credentialVault = {
     path: '/credential-vault/credentials/{name}',
     summary: 'One credential, without its value',
     status: 200,
-    answer: lifecycle.CredentialMetadata,
+    answer: vault.CredentialMetadata,
   }),
   listBindings: route({
     ...egress,
@@ -783,7 +784,7 @@ const credentialVault = {
     path: '/credential-vault/bindings',
     summary: 'Bindings of credentials',
     status: 200,
-    answer: lifecycle.CredentialVaultState.pick({ revision: true, bindings: true }),
+    answer: vault.CredentialVaultState.pick({ revision: true, bindings: true }),
   }),
   getBinding: route({
     ...egress,
@@ -791,7 +792,7 @@ const credentialVault = {
     path: '/credential-vault/bindings/{name}',
     summary: 'One binding',
     status: 200,
-    answer: lifecycle.CredentialBindingMetadata,
+    answer: vault.CredentialBindingMetadata,
   }),
 };
 

@@ -75,12 +75,18 @@ export function egressHandlers({ service, network }: ApiOptions): EgressHandlers
       await vaultOf(sandboxId).remove();
       return { status: 204 };
     },
-    listCredentials: async ({ sandboxId }) => ({ status: 200, json: await vaultOf(sandboxId).credentials() }),
+    listCredentials: async ({ sandboxId }) => {
+      const { revision, credentials } = await vaultOf(sandboxId).state();
+      return { status: 200, json: { revision, credentials } };
+    },
     getCredential: async ({ sandboxId, params }) => ({
       status: 200,
       json: await vaultOf(sandboxId).credential(params.name ?? ''),
     }),
-    listBindings: async ({ sandboxId }) => ({ status: 200, json: await vaultOf(sandboxId).bindings() }),
+    listBindings: async ({ sandboxId }) => {
+      const { revision, bindings } = await vaultOf(sandboxId).state();
+      return { status: 200, json: { revision, bindings } };
+    },
     getBinding: async ({ sandboxId, params }) => ({
       status: 200,
       json: await vaultOf(sandboxId).binding(params.name ?? ''),
