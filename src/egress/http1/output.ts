@@ -1,0 +1,55 @@
+// What goes out on a connection in one turn of the event loop, gathered so that it leaves in one system call.
+import type { Wire } from '../wire.ts';
+
+/** Copying less than this together is cheaper than handing the kernel a list. */
+const copiedBytesMax = 16 * 1024;
+
+export class Output {
+  readonly #wire: Wire;
+  #pieces: (string | Buffer)[] = [];
+  #bytes = 0;
+
+  constructor(wire: Wire) {
+    this.#wire = wire;
+  }
+
+  /** Latin1. */
+  text(text: string): void {
+    this.#pieces.push(text);
+    this.#bytes += text.length;
+  }
+
+  payload(bytes: Buffer, chunked: boolean): void {
+    if (chunked) this.text(`${bytes.length.toString(16)}\r\n`);
+    this.#pieces.push(bytes);
+    this.#bytes += bytes.length;
+    if (chunked) this.text('\r\n');
+  }
+
+  /** False when no more should come until the wire has drained. */
+  flush(): boolean {
+    const pieces = this.#pieces;
+    if (pieces.length === 0) return true;
+    const bytes = this.#bytes;
+    this.#pieces = [];
+    this.#bytes = 0;
+    if (pieces.length === 1) return this.#wire.send(pieces[0] as string | Buffer);
+    if (bytes <= copiedBytesMax) return this.#wire.send(joined(pieces, bytes));
+    const { socket } = this.#wire;
+    let more = true;
+    socket.cork();
+    for (const piece of pieces) more = this.#wire.send(piece);
+    socket.uncork();
+    return more;
+  }
+}
+
+function joined(pieces: readonly (string | Buffer)[], bytes: number): Buffer {
+  const whole = Buffer.allocUnsafe(bytes);
+  let at = 0;
+  for (const piece of pieces) {
+    if (typeof piece === 'string') at += whole.write(piece, at, 'latin1');
+    else at += piece.copy(whole, at);
+  }
+  return whole;
+}

@@ -1,0 +1,262 @@
+// TLS of a guest, ended here so that its requests can be seen: the guest gets a certificate of its sandbox's own authority and speaks what the world's
+// end speaks. When that end cannot be reached, or is not who it should be, the guest learns why from the answer to its first request.
+import { type SecureContext, TLSSocket } from 'node:tls';
+import type { Decision } from '../policy/policy.ts';
+import { RequestGate } from './admission.ts';
+import { attemptOf, judgementOf } from './carry.ts';
+import type { ClientHello } from './certificates/client-hello.ts';
+import type { Connection } from './connection.ts';
+import { fixedRoute, recordMalformed, serveHttp } from './http.ts';
+import { Http1Upstream } from './http1/client.ts';
+import { relayHttp2 } from './http2.ts';
+import { openingOf, peek } from './opening.ts';
+import { authorityText, bareHost } from './place.ts';
+import type { HttpProtocol } from './protocols.ts';
+import { type Reached, reachHttp, reachTls } from './reach.ts';
+import { alerts, sendAlert } from './tls-alert.ts';
+import { joinReached } from './tunnel.ts';
+import type { Destination, UpstreamError } from './upstream.ts';
+import { Wire } from './wire.ts';
+
+type Hello = ClientHello & { state: 'hello' };
+
+/** Owns the wire, which holds the hello. */
+export function intercept(
+  connection: Connection,
+  wire: Wire,
+  to: Destination,
+  decision: Decision,
+  hello: Hello,
+): void {
+  connection.allowed = () => connection.decide(attemptOf(to)).effect === 'allow';
+  connection.cut = () => {
+    wire.close();
+    connection.over();
+  };
+  const offered = offeredBy(hello);
+  const place = placeOf(to);
+  const { pool, protocols } = connection.session;
+  const known = pool.has(place) ? 'http/1.1' : protocols.get(place);
+  if (known === 'http/1.1' && offered.includes(known))
+    return shakeHands(connection, wire, to, decision, hello, { kind: 'later', protocol: known });
+  const judgement = judgementOf(connection, to, decision);
+  const { generation } = pool;
+  reachTls(connection, to, judgement, offered, connection.signal).then(
+    ({ tls, reached, alpn }) => {
+      const protocol = alpn === 'h2' ? 'h2' : 'http/1.1';
+      protocols.remember(place, protocol);
+      shakeHands(connection, wire, to, decision, hello, {
+        kind: 'reached',
+        tls,
+        reached,
+        protocol,
+        generation,
+      });
+    },
+    (error: UpstreamError) => {
+      const protocol = offered.includes('http/1.1') ? 'http/1.1' : 'h2';
+      shakeHands(connection, wire, to, decision, hello, { kind: 'failed', error, protocol });
+    },
+  );
+}
+
+/** What became of the world's end, and what the guest is to speak. */
+type WorldEnd =
+  /** It will be reached for the first request; it has spoken this lately. */
+  | { kind: 'later'; protocol: 'http/1.1' }
+  | { kind: 'reached'; protocol: HttpProtocol; tls: TLSSocket; reached: Reached; generation: number }
+  | { kind: 'failed'; protocol: HttpProtocol; error: UpstreamError };
+
+/** What is worth offering of what the guest offers. */
+function offeredBy({ alpn }: Hello): HttpProtocol[] {
+  const both = alpn.filter((name) => name === 'h2' || name === 'http/1.1');
+  return both.length === 0 ? ['http/1.1'] : both;
+}
+
+const placeOf = (to: Destination): string => `https://${authorityText(to, 'https')}`;
+
+function shakeHands(
+  connection: Connection,
+  wire: Wire,
+  to: Destination,
+  decision: Decision,
+  hello: Hello,
+  world: WorldEnd,
+): void {
+  const unused = (error: string) => {
+    if (world.kind === 'reached') world.tls.destroy();
+    recordUnused(connection, to, decision, world, error);
+    connection.over();
+  };
+  if (connection.signal.aborted || wire.closed || wire.ended) {
+    wire.close();
+    return unused('guest_closed');
+  }
+  let secureContext: SecureContext;
+  try {
+    secureContext = connection.session.authority.contextFor(hello.serverName ?? bareHost(to.host));
+  } catch {
+    sendAlert(connection, wire, alerts.internalError);
+    return unused('guest_tls');
+  }
+  const guest = new TLSSocket(wire.detach(), {
+    isServer: true,
+    secureContext,
+    ALPNProtocols: [world.protocol],
+  });
+  const timer = setTimeout(() => guest.destroy(), connection.session.limits.handshakeMs);
+  const failed = () => {
+    clearTimeout(timer);
+    unused('guest_tls');
+  };
+  guest.on('error', () => {});
+  guest.once('close', failed);
+  connection.cut = () => guest.destroy();
+  guest.once('secure', () => {
+    clearTimeout(timer);
+    guest.off('close', failed);
+    if (world.protocol === 'h2') serveHttp2(connection, guest, to, decision, world);
+    // Who has said so will speak HTTP.
+    else if (hello.alpn.length > 0 || !maySpeakOther(connection, to, decision))
+      serveHttp1(connection, new Wire(guest), to, decision, world);
+    else void serveUnsaid(connection, new Wire(guest), to, decision, world);
+  });
+}
+
+function serveHttp1(
+  connection: Connection,
+  wire: Wire,
+  to: Destination,
+  decision: Decision,
+  world: WorldEnd,
+): void {
+  const { pool, protocols } = connection.session;
+  let failure = world.kind === 'failed' ? world.error : undefined;
+  if (world.kind === 'reached')
+    pool.put(placeOf(to), new Http1Upstream(new Wire(world.tls), world.reached), world.generation);
+  const route = fixedRoute(connection, to, {
+    scheme: 'https',
+    holds: () => connection.decide(attemptOf(to)).effect === 'allow',
+    async dial(_, judgement, signal) {
+      const error = failure;
+      failure = undefined;
+      if (error !== undefined) throw error;
+      try {
+        return await reachHttp(connection, 'https', to, judgement, signal);
+      } catch (thrown) {
+        // It may have changed its mind about protocols.
+        protocols.forget(placeOf(to));
+        throw thrown;
+      }
+    },
+    onUnused: () => recordUnused(connection, to, decision, world, 'no_request'),
+  });
+  serveHttp(connection, wire, route);
+}
+
+/** The guest has not said what it will speak, and something else than HTTP may pass: its first bytes tell. */
+async function serveUnsaid(
+  connection: Connection,
+  wire: Wire,
+  to: Destination,
+  decision: Decision,
+  world: WorldEnd,
+): Promise<void> {
+  const silence: 'http' | 'other' = 'other';
+  const speaks = await peek(
+    wire,
+    (bytes) => {
+      const opening = openingOf(bytes);
+      return opening === undefined ? undefined : opening.kind === 'http' ? 'http' : 'other';
+    },
+    { withinMs: connection.session.limits.headMs, silence },
+  );
+  if (speaks === 'http') return serveHttp1(connection, wire, to, decision, world);
+  if (speaks === undefined || connection.signal.aborted) {
+    if (world.kind === 'reached') world.tls.destroy();
+    wire.close();
+    recordUnused(connection, to, decision, world, 'guest_closed');
+    return connection.over();
+  }
+  const judgement = judgementOf(connection, to, decision);
+  const dial = async () => {
+    if (world.kind === 'failed') throw world.error;
+    return world.kind === 'reached'
+      ? world
+      : await reachTls(connection, to, judgement, [], connection.signal);
+  };
+  joinReached(connection, wire, to, decision, {
+    protocol: 'tls',
+    kind: connection.kind,
+    readable: true,
+    holds: (now) => now.opaque && !now.dependsOnRequest,
+    judgement,
+    reach: async () => {
+      const { tls, reached } = await dial();
+      return { wire: new Wire(tls), reached, bulk: undefined };
+    },
+  });
+}
+
+function serveHttp2(
+  connection: Connection,
+  guest: TLSSocket,
+  to: Destination,
+  decision: Decision,
+  world: WorldEnd,
+): void {
+  if (world.kind !== 'reached') {
+    // There is no HTTP/2 without the other end; whoever speaks nothing else has to look into the log.
+    guest.destroy();
+    recordUnused(connection, to, decision, world, world.kind === 'failed' ? world.error.code : 'no_request');
+    return connection.over();
+  }
+  const { limits, memory } = connection.session;
+  let asked = false;
+  const gate = new RequestGate(connection, { verifiedTls: true });
+  const relay = relayHttp2({
+    guest,
+    upstream: world.tls,
+    destination: to,
+    gate: {
+      admit(request, signal) {
+        asked = true;
+        return gate.admit(request, signal);
+      },
+    },
+    kind: connection.kind,
+    client: connection.client,
+    idleMs: limits.idleMs,
+    memory,
+    malformed(error) {
+      asked = true;
+      recordMalformed(connection, to, 'https', error);
+    },
+    onEnd() {
+      if (!asked) recordUnused(connection, to, decision, world, 'no_request');
+      connection.over();
+    },
+  });
+  connection.cut = () => relay.close();
+  connection.allowed = () => {
+    relay.recheck();
+    return connection.decide(attemptOf(to)).effect === 'allow';
+  };
+}
+
+const maySpeakOther = (connection: Connection, to: Destination, decision: Decision): boolean =>
+  decision.opaque &&
+  !decision.dependsOnRequest &&
+  !connection.session.sandbox.secrets.binds(bareHost(to.host), to.port);
+
+/** A connection that was allowed and brought no request. */
+function recordUnused(
+  connection: Connection,
+  to: Destination,
+  decision: Decision,
+  world: WorldEnd,
+  error: string,
+): void {
+  const address = world.kind === 'reached' ? { address: world.reached.address } : {};
+  connection.record({ to, protocol: 'tls', ...address }, decision).end({ bytesOut: 0, bytesIn: 0, error });
+}

@@ -1,0 +1,86 @@
+// Connections of one sandbox to the world that wait for their next request. Never shared with another sandbox, nor between requests whose shares
+// differ (with and without a secret). Whatever comes on one that waits ends it.
+import type { Deadlines } from './deadlines.ts';
+import type { Http1Upstream } from './http1/client.ts';
+
+const idleMs = 30_000;
+const idlePerPlaceMax = 32;
+const idleMax = 256;
+
+export class Pool {
+  readonly #idle = new Map<string, Set<Waiting>>();
+  readonly #deadlines: Deadlines;
+  readonly #idleMs: number;
+  #count = 0;
+  #generation = 0;
+
+  constructor(deadlines: Deadlines, options: { idleMs: number }) {
+    this.#deadlines = deadlines;
+    this.#idleMs = Math.min(idleMs, options.idleMs);
+  }
+
+  /** Connections made in an earlier one are not used again. */
+  get generation(): number {
+    return this.#generation;
+  }
+
+  has(place: string): boolean {
+    return this.#idle.has(place);
+  }
+
+  /** The one used last: the others may die of old age. */
+  take(place: string, share: string): Http1Upstream | undefined {
+    const waiting = this.#idle.get(place);
+    if (waiting === undefined) return undefined;
+    let found: Waiting | undefined;
+    for (const one of waiting)
+      if (one.upstream.share === share || one.upstream.share === undefined) found = one;
+    if (found === undefined) return undefined;
+    this.#remove(found);
+    found.upstream.share = share;
+    return found.upstream;
+  }
+
+  /** `generation`: that of the moment when it was connected. */
+  put(place: string, upstream: Http1Upstream, generation: number): void {
+    const waiting = this.#idle.get(place) ?? new Set();
+    if (generation !== this.#generation || waiting.size >= idlePerPlaceMax || this.#count >= idleMax)
+      return upstream.close();
+    const one: Waiting = {
+      place,
+      upstream,
+      deadline: this.#deadlines.now() + this.#idleMs,
+      expired: () => {
+        this.#remove(one);
+        upstream.close();
+      },
+    };
+    upstream.onIdleEnd = () => this.#remove(one);
+    waiting.add(one);
+    this.#idle.set(place, waiting);
+    this.#count++;
+    this.#deadlines.watch(one);
+  }
+
+  /** Closes what waits; what is in use will not come back. */
+  drop(): void {
+    this.#generation++;
+    for (const waiting of [...this.#idle.values()]) for (const one of [...waiting]) one.expired();
+  }
+
+  #remove(one: Waiting): void {
+    const waiting = this.#idle.get(one.place);
+    if (waiting?.delete(one) !== true) return;
+    if (waiting.size === 0) this.#idle.delete(one.place);
+    this.#count--;
+    one.upstream.onIdleEnd = () => {};
+    this.#deadlines.forget(one);
+  }
+}
+
+interface Waiting {
+  place: string;
+  upstream: Http1Upstream;
+  deadline: number;
+  expired: () => void;
+}
