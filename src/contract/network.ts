@@ -209,13 +209,13 @@ export const SecretBinding = z.strictObject({
   /** Exact names, or `*.` and a name. */
   hosts: z.array(z.string().min(1).max(253)).min(1).max(64),
   ports: z.array(z.int().min(1).max(65_535)).max(16).default([443]),
-  /** The header that carries it, and its form with `%s` for the value. */
+  /** The header that carries it, and its form with `%s` for the value. A `base64(…)` at the end of it is encoded: `Basic base64(user:%s)`. */
   header: z.string().min(1).max(128).optional(),
   format: z.string().min(1).max(512).optional(),
   methods: z.array(z.string().max(16)).max(16).optional(),
   /** Paths, each exact or ending in `*`. */
   paths: z.array(z.string().min(1).max(2048)).max(64).optional(),
-  /** Replace the placeholder wherever it stands: in these parts of a request. */
+  /** Replace the placeholder wherever it stands: in these parts of a request. With no header either: in header, query and path. */
   substitute: z.array(z.enum(['header', 'query', 'path', 'body'])).optional(),
   /** Sign the request anew with an AWS key pair; the value is `ACCESS_KEY_ID:SECRET` or JSON. */
   awsSigV4: z.boolean().optional(),
@@ -233,7 +233,7 @@ export const SetSecret = z.strictObject({
     .array(z.string().regex(/^[A-Za-z_][A-Za-z0-9_]{0,127}$/))
     .max(16)
     .optional(),
-  /** How the placeholder looks; `{rand}` becomes random. */
+  /** How the placeholder looks: `{rand}` becomes 32 random letters and digits, `{rand:N}` N of them. */
   placeholder: z.string().min(1).max(256).optional(),
 });
 export type SetSecret = z.infer<typeof SetSecret>;

@@ -47,7 +47,7 @@ export function scrubForms(secret: string): Buffer[] {
     encoded,
     encoded.replace(/%[0-9A-F]{2}/g, (escaped) => escaped.toLowerCase()),
     encodeURIComponent(secret),
-    encoded.replaceAll('%20', '+'),
+    new URLSearchParams([['', secret]]).toString().slice(1),
     hex,
     hex.toUpperCase(),
     ...base64Forms(bytes),

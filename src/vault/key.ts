@@ -10,7 +10,7 @@ export type KeyPlace = 'file' | 'system';
 export interface KeyKeeper {
   /** The key that must be there, because something has been sealed with it. */
   existing(place: KeyPlace): Promise<Buffer>;
-  /** The key, made when there is none. */
+  /** The key, made when there is none. Only for a first file: in a keyring that does not answer, a key is taken for missing and made anew. */
   made(place: KeyPlace): Promise<Buffer>;
 }
 

@@ -11,7 +11,7 @@ import { type KeyPlace, keyKeeper } from './key.ts';
 import { grantsOfBinding, SandboxVault, VaultContent } from './opensandbox.ts';
 import { matchesHost } from './place.ts';
 import { placeholderFrom, placeholderProblem, secretKeyBeside } from './placeholders.ts';
-import { readSealedFile, writeSealedFile } from './sealed-file.ts';
+import { readSealedFile, type SealingKey, writeSealedFile } from './sealed-file.ts';
 import { type Service, serviceOf } from './services.ts';
 import { parseKeyPair } from './sigv4.ts';
 import { openValues, type Source, type Values, valueProblem } from './sources.ts';
@@ -61,17 +61,19 @@ export async function openVault(options: VaultOptions): Promise<Vault> {
   const keys = keyKeeper({ keyFile: options.keyFile, secretTool: options.secretTool ?? 'secret-tool' });
   const file = await readSealedFile(options.file, keys);
   const asked = options.keyring ?? 'auto';
-  const place: KeyPlace = asked === 'auto' ? (file?.keyPlace ?? 'file') : asked;
-  if (file !== undefined && file.keyPlace !== place)
+  const place: KeyPlace = asked === 'auto' ? (file?.key.place ?? 'file') : asked;
+  if (file !== undefined && file.key.place !== place)
     throw new Failure(
       'conflict',
-      `the key of ${options.file} is in ${file.keyPlace === 'file' ? 'a key file' : 'the system keyring'}, not where it is asked to be`,
+      `the key of ${options.file} is in ${file.key.place === 'file' ? 'a key file' : 'the system keyring'}, not where it is asked to be`,
       { hint: 'Ask for the place where it is, or move the file away and set the secrets again.' },
     );
   const kept = file === undefined ? { secrets: [], vaults: [] } : keptOf(file.records, options.file);
+  // Asked for once: what has been sealed with a key must not come to depend on what the keyring says later.
+  const key: { found?: SealingKey } = file === undefined ? {} : { found: file.key };
   return new HomeVault(kept, options, async (next) => {
-    const bytes = await keys.made(place);
-    await writeSealedFile(options.file, recordsOf(next), { place, bytes });
+    key.found ??= { place, bytes: await keys.made(place) };
+    await writeSealedFile(options.file, recordsOf(next), key.found);
   });
 }
 

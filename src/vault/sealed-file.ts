@@ -35,10 +35,14 @@ const spoilt = (path: string, what: string, hint: string): Failure =>
   new Failure('unavailable', `open the secrets ${path}: ${what}`, { hint });
 const restore = 'Put back a copy from a backup, or move the file away and set the secrets again.';
 
-/** Where the key of an existing file is; undefined when there is no file. */
+export interface SealingKey {
+  place: KeyPlace;
+  bytes: Buffer;
+}
+
 export interface SealedFile {
   records: SealedRecord[];
-  keyPlace: KeyPlace;
+  key: SealingKey;
 }
 
 /** Reads and opens everything, or fails and changes nothing. Undefined when there is no file. */
@@ -66,14 +70,14 @@ export async function readSealedFile(path: string, keys: KeyKeeper): Promise<Sea
     sandboxId: record.sandboxId,
     content: opened(record, boundTo(record), `the record ${JSON.stringify(record.name)} is damaged`),
   }));
-  return { records, keyPlace: file.key };
+  return { records, key: { place: file.key, bytes: key } };
 }
 
 /** Readers see the old file or the new one, never a part; only this user may read it. */
 export async function writeSealedFile(
   path: string,
   records: readonly SealedRecord[],
-  key: { place: KeyPlace; bytes: Buffer },
+  key: SealingKey,
 ): Promise<void> {
   const text = JSON.stringify({
     format: 'glovebox-vault',

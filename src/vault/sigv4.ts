@@ -292,12 +292,9 @@ const encode = (bytes: string): string =>
     (character) => `%${character.charCodeAt(0).toString(16).toUpperCase().padStart(2, '0')}`,
   );
 
-/** The path as it is meant: each segment decoded, then encoded in the one way that AWS expects. */
+/** The key that S3 reads from the path, for which a `+` is a space and `%2F` a slash, encoded in the one way that it expects. */
 const encodedPath = (path: string): string =>
-  path
-    .split('/')
-    .map((segment) => encode(percentDecoded(segment)))
-    .join('/') || '/';
+  encode(percentDecoded(path.replaceAll('+', ' '))).replaceAll('%2F', '/');
 
 /** Every service but S3 takes `.`, `..` and doubled slashes out of the path and encodes what is on the wire once more. */
 function encodedPathTwice(path: string): string {
