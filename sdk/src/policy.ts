@@ -101,7 +101,7 @@ export class Policy {
     this.#connection = connection;
   }
 
-  /** The rules for all sandboxes; with `sandbox` (id or name), those that hold for it. */
+  /** All rules; with `sandbox` (id or name), those that hold for it. */
   async rules(options: Aborting & { sandbox?: string } = {}): Promise<RuleList> {
     const doing = 'list the rules';
     const answer = await this.#connection.json('GET', '/v1/policy/rules', {

@@ -11,10 +11,15 @@ const writeOnce = promisify(writeFd);
 
 /** Control characters but newline and tab, and those that change the direction of text. */
 // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what it looks for
-const unsafe = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
+const unsafe = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/g;
 
 export function clean(text: string): string {
   return text.replace(unsafe, '\uFFFD');
+}
+
+/** Clean, and without newlines and tabs, so that it cannot pass for another line or column. */
+export function cleanLine(text: string): string {
+  return clean(text).replace(/[\n\t]/g, '\uFFFD');
 }
 
 /** Coloured if the stream is a terminal and NO_COLOR is not set. */
@@ -45,7 +50,15 @@ export async function print(text: string): Promise<void> {
 }
 
 export async function printJson(value: unknown): Promise<void> {
-  await print(JSON.stringify(value, null, 2));
+  await print(jsonText(value, 2));
+}
+
+/** JSON that loses nothing and does nothing to a terminal: what is unsafe is escaped. */
+export function jsonText(value: unknown, indent = 0): string {
+  return JSON.stringify(value, null, indent).replace(
+    unsafe,
+    (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, '0')}`,
+  );
 }
 
 /** A line for a person. It does not matter when nobody reads it. */
@@ -58,9 +71,9 @@ export function sayError(message: string, hint: string | undefined): void {
   if (hint) say(`${paint('dim', 'hint:', process.stderr)} ${clean(hint)}`);
 }
 
-/** Columns as wide as their widest cell, two spaces apart. Cells must be clean; `styles` are for whole columns. */
+/** Columns as wide as their widest cell, two spaces apart. */
 export function table(head: readonly string[], rows: readonly (readonly string[])[]): string {
-  const cells = [head, ...rows].map((row) => row.map(clean));
+  const cells = [head, ...rows].map((row) => row.map(cleanLine));
   const widths = head.map((_, column) => Math.max(...cells.map((row) => row[column]?.length ?? 0)));
   const lines = cells.map((row) =>
     row
@@ -68,6 +81,11 @@ export function table(head: readonly string[], rows: readonly (readonly string[]
       .join('  '),
   );
   return [paint('bold', lines[0] ?? ''), ...lines.slice(1)].join('\n');
+}
+
+/** `1 rule`, `2 rules`. */
+export function counted(count: number, noun: string): string {
+  return `${count} ${noun}${count === 1 ? '' : 's'}`;
 }
 
 /** `3 minutes`: one unit is enough for a table. */
@@ -79,8 +97,7 @@ export function span(ms: number): string {
     [1_000, 'second'],
   ];
   const [size, name] = units.find(([unit]) => ms >= unit) ?? [1_000, 'second'];
-  const count = Math.max(0, Math.floor(ms / size));
-  return `${count} ${name}${count === 1 ? '' : 's'}`;
+  return counted(Math.max(0, Math.floor(ms / size)), name);
 }
 
 export function sizeText(bytes: number): string {

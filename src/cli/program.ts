@@ -1,13 +1,12 @@
-// All verbs with their options and examples. What a verb does is loaded when it is called, so that --help and mistakes are quick.
+// All verbs with their options and examples; those about the way out stand in verbs/. What a verb does is loaded when it is called, so that --help and mistakes are quick.
 import { Argument, Command } from 'commander';
 import { ownVersion } from './commands/version.ts';
 import { exitCodeMeanings } from './exit-codes.ts';
+import { examples } from './help.ts';
 import { collect } from './values.ts';
-
-function examples(...lines: [string, string][]): string {
-  const width = Math.max(...lines.map(([line]) => line.length));
-  return `\nExamples:\n${lines.map(([line, why]) => `  $ ${line.padEnd(width)}   ${why}`).join('\n')}`;
-}
+import { addNetworkVerbs } from './verbs/network.ts';
+import { addPolicyVerbs } from './verbs/policy.ts';
+import { addSecretVerbs } from './verbs/secret.ts';
 
 const exitCodesHelp = `
 Exit codes:
@@ -66,12 +65,19 @@ export function makeProgram(args: readonly string[]): Command {
     .option('--timeout <duration>', 'remove it after this time, e.g. 30m (default: never)')
     .option('--entrypoint <program>', 'main process; COMMAND becomes its arguments')
     .option('--platform <os/arch>', 'e.g. linux/arm64')
+    .option('--allow <resources>', 'what it may reach, e.g. pypi.org,*.npmjs.org:443 (repeatable)', collect)
+    .option('--deny <resources>', 'what it may not reach, whatever else is allowed (repeatable)', collect)
+    .option('--network-policy-file <file>', "a network policy in OpenSandbox's form, as JSON")
     .option('--json', 'print all about it')
     .addHelpText(
       'after',
       examples(
         ['glovebox create --name web', "the host's own system folders, read-only, in a sandbox"],
         ['glovebox create --runtime docker node:24 -m 2g', 'a Docker image with a limit'],
+        [
+          'glovebox create --name ci --allow pypi.org,files.pythonhosted.org',
+          'may reach these, and what all may',
+        ],
         ['glovebox create debian --timeout 1h -- sleep 600', 'ends with its main process, or after an hour'],
       ),
     )
@@ -238,6 +244,10 @@ export function makeProgram(args: readonly string[]): Command {
     .argument('<image...>')
     .addHelpText('after', examples(['glovebox image rm debian', '']))
     .action(async (names) => (await import('./commands/image.ts')).removeImages(names));
+
+  addNetworkVerbs(program);
+  addPolicyVerbs(program);
+  addSecretVerbs(program);
 
   verb('doctor', 'check what works here, and say how to mend the rest')
     .option('--json', 'as JSON')

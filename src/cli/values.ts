@@ -50,3 +50,10 @@ export function durationOf(option: string, value: string): number {
     throw usageError(message, hint);
   }
 }
+
+/** `a,b,c`: at least one, none of them empty. */
+export function listOf(option: string, value: string): string[] {
+  const items = value.split(',').map((it) => it.trim());
+  if (items.includes('')) throw usageError(`${option}: '${value}' has an empty place`, 'Write e.g. a,b,c.');
+  return items;
+}

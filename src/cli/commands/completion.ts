@@ -1,9 +1,10 @@
 // glovebox completion: scripts for shells, which ask this same program what fits. So they know every verb and option there is, and the
 // sandboxes that exist; no daemon is started for it.
-import type { Command } from 'commander';
+import type { Command, Option } from 'commander';
+import { serviceVariables } from '../../contract/services.ts';
 import { connectIfRunning } from '../connect.ts';
 import { usageError } from '../exit-codes.ts';
-import { clean, print } from '../output.ts';
+import { cleanLine, print } from '../output.ts';
 
 const scripts: Record<string, string> = {
   bash: `_glovebox() {
@@ -40,43 +41,90 @@ export async function completion(shell: string): Promise<void> {
   await print(script);
 }
 
-/** What the arguments of a verb name. */
-const sandboxesFor = new Set(['exec', 'logs', 'ps', 'inspect', 'stop', 'pause', 'resume', 'renew', 'rm']);
-const withManySandboxes = new Set(['inspect', 'stop', 'pause', 'resume', 'rm']);
+type Candidates = [word: string, meaning: string][];
 
-/** `words`: all behind `glovebox`, the last one being what is typed. Prints one candidate a line, behind a tab its meaning. */
-export async function complete(program: Command, words: readonly string[]): Promise<void> {
-  const typed = words.at(-1) ?? '';
-  const candidates = await candidatesFor(program, words.slice(0, -1), typed);
+const words = (...all: string[]): Candidates => all.map((word) => [word, '']);
+
+/** What may stand at each place behind a verb; the last one again and again, if `more`. */
+interface Places {
+  at: ((before: readonly string[]) => Candidates | Promise<Candidates>)[];
+  more?: boolean;
+}
+
+const sandbox = () => sandboxNames('');
+const oneSandbox: Places = { at: [sandbox] };
+const sandboxes: Places = { at: [sandbox], more: true };
+const network: Places = { at: [() => words('network')] };
+const services = () => words(...Object.keys(serviceVariables));
+
+const placesOf: Record<string, Places> = {
+  exec: oneSandbox,
+  logs: { at: [sandbox, ([reference]) => processIds(reference as string)] },
+  ps: oneSandbox,
+  renew: oneSandbox,
+  inspect: sandboxes,
+  stop: sandboxes,
+  pause: sandboxes,
+  resume: sandboxes,
+  rm: sandboxes,
+  cp: { at: [() => sandboxNames(':')], more: true },
+  completion: { at: [() => words(...Object.keys(scripts))] },
+  'network proxy': oneSandbox,
+  'network log': oneSandbox,
+  'policy init': { at: [presets] },
+  'policy allow': network,
+  'policy deny': network,
+  'policy ask': network,
+  'policy bypass': network,
+  'policy rm': network,
+  'policy check': network,
+  'policy ls': oneSandbox,
+  'policy log': oneSandbox,
+  'policy learn': oneSandbox,
+  'policy inspect': { at: [ruleIds] },
+  'policy approval answer': { at: [questionIds, () => words('allow', 'deny')] },
+  'secret set': { at: [services] },
+  'secret import': { at: [services] },
+  'secret rm': { at: [secretNames] },
+};
+
+/** `line`: all behind `glovebox`, the last word being what is typed. Prints one candidate a line, behind a tab its meaning. */
+export async function complete(program: Command, line: readonly string[]): Promise<void> {
+  const typed = line.at(-1) ?? '';
+  const candidates = await candidatesFor(program, line.slice(0, -1), typed);
   const fitting = candidates.filter(([word]) => word.startsWith(typed));
   if (fitting.length > 0)
-    await print(fitting.map(([word, meaning]) => clean(`${word}\t${meaning}`.trimEnd())).join('\n'));
+    await print(
+      fitting.map(([word, meaning]) => cleanLine(word) + (meaning && `\t${cleanLine(meaning)}`)).join('\n'),
+    );
 }
 
 async function candidatesFor(
   program: Command,
   before: readonly string[],
   typed: string,
-): Promise<[string, string][]> {
+): Promise<Candidates> {
   let command = program;
-  let args: string[] = [];
+  const path: string[] = [];
+  const args: string[] = [];
   for (let i = 0; i < before.length; i++) {
     const word = before[i] as string;
     const option = command.options.find((it) => it.short === word || it.long === word);
     if (option) {
-      if ((option.required || option.optional) && ++i === before.length) return [];
-    } else {
-      const verb =
-        args.length === 0
-          ? command.commands.find((it) => it.name() === word || it.aliases().includes(word))
-          : undefined;
-      if (verb) command = verb;
-      else args = [...args, word];
+      if ((option.required || option.optional) && ++i === before.length) return await valuesOf(option);
+      continue;
     }
+    const verb =
+      args.length === 0
+        ? command.commands.find((it) => it.name() === word || it.aliases().includes(word))
+        : undefined;
+    if (verb) {
+      command = verb;
+      path.push(verb.name());
+    } else args.push(word);
   }
-  const verb = command.name();
   // Behind the sandbox comes a command of the sandbox, of which we know nothing.
-  if (verb === 'exec' && args.length > 0) return [];
+  if (path[0] === 'exec' && args.length > 0) return [];
   if (typed.startsWith('-')) {
     return command.options
       .filter((it) => !it.hidden && it.long)
@@ -87,21 +135,43 @@ async function candidatesFor(
       .filter((it) => !it.name().startsWith('_'))
       .map((it) => [it.name(), it.description()]);
   }
-  if (verb === 'completion') return Object.keys(scripts).map((shell) => [shell, '']);
-  if (sandboxesFor.has(verb) && (args.length === 0 || withManySandboxes.has(verb)))
-    return await sandboxNames('');
-  if (verb === 'logs' && args.length === 1) return await processIds(args[0] as string);
-  if (verb === 'cp') return await sandboxNames(':');
-  return [];
+  const places = placesOf[path.join(' ')];
+  const place = places?.at[args.length] ?? (places?.more ? places.at.at(-1) : undefined);
+  return (await place?.(args)) ?? [];
 }
 
-async function sandboxNames(suffix: string): Promise<[string, string][]> {
+async function valuesOf(option: Option): Promise<Candidates> {
+  if (option.argChoices) return words(...option.argChoices);
+  return option.long === '--sandbox' ? await sandbox() : [];
+}
+
+async function presets(): Promise<Candidates> {
+  const all = (await (await connectIfRunning())?.policy.presets()) ?? [];
+  return all.map((it) => [it.name, it.description]);
+}
+
+async function ruleIds(): Promise<Candidates> {
+  const { rules } = (await (await connectIfRunning())?.policy.rules()) ?? { rules: [] };
+  return rules.map((it) => [it.id, `${it.decision} ${it.resources.join(',').slice(0, 60)}`]);
+}
+
+async function questionIds(): Promise<Candidates> {
+  const all = (await (await connectIfRunning())?.network.questions()) ?? [];
+  return all.map((it) => [it.id, `${it.sandboxName ?? it.sandbox} ${it.host}:${it.port}`]);
+}
+
+async function secretNames(): Promise<Candidates> {
+  const all = (await (await connectIfRunning())?.secrets.list()) ?? [];
+  return words(...new Set(all.map((it) => it.name)));
+}
+
+async function sandboxNames(suffix: string): Promise<Candidates> {
   const client = await connectIfRunning();
   const all = (await client?.list()) ?? [];
   return all.map((it) => [`${it.name ?? it.id}${suffix}`, `${it.state} ${it.image ?? ''}`]);
 }
 
-async function processIds(reference: string): Promise<[string, string][]> {
+async function processIds(reference: string): Promise<Candidates> {
   const client = await connectIfRunning();
   const processes = (await (await client?.connect(reference))?.processes()) ?? [];
   return processes.map((it) => [it.id, it.command.join(' ').slice(0, 60)]);

@@ -3,7 +3,8 @@ import type { CreateOptions as SandboxOptions } from '../../../sdk/src/index.ts'
 import { connect } from '../connect.ts';
 import { usageError } from '../exit-codes.ts';
 import { print, printJson, withStatus } from '../output.ts';
-import { durationOf, numberOf, pairsOf, wholeNumberOf } from '../values.ts';
+import { readPolicyFile } from '../policy-file.ts';
+import { durationOf, listOf, numberOf, pairsOf, wholeNumberOf } from '../values.ts';
 
 export interface CreateOptions {
   name?: string;
@@ -18,6 +19,9 @@ export interface CreateOptions {
   timeout?: string;
   entrypoint?: string;
   platform?: string;
+  allow?: string[];
+  deny?: string[];
+  networkPolicyFile?: string;
   json?: boolean;
 }
 
@@ -26,9 +30,10 @@ export async function create(
   command: string[],
   options: CreateOptions,
 ): Promise<void> {
-  const { cpus, pids, memory, disk, timeout } = options;
+  const { cpus, pids, memory, disk, timeout, allow = [], deny = [], networkPolicyFile: file } = options;
   if (options.name === '') throw usageError('--name: is empty', 'Leave it out for a sandbox without a name.');
   const entrypoint = [...(options.entrypoint === undefined ? [] : [options.entrypoint]), ...command];
+  const policyFile = file === undefined ? undefined : await readPolicyFile(file);
   const request: SandboxOptions = {
     ...(image === undefined ? {} : { image }),
     ...(options.name === undefined ? {} : { name: options.name }),
@@ -46,6 +51,11 @@ export async function create(
     metadata: pairsOf('--label', options.label ?? []),
     volumes: (options.volume ?? []).map(volumeOf),
     entrypoint,
+    rules: [
+      ...allow.map((list) => ({ decision: 'allow' as const, resources: listOf('--allow', list) })),
+      ...deny.map((list) => ({ decision: 'deny' as const, resources: listOf('--deny', list) })),
+    ],
+    ...(policyFile === undefined ? {} : { networkPolicy: policyFile.policy }),
   };
   const client = await connect();
   // The server tells an id only with the finished sandbox; until then the newest one of this image that is being made is taken for it.
@@ -53,7 +63,10 @@ export async function create(
     const pending = await client.list({ states: ['Pending'] });
     return pending.find((it) => it.image === (image ?? 'host'))?.message;
   };
-  const sandbox = await withStatus(client.create(request), progress);
+  const creating = client.create(request).catch((error: unknown) => {
+    throw policyFile?.located(error) ?? error;
+  });
+  const sandbox = await withStatus(creating, progress);
   await (options.json ? printJson(await sandbox.info()) : print(sandbox.id));
 }
 

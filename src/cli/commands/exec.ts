@@ -4,6 +4,7 @@ import { type Process, type Sandbox, SandboxError, type TerminalSize } from '../
 import { connect } from '../connect.ts';
 import { exitCodeOfExec, exitCodes, usageError } from '../exit-codes.ts';
 import { print, printJson, say, sayError, writeAll } from '../output.ts';
+import { rawMode } from '../terminal.ts';
 import { durationOf, pairsOf } from '../values.ts';
 
 export interface ExecOptions {
@@ -129,19 +130,6 @@ async function forwardInput(running: Process): Promise<void> {
     if (await running.write(chunk).then(() => false, ended)) return;
   }
   await running.end().catch(ended);
-}
-
-/** The terminal passes every key on, Ctrl-C included, until disposed. */
-function rawMode(): Disposable {
-  const restore = () => void process.stdin.setRawMode(false);
-  process.stdin.setRawMode(true);
-  process.once('exit', restore);
-  return {
-    [Symbol.dispose]() {
-      restore();
-      process.off('exit', restore);
-    },
-  };
 }
 
 /** Passes signals on to the command. The first Ctrl-C interrupts it, the second in a row ends it, the third leaves it killed. */

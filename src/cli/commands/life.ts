@@ -1,9 +1,9 @@
 // glovebox stop, pause, resume, renew and rm: what can happen to sandboxes that exist.
-import { createInterface } from 'node:readline/promises';
 import { type Sandbox, SandboxError } from '../../../sdk/src/index.ts';
 import { connect } from '../connect.ts';
-import { CliError, exitCodeOf, exitCodes, usageError } from '../exit-codes.ts';
+import { CliError, exitCodeOf, usageError } from '../exit-codes.ts';
 import { print, printJson, sayError } from '../output.ts';
+import { confirm } from '../terminal.ts';
 import { durationOf } from '../values.ts';
 
 /** Does it to each, side by side; prints the names of those it was done to, and fails if it was not done to all. */
@@ -81,6 +81,7 @@ export async function rm(references: string[], options: { force?: boolean; all?:
   if (options.all && ids.length > 0 && !options.force)
     await confirm(
       `Remove ${ids.length === 1 ? 'the one sandbox' : `all ${ids.length} sandboxes`} and everything in ${ids.length === 1 ? 'it' : 'them'}?`,
+      'nothing was removed',
     );
   await each(ids, async (it) => {
     const info = await client.find(it).catch((error: unknown) => {
@@ -89,20 +90,4 @@ export async function rm(references: string[], options: { force?: boolean; all?:
     });
     if (info) await client.handle(info.id).kill();
   });
-}
-
-/** On a terminal only: a script that gives --all means it. */
-async function confirm(question: string): Promise<void> {
-  if (!process.stdin.isTTY || !process.stderr.isTTY) return;
-  const lines = createInterface({ input: process.stdin, output: process.stderr });
-  try {
-    const answer = await lines.question(`${question} [y/N] `).catch((error: Error) => {
-      if (error.name !== 'AbortError') throw error;
-      process.stderr.write('\n');
-      throw new CliError('nothing was removed', { exitCode: exitCodes.interrupted });
-    });
-    if (!/^y(es)?$/i.test(answer.trim())) throw new CliError('nothing was removed');
-  } finally {
-    lines.close();
-  }
 }
