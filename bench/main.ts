@@ -1,4 +1,5 @@
-// `npm run bench`: figures beside their floors, measured in the same run. A table for people, `--json` for programs, `--quick` for a first look.
+// `npm run bench`: figures beside their floors, measured in the same run. A table for people, `--json` for programs, `--quick`
+// for a first look, `--only egress` or `--only sandbox` for a part.
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -8,18 +9,25 @@ import { loadConfig } from '../src/daemon/config.ts';
 import { openPlatform } from '../src/daemon/platform.ts';
 import { openLog } from '../src/lib/log.ts';
 import { dockerImage } from '../test/images.ts';
+import { egressFigures } from './egress/main.ts';
 import { execFigures, fileFigures, stalledReaderFigure, streamFigures } from './guest.ts';
 import { type Figure, table } from './measure.ts';
 import { memoryFigures } from './memory.ts';
 import { createRequest, startFigures } from './start.ts';
 
 const { values: flags } = parseArgs({
-  options: { json: { type: 'boolean', default: false }, quick: { type: 'boolean', default: false } },
+  options: {
+    json: { type: 'boolean', default: false },
+    quick: { type: 'boolean', default: false },
+    /** `sandbox` or `egress`; all figures when absent. */
+    only: { type: 'string' },
+  },
 });
+const wanted = (part: 'sandbox' | 'egress') => flags.only === undefined || flags.only === part;
 const times = (count: number): number => (flags.quick ? Math.max(2, Math.ceil(count / 5)) : count);
 const say = (line: string): void => console.error(`bench: ${line}`);
 
-async function bench(home: string): Promise<Figure[]> {
+async function sandboxFigures(home: string): Promise<Figure[]> {
   const config = await loadConfig({ home, env: {} });
   await using platform = await openPlatform(config, openLog({ level: 'error' }));
   const service = platform.sandboxes;
@@ -59,7 +67,11 @@ async function bench(home: string): Promise<Figure[]> {
 
 const home = await mkdtemp(join(tmpdir(), 'glovebox-bench-'));
 try {
-  const figures = await bench(home);
+  const figures = wanted('sandbox') ? await sandboxFigures(home) : [];
+  if (wanted('egress')) {
+    say('the way out, beside squid and mitmproxy');
+    figures.push(...(await egressFigures({ rounds: times(5), ms: flags.quick ? 1_500 : 4_000 })));
+  }
   console.log(flags.json ? JSON.stringify({ node: process.version, figures }, undefined, 2) : table(figures));
 } finally {
   await rm(home, { recursive: true, force: true });

@@ -16,7 +16,7 @@ import {
   startMitmproxy,
   startSquid,
 } from './peers.ts';
-import type { LoadOrder, LoadResult, Scenario } from './shapes.ts';
+import type { LoadOrder, LoadResult, OurSetup, Scenario } from './shapes.ts';
 
 const run = promisify(execFile);
 const here = import.meta.dirname;
@@ -202,10 +202,11 @@ async function load(order: LoadOrder): Promise<LoadResult> {
 }
 
 async function startOurs(folder: string, origin: Origin): Promise<RunningProxy> {
-  const setup = {
+  const setup: OurSetup = {
     folder: join(folder, 'glovebox'),
     originAuthority: join(folder, 'authority.pem'),
-    ports: Object.values(origin),
+    inspected: [origin.http, origin.https],
+    tunnelled: origin.bulk,
   };
   const child = spawn(process.execPath, [join(here, 'ours.ts'), JSON.stringify(setup)], {
     stdio: ['pipe', 'pipe', 'inherit'],

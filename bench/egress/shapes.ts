@@ -27,3 +27,12 @@ export interface LoadResult {
   p50Ms: number;
   p99Ms: number;
 }
+
+/** What our proxy is started with: files and the origin's ports. */
+export interface OurSetup {
+  folder: string;
+  /** File of the authority that signed for the origin. */
+  originAuthority: string;
+  inspected: number[];
+  tunnelled: number;
+}

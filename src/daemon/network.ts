@@ -108,7 +108,7 @@ export async function openNetwork(config: Config, store: Store, log: Log): Promi
     journal,
     asker: questions,
     limits: { connections: egress.connectionsMax, headMs, handshakeMs, connectMs, idleMs: egress.idleMs },
-    upstream,
+    upstream: (sandboxId) => upstream.forCaller(sandboxId),
     authority,
   });
   const networks = new Networks({
@@ -183,17 +183,7 @@ export async function openNetwork(config: Config, store: Store, log: Log): Promi
         .decide({ host: parseHost(name), port: 443, protocol: 'tcp' });
       return effect === 'allow' && (reason === 'rule' || reason === 'request-needed');
     };
-    const it = vault.openSandbox(sandboxId, covered);
-    return {
-      create: (request) => it.create(request),
-      state: async () => it.state(),
-      patch: (request) => it.patch(request),
-      remove: () => it.remove(),
-      credentials: async () => ({ revision: it.state().revision, credentials: it.credentials() }),
-      credential: async (name) => it.credential(name),
-      bindings: async () => ({ revision: it.state().revision, bindings: it.bindings() }),
-      binding: async (name) => it.binding(name),
-    };
+    return vault.openSandbox(sandboxId, covered);
   }
 
   const opened = undo.move();
