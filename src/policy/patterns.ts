@@ -28,7 +28,7 @@ export interface Resource {
   pattern: Pattern;
   /** Every port when absent. */
   port: number | undefined;
-  /** The one spelling: two resources that mean the same have the same text. */
+  /** The one spelling, by which resources are compared. */
   text: string;
 }
 
@@ -188,6 +188,10 @@ function neverMatches(name: string): void {
 
 function wildcard(written: string, dialect: Dialect): Pattern {
   const text = asciiOf(written).toLowerCase().replace(/\.$/, '');
+  if (text === '*' || text === '**') throw fail('has an empty label', text.length + 2);
+  // A choice of one is that one.
+  const chosen = text.replace(/\[([a-z0-9_-])\]/g, '$1');
+  if (dialect === 'sbx' && chosen !== text) return parseHostPattern(chosen, dialect);
   const suffix = /^\*\*?\.([^*?![\]]+)$/.exec(text)?.[1];
   if (suffix !== undefined) {
     if (dialect !== 'sbx' && text.startsWith('**'))
@@ -260,20 +264,22 @@ function compileLabel(label: string, column: number): LabelGlob {
   return compiled;
 }
 
-/** What stands between brackets: characters and spans, after `!` those that are not meant. */
+/** What stands between brackets: characters of names and spans of them, after `!` those that are not meant. */
 function choice(text: string, column: number): LabelPart {
   const negated = text.startsWith('!');
-  const characters = new Set<string>();
   const members = negated ? text.slice(1) : text;
-  for (let at = 0; at < members.length; at++) {
-    const from = members.charCodeAt(at);
-    const isSpan = members[at + 1] === '-' && at + 2 < members.length;
-    const to = isSpan ? members.charCodeAt(at + 2) : from;
-    if (to < from) throw fail('has a span of characters that runs backwards', column);
+  if (members === '') throw fail('can never match: a choice of no characters', column);
+  const wrong = members.search(/[^a-z0-9_-]/);
+  if (wrong !== -1)
+    throw fail('has a choice of a character that no name has', column + 1 + Number(negated) + wrong);
+  const characters = new Set<string>();
+  for (const [token] of members.matchAll(/[a-z0-9]-[a-z0-9]|./g)) {
+    const [from, to] = [token.charCodeAt(0), token.charCodeAt(token.length - 1)];
+    // Between digits and letters lie characters that are neither.
+    if (to < from || (token.length > 1 && /^[0-9]-[a-z]$/.test(token)))
+      throw fail(`has the span "${token}", which is none of digits or of letters in order`, column);
     for (let code = from; code <= to; code++) characters.add(String.fromCharCode(code));
-    if (isSpan) at += 2;
   }
-  if (characters.size === 0) throw fail('can never match: a choice of no characters', column);
   return { characters, negated };
 }
 
