@@ -1,8 +1,10 @@
 // What every secret comes down to, whoever bound it: a place, and what is done to a request that goes there.
 import type { SecretBinding } from '../contract/network.ts';
 import { Failure } from '../lib/failure.ts';
-import { ambiguousPath, canonicalHost, overlap, type Place } from './place.ts';
+import { canonicalHost, impossiblePath, overlap, type Place } from './place.ts';
 import type { ServiceBinding } from './services.ts';
+import { parseKeyPair } from './sigv4.ts';
+import { valueBytesMax } from './sources.ts';
 
 export type Part = 'header' | 'query' | 'path' | 'body';
 
@@ -57,6 +59,8 @@ export function headerProblem(name: string): string | undefined {
   return reservedHeaders.has(sameHeader(name)) ? 'is a header that a secret cannot be put in' : undefined;
 }
 
+export const pathHint = 'Begin it with /; a * may stand at its end; leave out the query, // and ..';
+
 /** A binding in one spelling. Throws Failure('invalid') with what is wrong; `where` says which binding it is. */
 export function checkedBinding(binding: SecretBinding, where: string): SecretBinding {
   const invalid = (what: string, hint?: string): Failure =>
@@ -85,14 +89,8 @@ export function checkedBinding(binding: SecretBinding, where: string): SecretBin
   const methods = binding.methods?.map((method) => method.toUpperCase());
   for (const method of methods ?? [])
     if (!/^[A-Z]+$/.test(method)) throw invalid(`${JSON.stringify(method)} is no HTTP method`);
-  for (const path of binding.paths ?? []) {
-    const fixed = path.endsWith('*') ? path.slice(0, -1) : path;
-    if (fixed.includes('*') || fixed.includes('?') || ambiguousPath(fixed))
-      throw invalid(
-        `the path ${JSON.stringify(path)} can never be met`,
-        'Begin it with /; a * may stand at its end; leave out the query, // and ..',
-      );
-  }
+  for (const path of binding.paths ?? [])
+    if (impossiblePath(path)) throw invalid(`the path ${JSON.stringify(path)} can never be met`, pathHint);
   const anyMethod = methods === undefined || methods.length === 0 || methods.includes('ANY');
   const anyPath = binding.paths === undefined || binding.paths.length === 0 || binding.paths.includes('/*');
   return {
@@ -148,6 +146,24 @@ export function formatted(format: string, value: string): string | undefined {
   const text =
     inside === undefined ? fill(format) : fill(before) + Buffer.from(fill(inside)).toString('base64');
   return format.split('%s').length === 2 && /^[\x20-\x7e]*$/.test(text) ? text : undefined;
+}
+
+/** Why a value cannot be put where these actions put it, as the end of a sentence about it, or undefined. Never tells the value. */
+export function misfit(value: string, actions: readonly Action[]): string | undefined {
+  if (Buffer.byteLength(value) > valueBytesMax) return `has more than ${valueBytesMax} bytes`;
+  if (actions.some((action) => action.kind === 'aws'))
+    return parseKeyPair(value) === undefined ? 'is no AWS key pair' : undefined;
+  if (value === '') return 'is empty';
+  // A line break in a header would begin another header.
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: these are what is looked for.
+  if (/[\u0000-\u001f\u007f-\u009f]/.test(value)) return 'holds control characters, such as a line break';
+  const fits = actions.every((action) => {
+    if (action.kind === 'header') return formatted(action.format, value) !== undefined;
+    return (
+      action.kind !== 'substitute' || !action.parts.includes('header') || formatted('%s', value) !== undefined
+    );
+  });
+  return fits ? undefined : 'holds characters that cannot stand in a header';
 }
 
 /** Why two grants cannot stand beside each other in one scope, or undefined. */

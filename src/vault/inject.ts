@@ -1,9 +1,8 @@
 // One request on its way out: what of it is a placeholder, whether that may go where it goes, and the request with the secrets in it.
 import { jsonEscaped, percentDecoded, percentEncoded, scrubForms } from './encodings.ts';
-import { type Action, formatted, type Grant, sameHeader } from './grant.ts';
+import { type Action, formatted, type Grant, misfit, sameHeader } from './grant.ts';
 import { type HostMatch, matchesHost, matchesRequest } from './place.ts';
-import { awsCredential, parseKeyPair, resign } from './sigv4.ts';
-import { valueProblem } from './sources.ts';
+import { awsCredential, type KeyPair, parseKeyPair, resign } from './sigv4.ts';
 import type { Injection, OutgoingRequest } from './vault.ts';
 import type { UsableSecret, View } from './view.ts';
 
@@ -39,10 +38,12 @@ export async function inject(
   for (const secret of new Set(acting.map((candidate) => candidate.secret)))
     try {
       const value = await secret.read(signal);
-      checkValue(
+      const uses = acting.filter((candidate) => candidate.secret === secret);
+      const problem = misfit(
         value,
-        acting.filter((candidate) => candidate.secret === secret),
+        uses.map(({ action }) => action),
       );
+      if (problem !== undefined) throw new Error(`its value ${problem}`);
       values.set(secret, value);
     } catch (failure) {
       if (signal.aborted) throw failure;
@@ -140,22 +141,6 @@ const isHeader = (candidate: Candidate): candidate is Candidate<Extract<Action, 
 const isSubstitute = (candidate: Candidate): candidate is Candidate<Substitute> =>
   candidate.action.kind === 'substitute';
 
-/** Throws an Error that says what is wrong with a value, never the value. */
-function checkValue(value: string, uses: readonly Candidate[]): void {
-  if (uses.some(isAws)) {
-    if (parseKeyPair(value) === undefined) throw new Error('it is no AWS key pair');
-    return;
-  }
-  const problem = valueProblem(value);
-  if (problem !== undefined) throw new Error(`its value ${problem}`);
-  const header = uses.some(
-    ({ action }) =>
-      (action.kind === 'header' && formatted(action.format, value) === undefined) ||
-      (action.kind === 'substitute' && action.parts.includes('header') && !/^[\x20-\x7e]*$/.test(value)),
-  );
-  if (header) throw new Error('its value holds characters that cannot stand in a header');
-}
-
 function changed(
   acting: readonly Candidate[],
   request: OutgoingRequest,
@@ -211,9 +196,8 @@ function changed(
       ? done(shown)
       : done(shown, (body) => ({ body: withBody(body), headers }));
 
-  const keys = parseKeyPair(secretOf(signer.secret));
-  // The value has been checked.
-  if (keys === undefined) return none;
+  // A value that is none has been refused.
+  const keys = parseKeyPair(secretOf(signer.secret)) as KeyPair;
   const signed = resign({ ...request, target, headers }, keys, { bodyChanges: bodySubstitutes.length > 0 });
   const hidden = [
     ...shown,

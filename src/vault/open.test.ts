@@ -518,6 +518,89 @@ describe('listing', () => {
   });
 });
 
+describe('a value', () => {
+  test('shows nowhere: list, guest, refusals, log, errors, what is heard of a change, files', async () => {
+    const shown: unknown[] = [];
+    const listen = (...all: unknown[]) => shown.push(all);
+    const vault = await opened({ log: { debug: listen, info: listen, warn: listen, error: listen } });
+    vault.onChange = listen;
+    writeFileSync(join(home, 'token'), canary);
+    const sources = [
+      value(canary),
+      { type: 'file' as const, path: join(home, 'token') },
+      { type: 'command' as const, command: ['cat', join(home, 'token')], refreshSeconds: 0 },
+    ];
+    for (const [at, source] of sources.entries())
+      shown.push(
+        await vault.set({
+          name: `secret-${at}`,
+          source,
+          bindings: bound(`s${at}.example.com`, { header: 'x-key' }),
+          env: [`KEY_${at}`],
+        }),
+      );
+    const secrets = vault.forSandbox('s1');
+    const send = (host: string, text: string) =>
+      secrets.inject(
+        { verifiedTls: true, host, port: 443, method: 'GET', target: '/', headers: [['x', text]] },
+        AbortSignal.timeout(10_000),
+      );
+    for (const [at] of sources.entries()) {
+      const injection = await send(`s${at}.example.com`, '');
+      expect(injection).toMatchObject({
+        kind: 'changed',
+        headers: expect.arrayContaining([['x-key', canary]]),
+      });
+    }
+    // The sources go bad: one is taken away, one gets a line break into it.
+    writeFileSync(join(home, 'token'), `${canary}\n${canary}`);
+    for (const host of ['s1.example.com', 's2.example.com']) shown.push(await send(host, ''));
+    shown.push(await send('evil.example', secrets.environment.KEY_0 ?? ''));
+    shown.push(await failureOf(vault.set({ name: 'github', source: value(`${canary}\0`) })).then(String));
+    shown.push(vault.list(), secrets.environment, secrets.placeholders.map(String));
+    expect(JSON.stringify(shown)).toContain('secret_unavailable');
+    expect(JSON.stringify(shown)).toContain('secret unavailable');
+    rmSync(join(home, 'token'));
+    const files = readdirSync(home).map((name) => readFileSync(join(home, name), 'latin1'));
+    const forms = [
+      canary,
+      Buffer.from(canary).toString('base64').slice(0, -4),
+      Buffer.from(canary).toString('hex'),
+    ];
+    for (const form of forms) expect(JSON.stringify(shown) + files.join('')).not.toContain(form);
+  });
+
+  test('may have one placeholder in two sandboxes, but not in two secrets of one', async () => {
+    const vault = await opened();
+    const mine = {
+      source: value(canary),
+      bindings: bound('x.example.com'),
+      placeholder: 'MY-OWN-PLACEHOLDER',
+    };
+    for (const sandboxId of ['s1', 's2']) await vault.set({ ...mine, name: 'mine', sandboxId });
+    const clash = vault.set({ ...mine, name: 'other', bindings: bound('y.example.com'), sandboxId: 's1' });
+    expect(await failureOf(clash)).toMatchObject({
+      code: 'invalid',
+      message: expect.stringMatching(/placeholder/),
+    });
+    const send = (sandbox: string) =>
+      vault.forSandbox(sandbox).inject(
+        {
+          verifiedTls: true,
+          host: 'x.example.com',
+          port: 443,
+          method: 'GET',
+          target: '/',
+          headers: [['x', mine.placeholder]],
+        },
+        AbortSignal.timeout(10_000),
+      );
+    for (const sandbox of ['s1', 's2'])
+      expect(await send(sandbox)).toMatchObject({ headers: [['x', canary]] });
+    expect(await send('s3')).toMatchObject({ kind: 'refused', alarm: true });
+  });
+});
+
 describe('services', () => {
   /** What the services' own clients and scanners take for a key. */
   const forms: Record<string, RegExp> = {

@@ -5,7 +5,7 @@ import { z } from 'zod';
 import { SecretBinding, type SecretInfo, SecretSource, type SetSecret } from '../contract/network.ts';
 import { Failure } from '../lib/failure.ts';
 import type { Log } from '../lib/log.ts';
-import { checkedBinding, conflictOf, formatted, type Grant, grantsOf } from './grant.ts';
+import { checkedBinding, conflictOf, type Grant, grantsOf, misfit } from './grant.ts';
 import { inject } from './inject.ts';
 import { type KeyPlace, keyKeeper } from './key.ts';
 import { grantsOfBinding, SandboxVault, VaultContent } from './opensandbox.ts';
@@ -14,7 +14,7 @@ import { placeholderFrom, placeholderProblem, secretKeyBeside } from './placehol
 import { readSealedFile, type SealingKey, writeSealedFile } from './sealed-file.ts';
 import { type Service, serviceOf } from './services.ts';
 import { parseKeyPair } from './sigv4.ts';
-import { openValues, type Source, type Values, valueProblem } from './sources.ts';
+import { openValues, type Source, type Values } from './sources.ts';
 import type { SandboxSecrets, Vault } from './vault.ts';
 import { type UsableSecret, type View, viewOf } from './view.ts';
 
@@ -269,31 +269,23 @@ class HomeVault implements Vault {
   async #readable(secret: Secret): Promise<void> {
     const where = `the secret ${JSON.stringify(secret.name)}`;
     const value = await this.#values
-      .read(secret, secret.source, AbortSignal.timeout(readMs))
+      .read(secret.source, AbortSignal.timeout(readMs))
       .catch((error: unknown) => {
         const failure = Failure.from(error, 'read it');
         throw new Failure('invalid', `${where}: ${failure.message}`, {
           ...(failure.hint === undefined ? {} : { hint: failure.hint }),
         });
       });
-    const grants = grantsOfSecret(secret);
-    if (grants.some(({ action }) => action.kind === 'aws')) {
-      if (parseKeyPair(value) !== undefined) return;
-      throw new Failure('invalid', `${where}: its value is no AWS key pair`, {
-        hint: 'Give ACCESS_KEY_ID:SECRET, ACCESS_KEY_ID:SECRET:SESSION_TOKEN, or what aws configure export-credentials prints.',
-      });
-    }
-    const problem = valueProblem(value);
-    if (problem !== undefined) throw new Failure('invalid', `${where}: its value ${problem}`);
-    const fits = grants.every(({ action }) =>
-      action.kind === 'header'
-        ? formatted(action.format, value) !== undefined
-        : action.kind !== 'substitute' ||
-          !action.parts.includes('header') ||
-          formatted('%s', value) !== undefined,
+    const problem = misfit(
+      value,
+      grantsOfSecret(secret).map(({ action }) => action),
     );
-    if (!fits)
-      throw new Failure('invalid', `${where}: its value holds characters that cannot stand in a header`);
+    if (problem === undefined) return;
+    throw new Failure('invalid', `${where}: its value ${problem}`, {
+      hint: problem.includes('AWS')
+        ? 'Give ACCESS_KEY_ID:SECRET, ACCESS_KEY_ID:SECRET:SESSION_TOKEN, or what aws configure export-credentials prints.'
+        : 'Give the bare value in one line.',
+    });
   }
 
   #viewFor(sandboxId: string): View {
@@ -333,7 +325,7 @@ class HomeVault implements Vault {
       placeholders,
       grants: grantsOfSecret(secret, placeholders),
       environment: environmentOf(secret),
-      read: (signal) => this.#values.read(secret, secret.source, signal),
+      read: (signal) => this.#values.read(secret.source, signal),
     };
   }
 }
@@ -376,7 +368,13 @@ function checkBeside(secret: Secret, others: readonly Secret[]): void {
     }
   for (const other of others) {
     const theirs = JSON.stringify(other.name);
-    if (secret.placeholder.includes(other.placeholder) || other.placeholder.includes(secret.placeholder))
+    const sameElsewhere =
+      other.name === secret.name &&
+      other.sandboxId !== secret.sandboxId &&
+      other.placeholder === secret.placeholder;
+    const contained =
+      secret.placeholder.includes(other.placeholder) || other.placeholder.includes(secret.placeholder);
+    if (contained && !sameElsewhere)
       throw new Failure('invalid', `the placeholder is also that of the secret ${theirs}, or part of it`, {
         hint: 'Choose another, or put {rand} into it.',
       });

@@ -13,9 +13,8 @@ import {
   vaultItemsMax,
 } from '../contract/credential-vault.ts';
 import { Failure } from '../lib/failure.ts';
-import { formatted, type Grant, headerProblem } from './grant.ts';
-import { ambiguousPath, canonicalHost, overlap, type Place } from './place.ts';
-import { valueProblem } from './sources.ts';
+import { type Grant, headerProblem, misfit, pathHint } from './grant.ts';
+import { canonicalHost, impossiblePath, overlap, type Place } from './place.ts';
 
 /** A vault as it is kept. Names are unique among each kind, and in order. */
 export const VaultContent = z.object({
@@ -155,11 +154,6 @@ export class SandboxVault {
   #checked(content: VaultContent): VaultContent {
     const credentials = inOrder('credential', content.credentials);
     const bindings = inOrder('binding', content.bindings);
-    for (const { name, source } of credentials) {
-      const problem = valueProblem(source.value);
-      if (problem !== undefined)
-        throw invalid(`the value of the credential ${JSON.stringify(name)} ${problem}`);
-    }
     for (const { name, match } of bindings)
       for (const host of match.hosts)
         if (!this.#covered(host))
@@ -168,13 +162,13 @@ export class SandboxVault {
             'Allow the host in the policy first.',
           );
     for (const [at, a] of bindings.entries()) {
-      for (const { credential, grant } of grantsOfBinding(a)) checkUse(a, credential, grant, credentials);
       for (const b of bindings.slice(at + 1))
         if (overlap(placeOf(a), placeOf(b)))
           throw invalid(
             `the bindings ${JSON.stringify(a.name)} and ${JSON.stringify(b.name)} can match the same request`,
           );
     }
+    checkUses(credentials, bindings);
     return { ...content, credentials, bindings };
   }
 }
@@ -272,14 +266,8 @@ function canonicalBinding(binding: VaultBinding): VaultBinding {
   });
   const methods = match.methods?.length ? match.methods : ['GET', 'POST', 'PUT', 'PATCH', 'DELETE'];
   const paths = match.paths?.length ? match.paths : ['/*'];
-  for (const path of paths) {
-    const fixed = path.endsWith('*') ? path.slice(0, -1) : path;
-    if (fixed.includes('*') || fixed.includes('?') || ambiguousPath(fixed))
-      throw wrong(
-        `the path ${JSON.stringify(path)} can never be met`,
-        'Begin it with /; a * may stand at its end; leave out the query, // and ..',
-      );
-  }
+  for (const path of paths)
+    if (impossiblePath(path)) throw wrong(`the path ${JSON.stringify(path)} can never be met`, pathHint);
   const names =
     auth.type === 'apiKey'
       ? [auth.name]
@@ -304,28 +292,25 @@ function canonicalBinding(binding: VaultBinding): VaultBinding {
   };
 }
 
-/** Whether a grant's credential is there and can be put where the grant puts it. */
-function checkUse(
-  binding: VaultBinding,
-  credential: string,
-  { action }: Grant,
-  credentials: readonly VaultCredential[],
-): void {
-  const used = credentials.find(({ name }) => name === credential);
-  if (used === undefined)
-    throw invalid(
-      `binding ${JSON.stringify(binding.name)} refers to the unknown credential ${JSON.stringify(credential)}`,
+/** Every credential that a binding refers to is there, and every one can be put where it is bound to. */
+function checkUses(credentials: readonly VaultCredential[], bindings: readonly VaultBinding[]): void {
+  const granted = bindings.flatMap((binding) =>
+    grantsOfBinding(binding).map((each) => ({ ...each, binding: binding.name })),
+  );
+  for (const { credential, binding } of granted)
+    if (!credentials.some(({ name }) => name === credential))
+      throw invalid(
+        `binding ${JSON.stringify(binding)} refers to the unknown credential ${JSON.stringify(credential)}`,
+      );
+  for (const { name, source } of credentials) {
+    const uses = granted.filter(({ credential }) => credential === name);
+    const problem = misfit(
+      source.value,
+      uses.map(({ grant }) => grant.action),
     );
-  const text =
-    action.kind === 'header'
-      ? formatted(action.format, used.source.value)
-      : action.kind === 'substitute' && action.parts.includes('header')
-        ? formatted('%s', used.source.value)
-        : '';
-  if (text === undefined)
-    throw invalid(
-      `the value of the credential ${JSON.stringify(credential)} holds characters that cannot stand in a header`,
-    );
+    if (problem !== undefined)
+      throw invalid(`the value of the credential ${JSON.stringify(name)} ${problem}`);
+  }
 }
 
 function mutated<T extends { name: string }>(

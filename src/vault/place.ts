@@ -53,7 +53,13 @@ export function matchesRequest(place: Place, request: { method: string; target: 
   return place.paths.some((pattern) => pathMatches(pattern, path));
 }
 
-export function ambiguousPath(path: string): boolean {
+/** Whether no request's path could be meant by a pattern. */
+export function impossiblePath(pattern: string): boolean {
+  const fixed = pattern.endsWith('*') ? pattern.slice(0, -1) : pattern;
+  return /[*?]/.test(fixed) || ambiguousPath(fixed);
+}
+
+function ambiguousPath(path: string): boolean {
   return /\/\/|\/\.{1,2}(\/|$)|%(2e|2f|5c|00|25)|[\\;#]/i.test(path) || !path.startsWith('/');
 }
 

@@ -20,7 +20,7 @@ beforeEach(() => {
 afterEach(() => rmSync(folder, { recursive: true, force: true }));
 
 const soon = () => AbortSignal.timeout(10_000);
-const read = (source: Source, owner: object = source) => values.read(owner, source, soon());
+const read = (source: Source) => values.read(source, soon());
 const file = (name: string): Source => ({ type: 'file', path: join(folder, name) });
 const command = (script: string, refreshSeconds?: number): Source => ({
   type: 'command',
@@ -61,6 +61,7 @@ describe('a file', () => {
       await expect(read(file(name))).rejects.toMatchObject({
         message: expect.stringContaining('not a regular file'),
       });
+    await expect(read({ type: 'file', path: 'relative' })).rejects.toMatchObject({ code: 'invalid' });
     await expect(read({ type: 'file', path: '/dev/zero' })).rejects.toMatchObject({ code: 'unavailable' });
   });
 });
@@ -99,9 +100,8 @@ describe('a command', () => {
   });
 
   test('of a replaced secret is not remembered', async () => {
-    const source = command(counting());
-    expect(await read(source, {})).toBe('1');
-    expect(await read(source, {})).toBe('2');
+    expect(await read(command(counting()))).toBe('1');
+    expect(await read(command(counting()))).toBe('2');
   });
 
   test('that failed is left in peace for a while, whoever asks', async () => {
@@ -116,10 +116,16 @@ describe('a command', () => {
 
   test('goes on for others when one stops waiting', async () => {
     const source = command('sleep 0.2; echo done');
-    const stopped = values.read(source, source, AbortSignal.abort());
+    const stopped = values.read(source, AbortSignal.abort());
     const waiting = read(source);
     await expect(stopped).rejects.toMatchObject({ code: 'aborted' });
     expect(await waiting).toBe('done');
+  });
+
+  test('is over when it ends, whatever it leaves running', async () => {
+    const begun = performance.now();
+    expect(await read(command('sleep 8 & echo done'))).toBe('done');
+    expect(performance.now() - begun).toBeLessThan(7_000);
   });
 
   const failures: [string, Source, RegExp][] = [
@@ -132,12 +138,14 @@ describe('a command', () => {
     ['says much', command('head -c 100000 /dev/zero | tr "\\0" x >&2; exit 1'), /: x{200}$/],
     ['is killed', command('kill -9 $$'), /was ended by SIGKILL/],
     ['is not there', { type: 'command', command: ['/no/such/program'] }, /cannot be run \(ENOENT\)/],
+    ['has no name', { type: 'command', command: [''] }, /is empty/],
+    ['holds a NUL', { type: 'command', command: ['echo', 'secret-output\0'] }, /NUL/],
     ['writes too much', command('head -c 70000 /dev/zero'), /wrote more than 65536 bytes/],
     ['never stops writing', command('yes'), /wrote more than 65536 bytes/],
   ];
   test.each(failures)('that %s is refused', async (_, source, message) => {
     const failure = await read(source).catch((error: Error) => error);
-    expect(failure).toMatchObject({ code: 'unavailable', message: expect.stringMatching(message) });
+    expect(failure).toMatchObject({ name: 'Failure', message: expect.stringMatching(message) });
     expect(String(failure)).not.toContain('secret-output');
   });
 });

@@ -3,6 +3,7 @@
 import { spawn } from 'node:child_process';
 import { constants } from 'node:fs';
 import { open } from 'node:fs/promises';
+import { isAbsolute } from 'node:path';
 import type { SetSecret } from '../contract/network.ts';
 import { Failure } from '../lib/failure.ts';
 
@@ -10,14 +11,16 @@ export type Source = SetSecret['source'];
 
 export const valueBytesMax = 64 * 1024;
 const commandMs = 30_000;
+/** How long after a command's end its output may still come, when something that it has left running holds the pipe. */
+const outputMs = 1_000;
 const refreshSecondsDefault = 55 * 60;
 /** A command or file that has just failed is not tried again at once: a guest could otherwise make it run as often as it likes. */
 const failureMs = 5_000;
 const stderrShownMax = 200;
 
 export interface Values {
-  /** The value now. Reads of one owner at the same time are one read. The owner is replaced when its source is: kept values go with it. */
-  read(owner: object, source: Source, signal: AbortSignal): Promise<string>;
+  /** The value now. Reads at the same time are one read. What is remembered belongs to this very object, and goes with it. */
+  read(source: Source, signal: AbortSignal): Promise<string>;
 }
 
 interface Kept {
@@ -30,12 +33,12 @@ export function openValues(options: {
   readEnv: (name: string) => string | undefined;
   now: () => Date;
 }): Values {
-  const kept = new WeakMap<object, Kept>();
+  const kept = new WeakMap<Source, Kept>();
 
-  const remembered = (owner: object, source: Source): Promise<string> => {
+  const remembered = (source: Source): Promise<string> => {
     const now = options.now().getTime();
-    const state = kept.get(owner) ?? {};
-    kept.set(owner, state);
+    const state = kept.get(source) ?? {};
+    kept.set(source, state);
     if (state.value !== undefined && now < state.value.until) return Promise.resolve(state.value.text);
     if (state.failure !== undefined && now < state.failure.until) return Promise.reject(state.failure.error);
     state.reading ??= readSource(source, options.readEnv).then(
@@ -58,21 +61,12 @@ export function openValues(options: {
   };
 
   return {
-    read(owner, source, signal) {
+    read(source, signal) {
       if (source.type === 'value') return Promise.resolve(source.value);
       if (source.type === 'env') return readSource(source, options.readEnv);
-      return unlessAborted(remembered(owner, source), signal);
+      return unlessAborted(remembered(source), signal);
     },
   };
-}
-
-/** What is wrong with a value, or undefined. A line break in a header would begin another header. */
-export function valueProblem(value: string): string | undefined {
-  if (value === '') return 'is empty';
-  if (Buffer.byteLength(value) > valueBytesMax) return `has more than ${valueBytesMax} bytes`;
-  // biome-ignore lint/suspicious/noControlCharactersInRegex: these are what is looked for.
-  if (/[\u0000-\u001f\u007f-\u009f]/.test(value)) return 'holds control characters, such as a line break';
-  return undefined;
 }
 
 async function readSource(source: Source, readEnv: (name: string) => string | undefined): Promise<string> {
@@ -98,6 +92,8 @@ async function readSource(source: Source, readEnv: (name: string) => string | un
 const withoutLineEnd = (bytes: Buffer): string => bytes.toString('utf8').replace(/[\r\n]+$/, '');
 
 async function readFileSource(path: string): Promise<Buffer> {
+  if (!isAbsolute(path) || path.includes('\0'))
+    throw new Failure('invalid', `the path ${JSON.stringify(path)} of a secret is not absolute`);
   try {
     // Not blocking, so that a pipe without a writer does not hold us up before it is refused.
     const file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
@@ -123,6 +119,8 @@ async function readFileSource(path: string): Promise<Buffer> {
 /** In a process group of its own, so that what it started ends with it. */
 function runCommand(command: readonly string[]): Promise<Buffer> {
   const [program = '', ...args] = command;
+  if (program === '' || command.some((word) => word.includes('\0')))
+    return Promise.reject(new Failure('invalid', 'the command is empty or holds a NUL'));
   return new Promise((resolve, reject) => {
     const child = spawn(program, args, { stdio: ['ignore', 'pipe', 'pipe'], detached: true });
     const output: Buffer[] = [];
@@ -136,7 +134,10 @@ function runCommand(command: readonly string[]): Promise<Buffer> {
       } catch {
         // It has just ended by itself.
       }
-      // A process that left the group may still hold the pipes.
+      closePipes();
+    };
+    /** Without this, a process that left the group and holds them would be waited for. */
+    const closePipes = () => {
       child.stdout.destroy();
       child.stderr.destroy();
     };
@@ -148,6 +149,10 @@ function runCommand(command: readonly string[]): Promise<Buffer> {
     });
     child.stderr.on('data', (chunk: Buffer) => {
       if (errors.length < 4_096) errors += chunk.toString('latin1');
+    });
+    let lingering: NodeJS.Timeout | undefined;
+    child.once('exit', () => {
+      lingering = setTimeout(closePipes, outputMs);
     });
     const failed = (why: string) => {
       clearTimeout(timer);
@@ -167,6 +172,7 @@ function runCommand(command: readonly string[]): Promise<Buffer> {
     );
     child.once('close', (code, signal) => {
       clearTimeout(timer);
+      clearTimeout(lingering);
       if (given !== undefined) failed(given);
       else if (code !== 0)
         failed(signal === null ? `ended with exit code ${code}` : `was ended by ${signal}`);
