@@ -1,7 +1,7 @@
 // Puts the way out together: journal, secrets, authority, policies, questions, sessions; and gives the API one object over all of it.
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { CredentialVault, NetworkService } from '../api/network.ts';
+import type { NetworkService } from '../api/network.ts';
 import type { Question } from '../contract/network.ts';
 import { openCertificateAuthority } from '../egress/certificates/authority.ts';
 import { readExtraAuthorities, systemRoots } from '../egress/certificates/roots.ts';
@@ -17,6 +17,7 @@ import { Failure } from '../lib/failure.ts';
 import type { Log } from '../lib/log.ts';
 import { learn } from '../policy/learn.ts';
 import { parseHost, parseTarget, targetText } from '../policy/names.ts';
+import type { Policy } from '../policy/policy.ts';
 import { presets } from '../policy/presets.ts';
 import type { Store } from '../store/store.ts';
 import { openVault } from '../vault/open.ts';
@@ -162,7 +163,7 @@ export async function openNetwork(config: Config, store: Store, log: Log): Promi
     networkPolicy: async (sandboxId) => policies.networkPolicy(sandboxId),
     changeNetworkPolicy: async (sandboxId, change) => {
       const policy = change(policies.networkPolicy(sandboxId));
-      policies.replaceNetworkPolicy(sandboxId, policy);
+      policies.replaceNetworkPolicy(sandboxId, policy, (next) => refuseUncovered(sandboxId, next));
       return policy;
     },
     credentialVault: (sandboxId) => credentialVaultOf(sandboxId),
@@ -174,16 +175,22 @@ export async function openNetwork(config: Config, store: Store, log: Log): Promi
     removeSecret: (id) => vault.remove(id),
   };
 
-  /** A host is covered when a rule, not a default, allows it; a wildcard when a name below it that nobody knows is. */
-  function credentialVaultOf(sandboxId: string): CredentialVault {
-    const covered = (host: string) => {
-      const name = host.replace(/^\*\./, 'any-name-below.');
-      const { effect, reason } = policies
-        .of(sandboxId)
-        .decide({ host: parseHost(name), port: 443, protocol: 'tcp' });
-      return effect === 'allow' && (reason === 'rule' || reason === 'request-needed');
-    };
-    return vault.openSandbox(sandboxId, covered);
+  const credentialVaultOf = (sandboxId: string) =>
+    vault.openSandbox(sandboxId, (host) => covers(policies.of(sandboxId), host));
+
+  /** A credential whose hosts are no longer allowed by name would silently stop to work, or go elsewhere once a default allows it. */
+  function refuseUncovered(sandboxId: string, next: Policy): void {
+    const bound = vault.list({ sandboxId }).filter((it) => it.name.startsWith('credential-vault/'));
+    const hosts = bound.flatMap(({ bindings }) => bindings.flatMap((it) => it.hosts));
+    const lost = hosts.find((host) => !covers(next, host));
+    if (lost !== undefined)
+      throw new Failure(
+        'invalid',
+        `the credential vault has a binding to ${lost}, which no rule would allow`,
+        {
+          hint: 'Delete the binding first, or keep a rule that allows its host.',
+        },
+      );
   }
 
   const opened = undo.move();
@@ -202,4 +209,11 @@ function placeAsked(target: string): ReturnType<typeof parseTarget> & { path?: s
   const [, scheme, authority = '', path = ''] = url;
   if (authority === '') throw new Failure('invalid', `${JSON.stringify(target.slice(0, 200))} names no host`);
   return { ...parseTarget(authority, scheme === 'http' ? 80 : 443), path: path === '' ? '/' : path };
+}
+
+/** A host is covered when a rule, not a default, allows it; a wildcard when a name below it that nobody knows is. */
+function covers(policy: Policy, host: string): boolean {
+  const name = host.replace(/^\*\./, 'any-name-below.');
+  const { effect, reason } = policy.decide({ host: parseHost(name), port: 443, protocol: 'tcp' });
+  return effect === 'allow' && (reason === 'rule' || reason === 'request-needed');
 }

@@ -215,14 +215,17 @@ export class Policies {
     return own?.kind === 'network-policy' ? own.policy : undefined;
   }
 
-  /** Failure('invalid'), and the old policy stays, when the new one cannot be compiled. */
-  replaceNetworkPolicy(sandboxId: string, policy: NetworkPolicy): void {
+  /**
+   * Failure('invalid'), and the old policy stays, when the new one cannot be compiled, or `check`, which gets to see what would hold, throws.
+   */
+  replaceNetworkPolicy(sandboxId: string, policy: NetworkPolicy, check?: (next: Policy) => void): void {
     if (this.#own.get(sandboxId)?.kind === 'proxy-config')
       throw new Failure('conflict', `sandbox ${sandboxId} has a proxy configuration in Docker's form`, {
         hint: 'Change that instead: glovebox network proxy NAME …',
       });
     const own: Own = { kind: 'network-policy', policy };
-    this.#compile(sandboxId, { own, rules: this.#rulesFor(sandboxId) });
+    const next = this.#compile(sandboxId, { own, rules: this.#rulesFor(sandboxId) });
+    check?.(next);
     this.#options.store.saveNetworkPolicy(sandboxId, policy);
     this.#own.set(sandboxId, own);
     this.#changed(sandboxId);
