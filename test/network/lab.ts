@@ -31,9 +31,13 @@ export interface Origin {
 }
 
 export interface LabOptions {
-  /** Names beside those of origins, with fixed addresses: `{ 'rebound.test': '169.254.169.254' }`. */
-  hosts?: Record<string, string>;
+  /** Names beside those of origins: addresses, or hosts of the lab's own network as `listen` numbers them. */
+  hosts?: Record<string, string | number>;
 }
+
+/** The hosts of the lab's network that are taken. */
+export const goodHost = 10;
+export const evilHost = 66;
 
 export interface Lab extends AsyncDisposable {
   /** `good` is meant to be allowed, `evil` never is. */
@@ -122,10 +126,13 @@ export async function openLab(options: LabOptions = {}): Promise<Lab> {
     return it;
   };
 
-  const good = await origin('good.test', 10);
-  const evil = await origin('evil.test', 66);
+  const good = await origin('good.test', goodHost);
+  const evil = await origin('evil.test', evilHost);
   const hosts = { 'good.test': good.address, 'www.good.test': good.address, 'evil.test': evil.address };
-  const named = Object.entries({ ...hosts, ...options.hosts }).map(([name, to]) => `${name}=${to}`);
+  const addressOf = (to: string | number) => (typeof to === 'number' ? `${subnet}.${to}` : to);
+  const named = Object.entries({ ...hosts, ...options.hosts }).map(
+    ([name, to]) => `${name}=${addressOf(to)}`,
+  );
   const config = `[egress]\nhosts = ${JSON.stringify(named)}\nextra_ca = [${JSON.stringify(authorityFile)}]\n`;
   const opened = undo.move();
   return {
