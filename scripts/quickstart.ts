@@ -1,6 +1,7 @@
 // `npm run quickstart`: the main job in a minute, with the commands that a user would type. Uses a home of its own and takes everything away at the end.
-import { spawnSync } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -38,7 +39,24 @@ function limitsMemory(): boolean {
   return runtimes.some((it) => it.name === 'bubblewrap' && 'memoryBytes' in it.capabilities.limits);
 }
 
-function tour(): void {
+/** What asks for a page inside: curl where this machine, and so the sandbox, has it. */
+function get(url: string): string[] {
+  if (existsSync('/usr/bin/curl')) return ['curl', '-sS', url];
+  const { host } = new URL(url);
+  const request = `GET ${url} HTTP/1.1\\r\\nHost: ${host}\\r\\nConnection: close\\r\\n\\r\\n`;
+  return ['bash', '-c', `exec 3<>/dev/tcp/127.0.0.1/3128; printf '${request}' >&3; cat <&3`];
+}
+
+/** A web server of this machine, for as long as the tour runs. */
+async function serve(): Promise<{ port: string; stop: () => void }> {
+  const script = `require('node:http').createServer((_, answer) => answer.end('hello from this machine\\n'))
+    .listen(0, '127.0.0.1', function () { console.log(this.address().port) })`;
+  const child = spawn(process.execPath, ['-e', script], { stdio: ['ignore', 'pipe', 'inherit'] });
+  const [line] = (await once(child.stdout, 'data')) as [Buffer];
+  return { port: line.toString().trim(), stop: () => void child.kill() };
+}
+
+function tour(port: string): void {
   say('1. What this machine can do');
   show(['doctor']);
 
@@ -56,9 +74,12 @@ function tour(): void {
     'echo "I am $(id -un) on a machine of my own:"; ps ax 2>/dev/null || ls /proc | grep -c "^[0-9]"',
   ]);
 
-  say('4. It cannot reach out: there is no network but its own loopback');
-  show(['exec', 'demo', 'bash', '-c', 'exec 3<>/dev/tcp/192.0.2.1/443'], { expect: 1 });
-  show(['exec', 'demo', 'sh', '-c', 'tail -n +3 /proc/net/dev | cut -d: -f1']);
+  say('4. Nothing gets out that no rule allows');
+  show(['exec', 'demo', ...get('http://example.com/')]);
+  say('   A rule opens one door: here, a web server of this machine');
+  show(['policy', 'allow', 'network', '--sandbox', 'demo', `localhost:${port}`]);
+  show(['exec', 'demo', ...get(`http://host.docker.internal:${port}/`)]);
+  show(['network', 'log', 'demo']);
 
   say('5. Files go in and out by hand');
   show(['exec', 'demo', 'sh', '-c', 'mkdir -p /tmp/work && echo "made inside" > /tmp/work/result.txt']);
@@ -74,6 +95,7 @@ function tour(): void {
   console.log(`  bin/glovebox --help                 every command, with examples
   bin/glovebox create --name mine     a sandbox that stays (the daemon starts by itself)
   bin/glovebox image import FILE      your own root file system, docker save archive or OCI layout
+  docs/guide/network.md               rules, secrets that never enter, the log, being asked
   sdk/README.md                       the same from a program
   README.md                           which wall protects against what`);
 }
@@ -89,13 +111,15 @@ async function stopDaemon(): Promise<void> {
   }
 }
 
+const server = await serve();
 try {
-  tour();
+  tour(server.port);
 } catch (error) {
   if (!(error instanceof TourBroken)) throw error;
   console.error(`\nquickstart: ${error.message}; the message above says why`);
   process.exitCode = 1;
 } finally {
+  server.stop();
   await stopDaemon();
   rmSync(home, { recursive: true, force: true, maxRetries: 20, retryDelay: 100 });
 }
