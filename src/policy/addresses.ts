@@ -168,20 +168,21 @@ function textOfIPv6(bytes: Uint8Array): string {
   return `${groups.slice(0, start).join(':')}::${groups.slice(start + length).join(':')}`;
 }
 
-function range(text: string): Range {
+/** Of a text in our own source. */
+export function knownRange(text: string): Range {
   const parsed = parseRange(text);
   if (parsed === undefined) throw new TypeError(`no range: ${text}`);
   return parsed;
 }
 
-const localNat64 = range('64:ff9b:1::/48');
-const sixToFour = range('2002::/16');
-const teredo = range('2001::/32');
-const globalUnicast = range('2000::/3');
-const loopback = [range('127.0.0.0/8'), range('::1/128')];
+const localNat64 = knownRange('64:ff9b:1::/48');
+const sixToFour = knownRange('2002::/16');
+const teredo = knownRange('2001::/32');
+const globalUnicast = knownRange('2000::/3');
+const loopback = [knownRange('127.0.0.0/8'), knownRange('::1/128')];
 
 /** IPv4-compatible (deprecated), translated, and the NAT64 prefix that everybody shares. */
-const embedsInLast = [range('::/96'), range('::ffff:0:0:0/96'), range('64:ff9b::/96')];
+const embedsInLast = [knownRange('::/96'), knownRange('::ffff:0:0:0/96'), knownRange('64:ff9b::/96')];
 
 const metadataAddresses: ReadonlySet<string> = new Set([
   '169.254.169.254', // nearly every cloud
@@ -202,7 +203,7 @@ interface Row {
 }
 
 const rows = (kind: AddressClass, texts: readonly string[]): Row[] =>
-  texts.map((text) => ({ range: range(text), kind }));
+  texts.map((text) => ({ range: knownRange(text), kind }));
 
 const tables: Record<4 | 6, readonly Row[]> = {
   4: [

@@ -1,6 +1,7 @@
 // One list, in which the first that holds decides; what guards places; and what is told of it.
 import { expect, test } from 'vitest';
-import { defaultProxyConfig } from './docker.ts';
+import { ProxyConfigChange } from '../contract/network.ts';
+import { changeProxyConfig, defaultProxyConfig } from './docker.ts';
 import { attemptOf, effectOf, policyOf, rule } from './policy.fixture.ts';
 import { type Policy, type PolicySources, type ProxyConfig, portsMax } from './policy.ts';
 
@@ -297,6 +298,50 @@ test.each([
   expect(decision.remedy).toBe(remedy);
 });
 
+test.each([
+  ['nothing.test', [], undefined],
+  ['10.0.0.5:22', [rule('allow', '**')], undefined],
+  ['192.168.7.7:22', [rule('allow', '192.168.0.0/16')], undefined],
+  ['localhost:9999', [rule('allow', '**')], undefined],
+  ['a.test', [rule('allow', '**'), rule('deny', 'a.test', { id: 'r1' })], undefined],
+  ['POST a.test /v1/x', [rule('allow', 'a.test', { methods: ['GET'] })], undefined],
+  ['a.test:22', [], network(['deny', '*.test']).own],
+  ['a.test:22', [], proxy({}, 'deny').own],
+  ['a.test:22', [], proxy({ blockedDomains: ['*.test', 'a.test', '*:22'] }).own],
+  ['a.test:22', [], proxy({ blockedDomains: ['a.test:22'] }).own],
+  ['10.0.0.5:22', [], proxy({}).own],
+  ['192.168.7.7:22', [], proxy({}).own],
+] as const)('the command for %s does allow it', (target, rules, own) => {
+  const host = { hostAddresses: ['192.168.7.7'] };
+  const remedy = policyOf([...rules], { ...host, ...(own === undefined ? {} : { own }) }).decide(
+    attemptOf(target),
+  ).remedy;
+  const words = remedy?.split(' ') ?? [];
+  const after = (option: string) => words[words.indexOf(option) + 1] as string;
+  const made = words.includes('allow')
+    ? rule('allow', words[6] as string, {
+        ...forSandbox,
+        ...(words.includes('--method') ? { methods: [after('--method')], path: after('--path') } : {}),
+      })
+    : undefined;
+  const changed =
+    own?.kind === 'proxy-config' && words.includes('proxy')
+      ? {
+          ...own,
+          config: changeProxyConfig(
+            own.config,
+            ProxyConfigChange.parse({ allowHosts: [after('--allow-host')] }),
+          ),
+        }
+      : own;
+  const left = words.includes('rm') ? rules.filter(({ id }) => id !== after('--id')) : rules;
+  const policy = policyOf(made === undefined ? [...left] : [...left, made], {
+    ...host,
+    ...(changed === undefined ? {} : { own: changed }),
+  });
+  expect(effectOf(policy, target)).toBe('allow');
+});
+
 test('UDP goes out where a rule says so', () => {
   const udp = (policy: Policy, target: string) => policy.decide(attemptOf(target, 'udp'));
   expect(udp(policyOf([rule('allow', 'a.test:123', { protocols: ['udp'] })]), 'a.test:123').effect).toBe(
@@ -414,7 +459,7 @@ test('sources that cannot be parsed are an error and never a policy', () => {
   expect(() => policyOf([], network(['allow', 'a.test:443']))).toThrow('egress[0]');
   expect(() => policyOf([], proxy({ allowedDomains: ['a.test', '**'] }))).toThrow('allowedDomains[1]');
   expect(() => policyOf([], proxy({ bypassCIDR: ['10.0.0.0/40'] }))).toThrow('bypassCIDR[0]');
-  expect(() => policyOf([], { hostAddresses: ['%'] })).toThrow('must not be empty');
+  expect(() => policyOf([], { hostAddresses: ['eth0'] })).toThrow('hostAddresses: "eth0" is no address');
 });
 
 test('ten thousand decisions take less than a second, whatever the number of rules', () => {

@@ -1,6 +1,7 @@
 // Rules of three dialects and the guards around addresses, compiled into one policy: a list of entries of which the first that holds decides.
 // Guarded places (this host, private networks, metadata services) are judged by the same list without the allowances that do not name them.
-import { type Address, classOf, isLoopback, parseAddress, parseRange, within } from './addresses.ts';
+import { Failure } from '../lib/failure.ts';
+import { type Address, classOf, isLoopback, knownRange, parseAddress, within } from './addresses.ts';
 import { defaultProxyConfig, proxyConfigEntries } from './docker.ts';
 import { type Entry, EntryIndex, holdsAt, judge, type Protocol, type Verdict } from './entries.ts';
 import {
@@ -14,7 +15,7 @@ import {
   resolvedMessage,
   ruleMessage,
 } from './explain.ts';
-import { parseHost } from './names.ts';
+import { parseHost, quoted } from './names.ts';
 import { networkPolicyEntries } from './opensandbox.ts';
 import {
   type Attempt,
@@ -53,7 +54,7 @@ const metadataNames: ReadonlySet<string> = new Set([
 const shortestNaming = { 4: 8, 6: 7 };
 
 /** The private ranges that a proxy configuration lists by default, so that one which does not list them means to open them. */
-const listedRanges = defaultProxyConfig.network.blockCIDR.flatMap((text) => parseRange(text) ?? []);
+const listedRanges = defaultProxyConfig.network.blockCIDR.map(knownRange);
 
 class CompiledPolicy implements Policy {
   readonly ports: readonly number[];
@@ -360,8 +361,9 @@ function portsOf(entries: readonly Entry[]): number[] {
 
 /** Interfaces give link-local addresses with their zone. */
 function canonicalAddress(text: string): string {
-  const host = parseHost(text.replace(/%.*$/, ''));
-  return host.kind === 'address' ? host.address : '';
+  const address = parseAddress(text.replace(/%.*$/, ''));
+  if (address === undefined) throw new Failure('invalid', `hostAddresses: ${quoted(text)} is no address`);
+  return address.text;
 }
 
 function hostOrNone(name: string): Host | undefined {

@@ -71,21 +71,22 @@ export function checkProxyConfig({ network }: ProxyConfig): void {
 
 /** The configuration with the change made. To allow something takes it off the block and bypass lists; to block it, off the others. */
 export function changeProxyConfig(config: ProxyConfig, change: ProxyConfigChange): ProxyConfig {
+  const { network } = config;
   const [allowedDomains, blockedDomains, bypassDomains] = changedLists(
-    hostLists.map((list) => config.network[list]),
+    [network.allowedDomains, network.blockedDomains, network.bypassDomains],
     { allowHosts: change.allowHosts, blockHosts: change.blockHosts, bypassHosts: change.bypassHosts },
     spellHost,
   );
   const [allowCIDR, blockCIDR, bypassCIDR] = changedLists(
-    rangeLists.map((list) => config.network[list]),
+    [network.allowCIDR, network.blockCIDR, network.bypassCIDR],
     { allowCidrs: change.allowCidrs, blockCidrs: change.blockCidrs, bypassCidrs: change.bypassCidrs },
     spellRange,
   );
-  const network = { allowedDomains, blockedDomains, bypassDomains, allowCIDR, blockCIDR, bypassCIDR };
-  for (const [list, entries] of Object.entries(network))
+  const changed = { allowedDomains, blockedDomains, bypassDomains, allowCIDR, blockCIDR, bypassCIDR };
+  for (const [list, entries] of Object.entries(changed))
     if (entries.length > entriesMax)
       throw new Failure('exhausted', `${list} would have more than ${entriesMax} entries`);
-  return { policy: change.policy ?? config.policy, network };
+  return { policy: change.policy ?? config.policy, network: changed };
 }
 
 /** Hosts by how specific they are, then ranges by their length, then what stands for everything; of equals, the block first. */
@@ -175,7 +176,7 @@ function refuseBoth(listA: string, a: readonly string[], listB: string, b: reado
 
 /** Lists of what is allowed, blocked and bypassed, in this order, with those of the change put in. */
 function changedLists(
-  [allowed, blocked, bypassed]: readonly (readonly string[])[],
+  [allowed, blocked, bypassed]: readonly [readonly string[], readonly string[], readonly string[]],
   change: Record<string, readonly string[]>,
   spell: Spell,
 ): [string[], string[], string[]] {
@@ -195,7 +196,7 @@ function changedLists(
 
 /** Without what is removed and with what is added, each once. */
 function edited(
-  list: readonly string[] = [],
+  list: readonly string[],
   added: readonly string[],
   removed: readonly string[],
   spell: Spell,
@@ -206,8 +207,8 @@ function edited(
 }
 
 /** The same complaint, with the line and column of the file. */
-function placed(thrown: unknown, document: Document): unknown {
-  if (!(thrown instanceof Failure)) return thrown;
-  const { list, index } = thrown.details as { list: string; index: number };
-  return document.failure(['network', list, index], thrown.message);
+function placed(thrown: unknown, document: Document): Failure {
+  const { message, details } = Failure.from(thrown, 'a list');
+  const { list, index } = details as { list: string; index: number };
+  return document.failure(['network', list, index], message);
 }

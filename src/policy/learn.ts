@@ -110,7 +110,7 @@ function placesOf(seen: readonly Seen[]): Place[] {
   }
   return [...places.values()]
     .filter((place) => place.allowed.length > 0)
-    .sort((a, b) => compare(targetOf(a), targetOf(b)));
+    .sort((a, b) => (targetOf(a) < targetOf(b) ? -1 : 1));
 }
 
 /** Whether its rules speak of requests: because that is wanted, or because others there were denied. */
@@ -151,10 +151,11 @@ function merged(places: readonly Place[], seen: readonly Seen[]): string[] {
   );
 }
 
-const parentOf = (name: string): string => name.slice(name.indexOf('.') + 1 || name.length);
+/** Empty for a name of one label. */
+const parentOf = (name: string): string => name.split('.').slice(1).join('.');
 
 function hostRules(targets: readonly string[], protocol: Attempt['protocol'], sandbox: string): NewRule[] {
-  const resources = [...new Set(targets)].sort(compare);
+  const resources = [...new Set(targets)].sort();
   const rules: NewRule[] = [];
   for (let from = 0; from < resources.length; from += resourcesMax)
     rules.push({
@@ -186,7 +187,7 @@ function requestRules(place: Place, sandbox: string): NewRule[] {
       decision: 'allow',
       resources: [targetOf(place)],
       sandbox,
-      methods: known ? [...used].sort(compare) : ['ANY'],
+      methods: known ? [...used].sort() : ['ANY'],
       ...(path === undefined ? {} : { path }),
     };
   });
@@ -196,9 +197,9 @@ function requestRules(place: Place, sandbox: string): NewRule[] {
 function patternOf(path: string): string | undefined {
   if (readingsOf(path) === undefined) return undefined;
   if (path === '' || path === '/') return '/';
+  if (!path.includes('*') && canSpell(path)) return path;
   const segments = path.split('/').slice(1);
   const unspellable = segments.findIndex((segment) => segment.includes('*') || !canSpell(`/${segment}`));
-  if (unspellable === -1 && canSpell(path)) return path;
   const spelled = `/${[...segments.slice(0, Math.max(unspellable, 0)), '**'].join('/')}`;
   return canSpell(spelled) ? spelled : '/**';
 }
@@ -247,5 +248,3 @@ function allowedBy(policy: Policy, { attempt, lookup, address }: Seen): boolean 
   if (decision.effect !== 'allow') return false;
   return address === undefined || policy.addresses(attempt, decision, [address]).dial.length > 0;
 }
-
-const compare = (a: string, b: string): number => (a < b ? -1 : a > b ? 1 : 0);

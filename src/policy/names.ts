@@ -68,9 +68,22 @@ export const hostText = (host: Host): string =>
 
 export const targetText = (host: Host, port: number): string => `${hostText(host)}:${port}`;
 
-/** A Failure that quotes the text, bounded and with everything escaped that a terminal might act on. */
-export function invalid(text: string, what: string, column?: number): Failure {
-  return new Failure('invalid', `${quoted(text)} ${what}${column === undefined ? '' : `, column ${column}`}`);
+/** What is wrong with a text, for those who quote it themselves. */
+export interface Complaint {
+  reason: string;
+  column: number | undefined;
+}
+
+/** A Failure that quotes the text, bounded and with everything escaped that a terminal might act on. Its details are a `Complaint`. */
+function invalid(text: string, reason: string, column?: number): Failure {
+  const details: Complaint = { reason, column };
+  return new Failure(
+    'invalid',
+    `${quoted(text)} ${reason}${column === undefined ? '' : `, column ${column}`}`,
+    {
+      details: { ...details },
+    },
+  );
 }
 
 export function quoted(text: string): string {
@@ -85,7 +98,7 @@ export function quoted(text: string): string {
 const columnOf = (text: string, part: string): number => text.indexOf(part) + 1;
 
 function checkCharacters(text: string): void {
-  if (text === '') throw new Failure('invalid', 'a host must not be empty');
+  if (text === '') throw invalid(text, 'must not be empty');
   // The longest name with its trailing dot, and a port.
   if (text.length > nameLengthMax + 7) throw invalid(text, `is longer than ${nameLengthMax} characters`);
   const at = text.search(/[^A-Za-z0-9._:[\]-]/);

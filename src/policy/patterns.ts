@@ -3,8 +3,7 @@
 import { isIPv6 } from 'node:net';
 import { Failure } from '../lib/failure.ts';
 import { type Address, parseAddress, parseRange, type Range } from './addresses.ts';
-import { asciiLabels, endsInNumber, parseWrittenHost, quoted } from './names.ts';
-import type { Host } from './policy.ts';
+import { asciiLabels, type Complaint, endsInNumber, parseWrittenHost, quoted } from './names.ts';
 import { isPublicSuffix } from './suffixes.ts';
 
 export type Pattern =
@@ -42,7 +41,10 @@ export function parseResource(text: string, dialect: Dialect): Resource {
   checkCharacters(text);
   if (text.includes('/')) return parseCidr(text, dialect);
   const { host, port } = splitPort(text, dialect);
-  const pattern = parseHostPattern(host, dialect);
+  return spelled(parseHostPattern(host, dialect), port, dialect);
+}
+
+function spelled(pattern: Pattern, port: number | undefined, dialect: Dialect): Resource {
   return { pattern, port, text: patternText(pattern, dialect) + (port === undefined ? '' : `:${port}`) };
 }
 
@@ -51,8 +53,8 @@ export function parseEntry(list: string, index: number, text: string, dialect: D
   try {
     return parseResource(text, dialect);
   } catch (thrown) {
-    if (!(thrown instanceof Failure)) throw thrown;
-    throw atEntry(list, index, text, thrown.message, thrown.details?.column);
+    const failure = Failure.from(thrown, 'an entry');
+    throw atEntry(list, index, text, failure.message, failure.details?.column);
   }
 }
 
@@ -68,7 +70,7 @@ export function atEntry(
   });
 }
 
-export function patternText(pattern: Pattern, dialect: Dialect): string {
+function patternText(pattern: Pattern, dialect: Dialect): string {
   switch (pattern.kind) {
     case 'everything':
       return dialect === 'sbx' ? '**' : '*';
@@ -124,7 +126,7 @@ function parseCidr(text: string, dialect: Dialect): Resource {
     throw fail('is a range; ranges go into the CIDR lists', text.indexOf('/') + 1);
   const range = parseRange(text);
   if (range === undefined) throw fail('is no range of addresses like 10.0.0.0/8', text.indexOf('/') + 1);
-  return { pattern: { kind: 'range', range }, port: undefined, text: range.text };
+  return spelled({ kind: 'range', range }, undefined, dialect);
 }
 
 function splitPort(text: string, dialect: Dialect): { host: string; port: number | undefined } {
@@ -160,7 +162,7 @@ const loneStar: Record<Dialect, string> = {
 };
 
 function literal(written: string): Pattern {
-  const host = hostOf(written);
+  const host = named(parseWrittenHost, written);
   if (host.kind === 'name') {
     neverMatches(host.name);
     return { kind: 'name', name: host.name };
@@ -168,13 +170,13 @@ function literal(written: string): Pattern {
   return { kind: 'address', address: parseAddress(host.address) as Address };
 }
 
-function hostOf(written: string): Host {
+/** What a parser of names has to say, without its quote: the entry is quoted as a whole. `at` is where the name begins in it. */
+function named<Result>(parse: (text: string) => Result, text: string, at = 0): Result {
   try {
-    return parseWrittenHost(written);
+    return parse(text);
   } catch (thrown) {
-    // The caller quotes the entry as a whole.
-    if (thrown instanceof Failure) throw fail(thrown.message.replace(/^"(?:[^"\\]|\\.)*" /, ''));
-    throw thrown;
+    const { reason, column } = Failure.from(thrown, 'a host').details as unknown as Complaint;
+    throw fail(reason, column === undefined ? undefined : column + at);
   }
 }
 
@@ -196,7 +198,7 @@ function wildcard(written: string, dialect: Dialect): Pattern {
   if (suffix !== undefined) {
     if (dialect !== 'sbx' && text.startsWith('**'))
       throw fail('has "**", which this list does not know; "*." covers every depth', 1);
-    const host = hostOf(suffix);
+    const host = named(parseWrittenHost, suffix, text.length - suffix.length);
     if (host.kind === 'address') throw fail('can never match: addresses have no names below them', 1);
     neverMatches(`x.${host.name}`);
     return {
@@ -217,12 +219,7 @@ function asciiOf(written: string): string {
         'has a wildcard in a label that is not ASCII; write it in punycode',
         written.indexOf(label) + 1,
       );
-  try {
-    return asciiLabels(written);
-  } catch (thrown) {
-    if (thrown instanceof Failure) throw fail('has characters that would turn into others in a name');
-    throw thrown;
-  }
+  return named(asciiLabels, written);
 }
 
 function glob(text: string): Pattern {

@@ -38,7 +38,7 @@ export interface Decision {
   remedy?: string;
   /** Another request to the same place may be decided otherwise: each has to be looked at, so what cannot be looked into has to be refused. */
   dependsOnRequest: boolean;
-  /** The rule names this host and this port, so that what is neither HTTP nor TLS may pass. */
+  /** The rule names this host and this port, other than 80 and 443, so that what is neither HTTP nor TLS may pass. */
   opaque: boolean;
   /** Pass it on without looking inside. */
   bypass: boolean;
@@ -51,9 +51,10 @@ export interface Policy {
   /** The effect on a connection (no `request`), or on one request. Never throws. */
   decide(attempt: Attempt): Decision;
   /**
-   * Of what a name has been resolved to (or the literal address itself), the addresses that may be dialled, in the same order. An address of
-   * this host, of a private network or of a metadata service needs a rule that names that address or a range; metadata needs more than that.
-   * When none is left, `denied` tells why.
+   * Of what a name has been resolved to (or the literal address itself), the addresses that may be dialled, in the same order and in their one
+   * spelling. An address of this host, of a private network or of a metadata service needs a rule that names that address or a range; metadata
+   * needs more than that, and no range opens this host but the loopback's. When none is left of some, `denied` tells why. The text of a rule in
+   * it does not give away what the name led to.
    */
   addresses(
     attempt: Attempt,
@@ -62,7 +63,7 @@ export interface Policy {
   ): { dial: string[]; denied?: Decision };
   /** Whether a name may be looked up at all: whether something at it, on any port, may be reached or asked for. */
   mayResolve(name: string): boolean;
-  /** Ports that rules name, beside 80 and 443, on which connections should be caught. At most `portsMax`. */
+  /** TCP ports that rules open, beside 80 and 443, on which connections should be caught; in the order of the rules, at most `portsMax`. */
   readonly ports: readonly number[];
 }
 
@@ -82,9 +83,9 @@ export interface ProxyConfig {
 }
 
 /**
- * Everything that holds for one sandbox. The operator's denials, global and for this sandbox, come before all else; then what the operator asks
- * about; then what the operator allows for this sandbox. After that the sandbox's own policy if it has one (with its own default), else what
- * the operator allows everywhere, and the default denial.
+ * Everything that holds for one sandbox. The operator's denials, global and for this sandbox, come before all else; then a person's kept answers
+ * (`createdVia: 'approval'`), which silence the question; then what the operator asks about; then what the operator allows for this sandbox.
+ * After that the sandbox's own policy if it has one (with its own default), else what the operator allows everywhere, and the default denial.
  */
 export interface PolicySources {
   /** All rules of the operator that apply: global ones, and those of this sandbox. In `sbx`'s dialect: denials win, `*` is one label. */

@@ -77,12 +77,12 @@ export function entriesOf(rule: Rule): { bypass: Entry[]; decide: Entry[] } {
 }
 
 /** As a person would write it, with the one resource that matters. */
-function textOf(rule: Rule, resource: string): string {
-  const request =
-    rule.methods === undefined
-      ? ''
-      : ` ${rule.methods.join(',')}${rule.path === undefined ? '' : ` ${rule.path}`}`;
-  return `${rule.decision} ${resource}${request}${rule.name === undefined ? '' : ` (${rule.name})`}`;
+function textOf({ decision, methods = [], path, name }: Rule, resource: string): string {
+  const words = [decision, resource];
+  if (methods.length > 0) words.push(methods.join(','));
+  if (path !== undefined) words.push(path);
+  if (name !== undefined) words.push(`(${name})`);
+  return words.join(' ');
 }
 
 function resourcesOf(rule: RuleContent): Resource[] {
