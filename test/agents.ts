@@ -3,6 +3,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { chmod, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import type { Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { agentCommand, agentEnvironment, ensureAgentBundle } from '../src/agent/bundle.ts';
@@ -33,6 +34,8 @@ export interface BundledOptions {
   prefix?: string[];
   env?: Record<string, string>;
   cwd?: string;
+  /** Takes what the agent sends to the world. */
+  onEgress?: (socket: Socket) => void;
   /** In place of the whole command: gets the bundle's folder and the run folder. */
   command?: (bundle: string, runFolder: string) => string[];
 }
@@ -55,7 +58,10 @@ export async function startBundledAgent(options: BundledOptions = {}): Promise<B
   // The guest may run as anybody.
   await chmod(folder, 0o755);
   await writeFile(join(folder, 'boot.json'), JSON.stringify(boot));
-  const door = await openDoor({ runFolder: folder, token: boot.token, onRefused: () => {} });
+  const door = await openDoor({
+    ...{ runFolder: folder, token: boot.token, onRefused: () => {} },
+    ...(options.onEgress && { onEgress: options.onEgress }),
+  });
   const command = options.command?.(bundle, folder) ?? [
     ...(options.prefix ?? []),
     ...agentAt(bundle, folder),

@@ -2,6 +2,7 @@
 import { laneOf } from '../contract/guest-wire.ts';
 import type { Call } from './call.ts';
 import type { Connection, Platform } from './platform/platform.ts';
+import { ConnectionSink, pour } from './pump.ts';
 import { Refusal } from './refusal.ts';
 
 const connectionsMax = 64;
@@ -45,12 +46,9 @@ export class Dials {
   async #join(call: Call, connection: Connection): Promise<void> {
     const closed = Promise.withResolvers<void>();
     let ended = false;
-    let closedByPeer = false;
-    let wake = () => {};
-    connection.onDrain = () => wake();
+    const sink = new ConnectionSink(connection);
     connection.onClose = (cause) => {
-      closedByPeer = true;
-      wake();
+      sink.gone();
       // A connection that broke must not pass for one that ended.
       if (ended || cause === undefined) call.end();
       else call.reset({ code: 'closed', message: cause.message });
@@ -62,20 +60,10 @@ export class Dials {
     };
     call.onGone = () => connection.close();
     call.reply({ type: 'connected' });
-    // Last, since bytes may come at once.
-    connection.onData = (bytes) => {
-      if (call.send(laneOf.data, bytes)) return;
-      connection.pause();
-      void call.drained().then(() => connection.resume());
-    };
+    pour(connection, { send: (bytes) => call.send(laneOf.data, bytes), drained: () => call.drained() });
     if (call.over) connection.close();
     try {
-      for await (const bytes of call.input()) {
-        if (connection.send(bytes) || closedByPeer) continue;
-        await new Promise<void>((resolve) => {
-          wake = resolve;
-        });
-      }
+      for await (const bytes of call.input()) if (!sink.send(bytes)) await sink.drained();
       connection.end();
     } catch {
       connection.close();

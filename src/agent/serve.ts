@@ -1,8 +1,7 @@
 // Answers the daemon: one stream, one request, one handler. What commands there are outlives the channel that asked for them.
 // In a guest it is loaded with the first request, so that an idle agent stays small.
-import { channelProtocol, frameType, headerBytes, writeHeader } from '../channel/frame.ts';
-import { encodeJson } from '../channel/handshake.ts';
 import type { AgentBoot, GuestRequest } from '../contract/guest.ts';
+import { bulkHello } from './bulk-hello.ts';
 import type { Call } from './call.ts';
 import { Dials } from './dial.ts';
 import { Execs } from './exec.ts';
@@ -148,22 +147,7 @@ export class Agent {
   }
 
   #bulkHello(id: string): Uint8Array {
-    const payload = encodeJson({
-      v: [channelProtocol.min, channelProtocol.max],
-      token: this.#options.boot.token,
-      bulk: id,
-    });
-    const bytes = new Uint8Array(headerBytes + payload.length);
-    writeHeader(bytes, 0, {
-      type: frameType.hello,
-      flags: 0,
-      lane: 0,
-      stream: 0,
-      length: payload.length,
-      offset: 0,
-    });
-    bytes.set(payload, headerBytes);
-    return bytes;
+    return bulkHello(this.#options.boot.token, id);
   }
 }
 

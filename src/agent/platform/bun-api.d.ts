@@ -2,6 +2,10 @@
 
 declare namespace BunApi {
   interface Socket {
+    /** Ours to use. */
+    data: unknown;
+    readonly localAddress: string;
+    readonly remotePort: number;
     write(bytes: Uint8Array): number;
     end(): void;
     shutdown(): void;
@@ -25,6 +29,27 @@ declare namespace BunApi {
     allowHalfOpen: boolean;
     socket: SocketHandler;
   };
+
+  interface TcpListener {
+    /** Connections stay, unless `all`. */
+    stop(all: boolean): void;
+  }
+
+  interface UdpSocket {
+    /** False: there was no room, and it was dropped. */
+    send(bytes: Uint8Array, port: number, address: string): boolean;
+    close(): void;
+  }
+
+  interface UdpOptions {
+    hostname: string;
+    port: number;
+    binaryType: 'uint8array';
+    socket: {
+      data(socket: UdpSocket, bytes: Uint8Array, port: number, address: string): void;
+      error(error: Error): void;
+    };
+  }
 
   interface Terminal {
     resize(cols: number, rows: number): void;
@@ -68,6 +93,14 @@ declare namespace BunApi {
 
 declare const Bun: {
   connect(options: BunApi.ConnectTo): Promise<BunApi.Socket>;
+  /** Throws an error with a `code` such as EADDRINUSE. */
+  listen(options: {
+    hostname: string;
+    port: number;
+    allowHalfOpen: boolean;
+    socket: Omit<BunApi.SocketHandler, 'connectError'>;
+  }): BunApi.TcpListener;
+  udpSocket(options: BunApi.UdpOptions): Promise<BunApi.UdpSocket>;
   spawn(argv: string[], options: BunApi.SpawnOptions): BunApi.Subprocess;
   file(fd: number): BunApi.File;
   gc(force: boolean): void;

@@ -3,6 +3,47 @@ import type { Connection } from './platform.ts';
 
 const queuedBytesMax = 256 * 1024;
 
+/** One that came to a listener of ours. */
+export interface Accepted extends Connection {
+  /** The address that the other end has asked for, and the port that it uses itself. */
+  readonly localAddress: string;
+  readonly remotePort: number;
+  /** Breaks it off, so that the other end does not take it for ended. */
+  reset(): void;
+}
+
+export interface Listener {
+  /** Takes no more; what it has accepted stays. */
+  close(): void;
+}
+
+/** Throws an error with a `code` such as EADDRINUSE. On `::` IPv4 comes too. */
+export function listen(
+  at: { hostname: string; port: number },
+  accept: (connection: Accepted) => void,
+): Listener {
+  const of = (socket: BunApi.Socket) => socket.data as BunConnection;
+  const listener = Bun.listen({
+    ...at,
+    allowHalfOpen: true,
+    socket: {
+      binaryType: 'uint8array',
+      open: (socket) => {
+        const connection = new BunConnection();
+        socket.data = connection;
+        connection.opened(socket);
+        accept(connection);
+      },
+      data: (socket, bytes) => of(socket).took(bytes),
+      drain: (socket) => of(socket).flush(),
+      end: (socket) => of(socket).otherEnded(),
+      close: (socket, error) => of(socket).closed(error),
+      error: (socket, error) => of(socket).failed(error),
+    },
+  });
+  return { close: () => listener.stop(false) };
+}
+
 export function connect(
   to: { unix: string } | { hostname: string; port: number },
   signal: AbortSignal,
@@ -44,7 +85,7 @@ export function connect(
 }
 
 /** A socket of Bun: writes are partial, so what is left waits here for the drain. */
-class BunConnection implements Connection {
+class BunConnection implements Accepted {
   onDrain: () => void = () => {};
   onClose: (cause?: Error) => void = () => {};
   onEnd: () => void = () => this.close();
@@ -62,6 +103,14 @@ class BunConnection implements Connection {
   opened(socket: BunApi.Socket): void {
     this.#socket = socket;
     if (this.#ending === 'close') socket.end();
+  }
+
+  get localAddress(): string {
+    return (this.#socket?.localAddress ?? '').replace(/^::ffff:(?=\d+\.)/, '');
+  }
+
+  get remotePort(): number {
+    return this.#socket?.remotePort ?? 0;
   }
 
   get onData(): (bytes: Uint8Array) => void {
@@ -127,6 +176,12 @@ class BunConnection implements Connection {
     // What is queued behind a reader that does not read is not worth waiting for.
     if (this.#queue.length === 0) this.#socket?.end();
     else this.#socket?.terminate();
+  }
+
+  reset(): void {
+    if (this.#over) return;
+    this.#ending = 'close';
+    this.#socket?.terminate();
   }
 
   pause(): void {

@@ -1,0 +1,24 @@
+// Datagrams that ask and are answered, on Bun.
+import type { Listener } from './bun-connection.ts';
+
+/** Answers each datagram that comes with what `answer` makes of it, if anything. Rejects with an error with a `code` such as EADDRINUSE. */
+export async function listenDatagrams(
+  at: { hostname: string; port: number },
+  answer: (bytes: Uint8Array) => Promise<Uint8Array | undefined>,
+): Promise<Listener> {
+  const socket = await Bun.udpSocket({
+    ...at,
+    binaryType: 'uint8array',
+    socket: {
+      data: (from, bytes, port, address) => {
+        void answer(bytes).then((reply) => {
+          // Whoever gets none asks again.
+          if (reply !== undefined) from.send(reply, port, address);
+        });
+      },
+      // One that could not be delivered: its sender has gone.
+      error: () => {},
+    },
+  });
+  return { close: () => socket.close() };
+}
