@@ -124,7 +124,7 @@ export class Policy {
     return await this.#add('deny', resources, options);
   }
 
-  /** Holds a connection until a person has answered (`client.network.followQuestions()`), a bounded time. */
+  /** Holds a connection until a person has answered (`client.network.followQuestions()`), a bounded time, even if something else allows it. */
   async ask(resources: string | string[], options: RuleDetails & Aborting = {}): Promise<Rule> {
     return await this.#add('ask', resources, options);
   }

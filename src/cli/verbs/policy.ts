@@ -29,9 +29,9 @@ const ruleVerbs = [
   },
   {
     name: 'ask',
-    description: 'hold connections until a person has answered',
+    description: 'hold connections until a person has answered, even if something allows them',
     lines: [
-      ["glovebox policy ask network --sandbox web '**'", 'whatever no rule allows or denies'],
+      ["glovebox policy ask network --sandbox web '**'", 'every place that no rule denies'],
       ['glovebox policy approval', 'in another terminal: answer with single keys'],
     ],
   },
