@@ -43,6 +43,8 @@ export interface Admitted {
   body?: (body: Buffer) => { body: Buffer; headers: [name: string, value: string][] };
   /** Tells apart upstream connections that must not be shared, e.g. with and without secrets. */
   pool: string;
+  /** Asked while it is under way: whether the policy as it is now would still let it. */
+  readonly stillAllowed: boolean;
 }
 
 export type Admission = Refused | Admitted;
