@@ -237,6 +237,8 @@ function serveHttp2(
       connection.over();
     },
   });
+  // The other end of a TLSSocket that no server has accepted never says this, and HTTP/2 waits for it.
+  guest.emit('secureConnect');
   connection.cut = () => relay.close();
   connection.allowed = () => {
     relay.recheck();
