@@ -40,7 +40,7 @@ export interface Upstream {
   /**
    * Resolves once, keeps what `judge` lets pass, dials those in turn. The socket is connected and paused-or-fresh; `address` is what was
    * dialled, or that of the corporate proxy. Rejects with UpstreamError. `tunnel`: for bytes that nobody looks into. The socket may then be closed
-   * one way at a time, and where `bulk` is given it has to be read through that (see `pump` in tunnel-bytes.ts), for it has no 'data' events.
+   * one way at a time, and where `bulk` is given it has to be read through that, for it has no 'data' events.
    */
   connect(
     to: Destination,
