@@ -31,7 +31,7 @@ const arrows: Record<string, string[]> = {
 };
 
 const sources = globSync('src/**/*.ts', { cwd: root }).filter(
-  (file) => !file.endsWith('.test.ts') && !file.includes('conformance'),
+  (file) => !/\.(test|fixture)\.ts$/.test(file) && !file.includes('conformance'),
 );
 
 function importsOf(file: string): string[] {

@@ -254,6 +254,9 @@ test('a proxy configuration decides about the ranges that it lists by default, a
   );
 });
 
+/** Where some rule looks at requests, a remedy is about the request. */
+const head = rule('allow', 'a.test', { methods: ['HEAD'] });
+
 test.each([
   ['nothing.test', [], {}, 'glovebox policy allow network --sandbox demo nothing.test:443'],
   ['[2606:4700::1]:80', [], {}, "glovebox policy allow network --sandbox demo '[2606:4700::1]:80'"],
@@ -282,16 +285,22 @@ test.each([
     { sandboxName: "it's; rm -rf" },
     "glovebox policy allow network --sandbox 'it'\\''s; rm -rf' a.test:443",
   ],
+  ['GET a.test /v1/x', [], {}, 'glovebox policy allow network --sandbox demo a.test:443'],
   [
     'GET a.test /v1/x',
-    [],
+    [head],
     {},
     'glovebox policy allow network --sandbox demo a.test:443 --method GET --path /v1/x',
   ],
-  ['GET a.test /', [], {}, 'glovebox policy allow network --sandbox demo a.test:443 --method GET --path /'],
-  ["GET a.test /$(rm)'", [], {}, 'glovebox policy allow network --sandbox demo a.test:443 --method GET'],
-  ['GET a.test /a/../b', [], {}, 'glovebox policy allow network --sandbox demo a.test:443 --method GET'],
-  ['$(rm) a.test /', [], {}, 'glovebox policy allow network --sandbox demo a.test:443'],
+  [
+    'GET a.test /',
+    [head],
+    {},
+    'glovebox policy allow network --sandbox demo a.test:443 --method GET --path /',
+  ],
+  ["GET a.test /$(rm)'", [head], {}, 'glovebox policy allow network --sandbox demo a.test:443 --method GET'],
+  ['GET a.test /a/../b', [head], {}, 'glovebox policy allow network --sandbox demo a.test:443 --method GET'],
+  ['$(rm) a.test /', [head], {}, 'glovebox policy allow network --sandbox demo a.test:443'],
 ])('%s is allowed by a command', (target, rules, more, remedy) => {
   const decision = policyOf(rules, more).decide(attemptOf(target));
   expect(decision.effect).toBe('deny');

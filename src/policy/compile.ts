@@ -239,6 +239,8 @@ class CompiledPolicy implements Policy {
         ...rest,
       };
     const allowed = effect === 'allow';
+    // Where no rule looks at requests, one for this request alone is more than what is asked for.
+    const { request: _, ...place } = attempt;
     return {
       effect,
       reason: 'default',
@@ -246,7 +248,7 @@ class CompiledPolicy implements Policy {
         ports: [...new Set(about.flatMap((it) => (it.effect === 'deny' ? [] : (it.port ?? []))))].slice(0, 4),
         requests: dependsOnRequest,
       }),
-      ...withRemedy(allowed ? undefined : remedyForDefault(attempt, this.#naming)),
+      ...withRemedy(allowed ? undefined : remedyForDefault(dependsOnRequest ? attempt : place, this.#naming)),
       ...rest,
     };
   }
@@ -325,19 +327,25 @@ function orderedEntries({ rules, own }: PolicySources): { decide: Entry[]; bypas
     proxy?.decide ?? (own?.kind === 'network-policy' ? networkPolicyEntries(own.policy) : undefined);
   const answered = (rule: PolicySources['rules'][number]) =>
     rule.decision === 'allow' && rule.createdVia === 'approval';
+  const asking = those((rule) => rule.decision === 'ask');
   return {
     bypass: [...compiled.flatMap(({ bypass }) => bypass), ...(proxy?.bypass ?? [])],
     decide: [
       ...those((rule) => rule.decision === 'deny'),
       // An answer that was to be kept silences the question.
       ...those(answered),
-      ...those((rule) => rule.decision === 'ask'),
+      ...asking.filter((entry) => !isCatchAll(entry)),
       ...those((rule) => rule.decision === 'allow' && rule.sandboxId !== undefined && !answered(rule)),
       ...(ofOwn ??
         those((rule) => rule.decision === 'allow' && rule.sandboxId === undefined && !answered(rule))),
+      // Whoever asks about everything means everything that nothing else decides.
+      ...asking.filter(isCatchAll),
     ],
   };
 }
+
+const isCatchAll = ({ pattern, port, request }: Entry): boolean =>
+  pattern.kind === 'everything' && port === undefined && request === undefined;
 
 function defaultOf(own: PolicySources['own']): 'allow' | 'deny' {
   switch (own?.kind) {

@@ -31,7 +31,7 @@ const ruleVerbs = [
     name: 'ask',
     description: 'hold connections until a person has answered, even if something allows them',
     lines: [
-      ["glovebox policy ask network --sandbox web '**'", 'every place that no rule denies'],
+      ["glovebox policy ask network --sandbox web '**'", 'every place that no other rule decides'],
       ['glovebox policy approval', 'in another terminal: answer with single keys'],
     ],
   },
