@@ -3,7 +3,8 @@ import { randomBytes } from 'node:crypto';
 import { createSocket } from 'node:dgram';
 import { once } from 'node:events';
 import { existsSync, readFileSync } from 'node:fs';
-import { type AddressInfo, createServer, isIPv4, type Server } from 'node:net';
+import { type AddressInfo, createServer, isIPv4, type Server, type Socket } from 'node:net';
+import { join } from 'node:path';
 import { expect } from 'vitest';
 import { hostArch, type SeccompArch, syscallNumber } from './seccomp/profile.ts';
 
@@ -130,4 +131,50 @@ function inetAddress(address: string, port: number): string {
 /** A struct sockaddr_un in hexadecimal. */
 export function unixAddress(path: string): string {
   return `0100${Buffer.from(path).toString('hex')}${path.startsWith('\0') ? '' : '00'}`;
+}
+
+/** Runs inside a guest, under the agent's own Bun. */
+export const networkFile = join(import.meta.dirname, 'conformance-network.js');
+
+export type NetworkStep =
+  | { kind: 'stream'; address: string; port: number; send: string }
+  | { kind: 'datagram'; address: string; port: number; hex: string };
+
+export interface NetworkOutcome {
+  error?: string;
+  client?: number;
+  received?: string;
+  hex?: string;
+}
+
+/** The host's end of what a guest sends to the world: notes who wanted what, and repeats what was said. */
+export class WayOut {
+  readonly intents: object[] = [];
+
+  readonly take = (socket: Socket): void => {
+    let text = '';
+    let names = false;
+    socket
+      .on('data', (bytes) => {
+        const lines = (text + bytes).split('\n');
+        text = lines.pop() as string;
+        for (const line of lines) {
+          const said = JSON.parse(line);
+          if (names)
+            socket.write(`${JSON.stringify({ id: said.id, resolve: !said.name.startsWith('refused') })}\n`);
+          else if (said.kind === 'names') names = true;
+          else this.intents.push(said);
+        }
+        if (!names && text !== '') socket.end(`heard: ${text}`);
+      })
+      .resume();
+  };
+}
+
+/** A question for the IPv4 addresses of a name, as a message of DNS in hexadecimal. */
+export function nameQuestion(name: string): string {
+  const labels = name
+    .split('.')
+    .map((it) => `${it.length.toString(16).padStart(2, '0')}${Buffer.from(it).toString('hex')}`);
+  return `000101000001000000000000${labels.join('')}0000010001`;
 }

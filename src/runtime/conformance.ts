@@ -20,10 +20,15 @@ import {
   callsPerAttempt,
   hostCapabilities,
   listeners,
+  type NetworkOutcome,
+  type NetworkStep,
+  nameQuestion,
+  networkFile,
   quotaOf,
   tcp,
   udp,
   unixAddress,
+  WayOut,
 } from './conformance-probe.ts';
 import type { Capabilities, ImageDefaults, Limits, Machine, MachineSpec, Runtime } from './runtime.ts';
 import { probeFile, refusalAnswers, refusalCalls, refusals } from './seccomp/probe.ts';
@@ -51,6 +56,8 @@ interface Running {
   machine: Machine;
   guest: Guest;
   door: AgentDoor;
+  /** What the guest sends to the world, as it comes to the door. */
+  out: WayOut;
   spec: MachineSpec;
 }
 
@@ -116,7 +123,7 @@ export function runtimeConformance(
       return { id, image: harness.images.shell, limits: {}, mounts: [], labels: {}, ...folders, ...changes };
     };
     /** A run folder with an open door, as the sandbox layer makes it. */
-    const openRunFolder = async (spec: MachineSpec): Promise<AgentDoor> => {
+    const openRunFolder = async (spec: MachineSpec, out?: WayOut): Promise<AgentDoor> => {
       const boot: AgentBoot = {
         protocol: guestProtocol,
         sandboxId: spec.id,
@@ -124,19 +131,21 @@ export function runtimeConformance(
       };
       await mkdir(spec.runFolder, { recursive: true, mode: 0o755 });
       await writeFile(join(spec.runFolder, 'boot.json'), JSON.stringify(boot), { mode: 0o644 });
-      return openDoor({ runFolder: spec.runFolder, token: boot.token, onRefused: () => {} });
+      const onEgress = out && { onEgress: out.take };
+      return openDoor({ runFolder: spec.runFolder, token: boot.token, onRefused: () => {}, ...onEgress });
     };
     const start = async (changes: Partial<MachineSpec> = {}): Promise<Running> => {
       const spec = specOf(changes);
       await using undo = new AsyncDisposableStack();
       undo.defer(() => rm(spec.runFolder, { recursive: true, force: true }));
-      const door = undo.adopt(await openRunFolder(spec), (it) => it.close());
+      const out = new WayOut();
+      const door = undo.adopt(await openRunFolder(spec, out), (it) => it.close());
       const machine = undo.adopt(await runtime.create(spec, soon()), (it) => it.remove(soon()));
       const died = machine.exited.then((exit) => expect.fail(`it ended before its hello: ${exit.message}`));
       died.catch(() => {});
       const guest = await Promise.race([door.connected(soon()), died]);
       undo.move();
-      const result = { machine, guest, door, spec };
+      const result = { machine, guest, door, out, spec };
       running.push(result);
       return result;
     };
@@ -160,6 +169,7 @@ export function runtimeConformance(
       const { guest, machine } = await start();
       expect(machine.image).toEqual(harness.defaults);
       expect(machine.paused).toBe(false);
+      expect(machine.network).toBe(stated.network);
       expect(await shell(guest, 'echo out; echo err >&2; exit 3')).toEqual({
         code: 3,
         signal: null,
@@ -230,6 +240,7 @@ export function runtimeConformance(
       const found = await later.list(soon());
       expect(new Set(found.map((it) => it.id))).toEqual(new Set(all.map((it) => it.spec.id)));
       expect(found.map((it) => it.image)).toEqual(found.map(() => harness.defaults));
+      expect(found.map((it) => it.network)).toEqual(found.map(() => stated.network));
       for (const machine of found) await machine.remove(soon());
       expect((await found[0]?.exited)?.reason).toBe('removed');
       // The earlier daemon learns of it, too.
@@ -356,13 +367,26 @@ export function runtimeConformance(
         const { problems } = await runtime.check(soon());
         expect(problems.map((it) => it.message).join(' ')).toMatch(/isolat|wall/i);
       });
+
+      test('has no way out of its own to serve, and says so', async () => {
+        const { guest } = await start();
+        const failure = await guest.egress({ capture: true, ports: [443] }, soon()).catch((it) => it);
+        expect(failure).toMatchObject({ code: 'unsupported' });
+      });
       return;
     }
 
     // From the host, for as the first process of its namespace the agent cannot be killed from inside.
     const killAgent = ({ spec }: Running) => {
       const isAgent = (pid: number) => readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes('agent.js');
-      for (const pid of harness.processes(spec.id).filter(isAgent)) process.kill(pid, 'SIGKILL');
+      for (const pid of harness.processes(spec.id).filter(isAgent)) {
+        try {
+          process.kill(pid, 'SIGKILL');
+        } catch (thrown) {
+          // The engine's init, which names the agent in its arguments too, may have gone with the agent.
+          if ((thrown as NodeJS.ErrnoException).code !== 'ESRCH') throw thrown;
+        }
+      }
     };
 
     test('an unknown image is not found, and nothing is left', async () => {
@@ -422,12 +446,25 @@ export function runtimeConformance(
         const other = await start();
         using host = await listeners();
         // The other sandbox listens on the same port of its own loopback.
-        const listen = `require("net").createServer((it) => it.end("no")).listen(${host.port}, "0.0.0.0", () => console.log("ready"))`;
+        const listen = [
+          'const heard = (it) => { console.log("heard"); it.end?.("no"); }',
+          `require("dgram").createSocket("udp4", heard).bind(${host.port})`,
+          `require("net").createServer(heard).listen(${host.port}, "0.0.0.0", () => console.log("ready"))`,
+        ].join(';');
         const server = await other.guest.exec(
           { execId: 'server', argv: [...bun.command, '-e', listen], env: {}, stdin: 'none' },
           soon(),
         );
-        for await (const piece of server.output) if (piece.type === 'output') break;
+        let said = '';
+        const reading = (async () => {
+          for await (const piece of server.output)
+            if (piece.type === 'output') said += Buffer.from(piece.bytes).toString();
+        })();
+        await until(
+          'the other sandbox’s server',
+          () => said,
+          (it) => it !== '',
+        );
         expect((await shell(hostile.guest, "sed -n 's/^ *\\([^ :]*\\):.*/\\1/p' /proc/net/dev")).stdout).toBe(
           'lo\n',
         );
@@ -453,13 +490,129 @@ export function runtimeConformance(
         const answers = await ask(calls);
         const reached = sockets.filter(({ kind, address }, at) => {
           const sent = answers[at * callsPerAttempt + 2];
-          // A datagram to its own loopback leaves the guest's hands, but not the guest.
-          const own = kind === udp && ['127.0.0.1', '::1', '0.0.0.0'].includes(address);
+          // A datagram to its own loopback leaves the guest's hands, but not the guest. Where connections are captured every address is there.
+          const own =
+            kind === udp &&
+            (stated.network === 'captured' || ['127.0.0.1', '::1', '0.0.0.0'].includes(address));
           return sent?.value !== -1 && !own;
         });
         expect(reached).toEqual([]);
         expect(host.heard).toEqual([]);
+        server.signal('SIGKILL');
+        await reading;
+        expect(said).toBe('ready\n');
       });
+
+      const onNetwork = async (steps: NetworkStep[]): Promise<NetworkOutcome[]> => {
+        await hostile.guest.write('/network.js', Readable.from([await readFile(networkFile)]), {}, soon());
+        const ran = await run(hostile.guest, [...bun.command, '/network.js', JSON.stringify(steps)]);
+        expect(ran, ran.stderr).toMatchObject({ code: 0 });
+        return JSON.parse(ran.stdout);
+      };
+
+      test('finds a proxy and SOCKS at its loopback, and what it sends there comes to the door', async () => {
+        hostile = await start();
+        expect(await hostile.guest.egress({ capture: false, ports: [] }, soon())).toEqual({ unavailable: 0 });
+        const proxies = [
+          ['127.0.0.1', 3128],
+          ['::1', 3128],
+          ['127.0.0.1', 1080],
+        ] as const;
+        const outcomes = await onNetwork(
+          proxies.map(([address, port]) => ({ kind: 'stream', address, port, send: `to ${port}` })),
+        );
+        expect(outcomes.map((it) => it.received)).toEqual([
+          'heard: to 3128',
+          'heard: to 3128',
+          'heard: to 1080',
+        ]);
+        expect(hostile.out.intents).toEqual(outcomes.map(({ client }) => ({ kind: 'proxy', client })));
+      });
+
+      if (stated.network === 'captured') {
+        test('is caught on its way to any address, on the ports that are named and no others', async () => {
+          hostile = await start();
+          using host = await listeners();
+          const ports = [80, 443, 5432];
+          expect(await hostile.guest.egress({ capture: true, ports }, soon())).toEqual({ unavailable: 0 });
+          const own = Object.values(networkInterfaces()).flatMap((it) => it ?? []);
+          const hosts = own
+            .filter((it) => !it.internal && !it.address.startsWith('fe80'))
+            .map((it) => it.address);
+          const addresses = [
+            '93.184.216.34',
+            '169.254.169.254',
+            '10.0.0.1',
+            '2001:db8::1',
+            'fd00::7',
+            ...hosts,
+          ];
+          const caught = addresses.flatMap((address) => ports.map((port) => ({ address, port })));
+          const outcomes = await onNetwork(caught.map((it) => ({ kind: 'stream', send: 'hello', ...it })));
+          expect(outcomes.map((it) => it.received)).toEqual(caught.map(() => 'heard: hello'));
+          expect(hostile.out.intents).toEqual(
+            caught.map((it, at) => ({ kind: 'caught', client: outcomes[at]?.client, ...it })),
+          );
+          const refused = addresses.flatMap((address): NetworkStep[] => [
+            { kind: 'stream', address, port: host.port, send: 'hello' },
+            { kind: 'stream', address, port: 22, send: 'hello' },
+            // So that QUIC falls back.
+            { kind: 'datagram', address, port: 443, hex: '00' },
+          ]);
+          expect((await onNetwork(refused)).map((it) => it.error)).toEqual(refused.map(() => 'ECONNREFUSED'));
+          expect(host.heard).toEqual([]);
+        });
+
+        test('asks for names whom it likes and hears its own agent, and its connections come with the name', async () => {
+          hostile = await start();
+          await hostile.guest.egress({ capture: true, ports: [443] }, soon());
+          const question = { kind: 'datagram', port: 53, hex: nameQuestion('files.example.org') } as const;
+          const answers = await onNetwork([
+            { ...question, address: '8.8.8.8' },
+            { ...question, address: '127.0.0.1' },
+            { ...question, address: '8.8.8.8', hex: nameQuestion('refused.example.org') },
+          ]);
+          const [address, same, none] = answers.map(
+            ({ hex = '' }) => /c00c00010001.{8}0004(.{8})/.exec(hex)?.[1],
+          );
+          expect([same, none]).toEqual([address, undefined]);
+          const synthetic = [...Buffer.from(address ?? '', 'hex')].join('.');
+          expect(synthetic).toMatch(/^198\.1[89]\./);
+          // As programs ask, which goes by the guest's own settings.
+          expect((await shell(hostile.guest, 'nslookup files.example.org')).stdout).toContain(synthetic);
+          const [outcome] = await onNetwork([
+            { kind: 'stream', address: synthetic, port: 443, send: 'hello' },
+          ]);
+          expect(hostile.out.intents.at(-1)).toEqual({
+            ...{ kind: 'caught', client: outcome?.client, address: synthetic, port: 443 },
+            name: 'files.example.org',
+          });
+        });
+
+        test('cannot change its routes, its addresses or its loopback', async () => {
+          hostile = await start();
+          const look = async () =>
+            (await shell(hostile.guest, 'cat /proc/net/fib_trie /proc/net/ipv6_route /proc/net/if_inet6'))
+              .stdout;
+          const before = await look();
+          expect(before).toMatch(/\/0 host LOCAL/);
+          expect(before).toMatch(/^0{32} 00 0{32} 00 0{32} 00000400 .* lo$/m);
+          for (const line of [
+            'ip route del local default dev lo table local',
+            'ip route add 10.0.0.0/8 dev lo',
+            'ip -6 route del local default dev lo table local',
+            'ip rule add from all lookup 7',
+            'ip addr add 192.0.2.1/24 dev lo',
+            'ip link set lo down',
+            'ifconfig lo 127.0.0.2',
+            'ip link add name d0 type dummy',
+            'echo 1 >/proc/sys/net/ipv4/ip_forward',
+            'echo 1024 >/proc/sys/net/ipv4/ip_unprivileged_port_start',
+          ])
+            expect((await shell(hostile.guest, line)).code, line).not.toBe(0);
+          expect(await look()).toBe(before);
+        });
+      }
 
       test('reaches no Unix socket of the host but its channel, by path or by name', async () => {
         hostile = await start();

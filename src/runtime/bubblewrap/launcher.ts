@@ -176,10 +176,12 @@ export class Launcher {
 /**
  * Makes every address of the world one of the chain's fresh network, so that the guest's agent can answer there. Ports below 1024 are open to all in it,
  * since the guest's root has no rights over a network of the host's root. A host may lack IPv6, and `ip`.
+ * (A shell reads such a file without its line's end, and takes that for a failure.)
  */
 const captured = `
-network=loopback ipv6=
-{ read -r off </proc/sys/net/ipv6/conf/lo/disable_ipv6 && [ "$off" = 0 ] && ipv6='route add local ::/0 dev lo'; } 2>/dev/null
+network=loopback ipv6= off=
+{ read -r off </proc/sys/net/ipv6/conf/lo/disable_ipv6; } 2>/dev/null
+[ "$off" = 0 ] && ipv6='route add local ::/0 dev lo'
 { ip -batch - <<END && echo 0 >/proc/sys/net/ipv4/ip_unprivileged_port_start && network=captured; } 2>/dev/null
 link set lo up
 route add local 0.0.0.0/0 dev lo
