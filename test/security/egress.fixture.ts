@@ -177,6 +177,8 @@ export interface ConnectOptions {
   alpn?: string[];
   /** What the guest trusts. Default: its sandbox's authority. Null: anything. */
   ca?: string | null;
+  /** One to take up again. */
+  session?: Buffer;
 }
 
 /** A hostile guest. */
@@ -276,6 +278,12 @@ export class Hostile {
     return socksAnswers[code as number] ?? String(code);
   }
 
+  /** The IPv4 address that programs of the guest get for a name. Undefined when it does not exist for them. */
+  async resolve(name: string): Promise<string | undefined> {
+    const { stdout } = await this.shell(`nslookup -type=a ${name} 127.0.0.1 2>&1`);
+    return /Name:.*\nAddress:\s*([\d.]+)/.exec(stdout)?.[1];
+  }
+
   /** A tunnel, and the proxy's answer to the wish for it. */
   async connect(target: string): Promise<{ reply: Reply | undefined; socket: GuestSocket }> {
     const socket = await this.proxy();
@@ -300,11 +308,12 @@ export class Hostile {
   }
 
   async tlsOver(socket: Duplex, host: string, options: ConnectOptions = {}): Promise<TLSSocket> {
-    const { servername = host, alpn, ca = await this.authority() } = options;
+    const { servername = host, alpn, session, ca = await this.authority() } = options;
     const tls = tlsConnect({
       socket,
       ...(servername === null || /^[\d.]+$|:/.test(servername) ? {} : { servername }),
       ...(alpn === undefined ? {} : { ALPNProtocols: alpn }),
+      ...(session === undefined ? {} : { session }),
       ...(ca === null ? { rejectUnauthorized: false } : { ca, checkServerIdentity: () => undefined }),
     });
     return new Promise((resolve, reject) => {
@@ -478,6 +487,46 @@ export class World implements AsyncDisposable {
 /** A request of HTTP/1.1 with these lines; `Host` is the first word's unless given. */
 export function get(target: string, host: string, ...lines: string[]): string {
   return `${[`GET ${target} HTTP/1.1`, `Host: ${host}`, ...lines].join('\r\n')}\r\n\r\n`;
+}
+
+/** The first message of a TLS client, made by hand, so that it can hold what no library says. */
+export function clientHello(
+  serverName: string | Buffer | undefined,
+  ...extensions: [number, Buffer][]
+): Buffer {
+  const sized = (bytes: number, ...parts: Buffer[]) => {
+    const body = Buffer.concat(parts);
+    const length = Buffer.alloc(bytes);
+    length.writeUIntBE(body.length, 0, bytes);
+    return Buffer.concat([length, body]);
+  };
+  const extension = (type: number, body: Buffer) =>
+    Buffer.concat([Buffer.from([type >> 8, type & 0xff]), sized(2, body)]);
+  const name =
+    serverName === undefined ? [] : [sized(2, Buffer.from([0]), sized(2, Buffer.from(serverName)))];
+  const body = Buffer.concat([
+    Buffer.from([3, 3]),
+    Buffer.alloc(32, 7),
+    sized(1, Buffer.alloc(32, 9)),
+    sized(2, Buffer.from([0x13, 0x01, 0x13, 0x02])),
+    sized(1, Buffer.from([0])),
+    sized(
+      2,
+      ...name.map((it) => extension(0, it)),
+      extension(10, sized(2, Buffer.from([0, 0x1d]))),
+      extension(13, sized(2, Buffer.from([4, 3, 8, 4]))),
+      extension(43, sized(1, Buffer.from([3, 4]))),
+      extension(51, sized(2, Buffer.from([0, 0x1d]), sized(2, Buffer.alloc(32, 3)))),
+      ...extensions.map(([type, it]) => extension(type, it)),
+    ),
+  ]);
+  return Buffer.concat([Buffer.from([22, 3, 1]), sized(2, Buffer.from([1]), sized(3, body))]);
+}
+
+/** What a TLS server's first record is: `alert N`, or how else it begins. */
+export function alertIn(text: string): string {
+  const bytes = Buffer.from(text, 'latin1');
+  return bytes[0] === 21 ? `alert ${bytes[6]}` : bytes.length === 0 ? 'closed' : `record ${bytes[0]}`;
 }
 
 const quoted = (word: string): string => `'${word.replaceAll("'", `'\\''`)}'`;
