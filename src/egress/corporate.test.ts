@@ -7,6 +7,9 @@ import type { Host } from '../policy/policy.ts';
 import { createUpstream } from './dial.ts';
 import { type Upstream, UpstreamError } from './upstream.ts';
 
+/** Long enough for a busy machine. */
+const until = (check: () => void) => vi.waitFor(check, { timeout: 30_000, interval: 10 });
+
 const { signal } = new AbortController();
 const authority = makeAuthority();
 const all = (addresses: string[]) => ({ dial: addresses });
@@ -119,7 +122,7 @@ test.for([false, true])('TLS through the proxy, itself over TLS: %s', async (tls
   ]);
   // The proxy resolves the name, so there are no addresses to judge.
   expect(judge).not.toHaveBeenCalled();
-  await vi.waitFor(() => expect(it.open.size).toBe(0));
+  await until(() => expect(it.open.size).toBe(0));
 });
 
 test('plain bytes through the proxy, and those that came with its answer', async () => {
@@ -138,7 +141,7 @@ test('the world behind the proxy has to show the right certificate all the same'
   await expect(
     through(it.url).connectTls({ host: name('near.test'), port: 443 }, all, { alpn: [] }, signal),
   ).rejects.toMatchObject({ code: 'upstream_tls' });
-  await vi.waitFor(() => expect(it.open.size).toBe(0));
+  await until(() => expect(it.open.size).toBe(0));
 });
 
 test('a literal address is judged before the proxy hears of it', async () => {
@@ -165,7 +168,7 @@ test.for(refusals)('a proxy that says %j', async ([says, port, message]) => {
     .catch((thrown: unknown) => thrown);
   expect(error).toBeInstanceOf(UpstreamError);
   expect(error).toMatchObject({ code: 'upstream_proxy', message: `the upstream proxy ${message}` });
-  await vi.waitFor(() => expect(it.open.size).toBe(0));
+  await until(() => expect(it.open.size).toBe(0));
 });
 
 test('a proxy that is not there, or has the wrong certificate', async () => {
@@ -210,7 +213,7 @@ test('what goes past the proxy', async () => {
     const gone = new AbortController();
     const attempt = upstream.connect({ host, port: 9 }, judged, gone.signal).catch((error: unknown) => error);
     const before = it.heads.length;
-    await vi.waitFor(() => expect(judged.mock.calls.length + it.heads.length).toBeGreaterThan(before));
+    await until(() => expect(judged.mock.calls.length + it.heads.length).toBeGreaterThan(before));
     gone.abort();
     const error = await attempt;
     return (error as UpstreamError).code === 'upstream_proxy' ? 'through' : 'past';

@@ -8,6 +8,9 @@ import type { Decision, Host } from '../policy/policy.ts';
 import { createUpstream, type SharedUpstream } from './dial.ts';
 import { UpstreamError, type UpstreamOptions } from './upstream.ts';
 
+/** Long enough for a busy machine. */
+const until = (check: () => void) => vi.waitFor(check, { timeout: 30_000, interval: 10 });
+
 const { signal } = new AbortController();
 const authority = makeAuthority();
 const good = makeCertificate({ names: ['good.test'], issuer: authority });
@@ -143,14 +146,14 @@ test('what answers nothing, and a guest that goes, end the wait and leave no soc
   expect(await trouble(upstream({ handshakeMs: 50 }).connectTls(tls, all, options, signal))).toBe(
     `timeout: good.test:${server.port} did not finish the TLS handshake in time`,
   );
-  await vi.waitFor(() => expect(server.open.size).toBe(0));
+  await until(() => expect(server.open.size).toBe(0));
 
   const gone = new AbortController();
   const waiting = trouble(upstream().connectTls(tls, all, options, gone.signal));
-  await vi.waitFor(() => expect(server.open.size).toBe(1));
+  await until(() => expect(server.open.size).toBe(1));
   gone.abort();
   expect(await waiting).toContain('reset: ');
-  await vi.waitFor(() => expect(server.open.size).toBe(0));
+  await until(() => expect(server.open.size).toBe(0));
   expect(await trouble(upstream().connect(tls, all, gone.signal))).toContain('reset: ');
 
   await using dns = await dnsServer(() => 'silence');
@@ -249,7 +252,7 @@ test.for(badCertificates)('a certificate that is %s', async ([, wishes, message]
   expect(await trouble(upstream().connectTls(to, all, { alpn: [] }, signal))).toBe(
     `upstream_tls: good.test:${server.port}: ${message}`,
   );
-  await vi.waitFor(() => expect(server.open.size).toBe(0));
+  await until(() => expect(server.open.size).toBe(0));
 });
 
 test('an address needs a certificate for the address', async () => {
@@ -285,7 +288,7 @@ test.for(badServers)('a TLS server that %s', async ([, act, message]) => {
   const server = await listening(createServer((socket) => socket.once('data', () => act(socket))));
   const to = { host: name('good.test'), port: server.port };
   expect(await trouble(upstream().connectTls(to, all, { alpn: [] }, signal))).toMatch(message);
-  await vi.waitFor(() => expect(server.open.size).toBe(0));
+  await until(() => expect(server.open.size).toBe(0));
 });
 
 test('TLS before 1.2 is too old', async () => {

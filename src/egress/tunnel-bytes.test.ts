@@ -4,6 +4,9 @@ import { expect, onTestFinished, test, vi } from 'vitest';
 import { dialAddresses } from './sockets.ts';
 import type { BulkReader } from './tunnel-bytes.ts';
 
+/** Long enough for a busy machine. */
+const until = (check: () => void) => vi.waitFor(check, { timeout: 30_000, interval: 10 });
+
 /** A connection to a server that does `onConnection`, read in bulk. */
 async function bulkTo(
   onConnection: (socket: Socket) => void,
@@ -64,12 +67,12 @@ test('nothing is read before it starts, nor after bytes that were not taken, unt
   expect(socket.bytesRead).toBe(0);
   const take = vi.fn(() => false);
   bulk.start(socket, take);
-  await vi.waitFor(() => expect(take).toHaveBeenCalledTimes(1));
+  await until(() => expect(take).toHaveBeenCalledTimes(1));
   // The sender is stuck: what the kernel holds stays as it is.
-  await vi.waitFor(() => expect(server.writableNeedDrain).toBe(true));
+  await until(() => expect(server.writableNeedDrain).toBe(true));
   expect(take).toHaveBeenCalledTimes(1);
   const before = socket.bytesRead;
   take.mockReturnValue(true);
   socket.resume();
-  await vi.waitFor(() => expect(socket.bytesRead).toBeGreaterThan(before + 1024 * 1024));
+  await until(() => expect(socket.bytesRead).toBeGreaterThan(before + 1024 * 1024));
 });
