@@ -110,6 +110,13 @@ export class Exchange implements RequestReader, AnswerReader, ScrubbedSink {
     this.#upstream?.wire.go();
   }
 
+  guestEnded(): void {
+    // Nobody should be asked for one who has left, and who says no more has, more often than not.
+    if (this.#over || this.#admitted !== undefined) return;
+    this.#over = true;
+    this.#guest.abort();
+  }
+
   guestGone(): void {
     this.#giveUp('guest_closed');
   }
@@ -128,10 +135,8 @@ export class Exchange implements RequestReader, AnswerReader, ScrubbedSink {
 
   answer(head: ResponseHead): void {
     const { scrub } = this.#admitted as AdmittedRequest;
-    this.#answered = true;
     // Whoever wanted to switch may send what is no HTTP from now on.
     if (this.#head.upgrade !== undefined) this.#guest.last();
-    this.#status = head.status;
     let { headers, spelt, framing } = head;
     if (scrub.length > 0 && framing.kind !== 'none') {
       const encoding = headers
@@ -150,6 +155,8 @@ export class Exchange implements RequestReader, AnswerReader, ScrubbedSink {
       }
     }
     const lines = scrubText(headerLines(headers, spelt), scrub);
+    this.#answered = true;
+    this.#status = head.status;
     this.#guest.answer(
       { status: head.status, reason: scrubText(head.reason, scrub), lines },
       framing,

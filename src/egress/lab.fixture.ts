@@ -48,7 +48,7 @@ export interface Lab {
   readonly authority: string;
   setRules(...rules: RuleText[]): void;
   /** A connection as the agent makes it, its intent said. */
-  guest(intent?: Intent): Promise<Guest>;
+  guest(intent?: Intent | string): Promise<Guest>;
   /** Sockets of the session that are open, on both sides. */
   open(): number;
 }
@@ -68,6 +68,9 @@ export interface LabOptions {
 
 const tlsAuthority = makeAuthority('World');
 export const worldAuthority = tlsAuthority.cert;
+/** Signed by who the lab trusts. */
+export const worldCertificate = (wishes: Parameters<typeof makeCertificate>[0]) =>
+  makeCertificate({ ...wishes, issuer: tlsAuthority });
 const context = createVerifyingContext([], [worldAuthority]);
 
 export async function openLab(options: LabOptions = {}): Promise<Lab> {
@@ -158,11 +161,11 @@ export async function openLab(options: LabOptions = {}): Promise<Lab> {
       policy = policyOf(rules);
       session.changed();
     },
-    async guest(intent = { kind: 'proxy', client: 40_000 }) {
+    async guest(intent: Intent | string = { kind: 'proxy', client: 40_000 }) {
       const socket = connect({ path, allowHalfOpen: true });
       onTestFinished(() => void socket.destroy());
       await once(socket, 'connect');
-      socket.write(`${JSON.stringify(intent)}\n`);
+      socket.write(`${typeof intent === 'string' ? intent : JSON.stringify(intent)}\n`);
       return new Guest(socket);
     },
     open: () => sockets.size,
@@ -180,21 +183,23 @@ export const noSecrets: SandboxSecrets = {
 export class Guest {
   readonly socket: Socket | TLSSocket;
   received = Buffer.alloc(0);
+  /** The other end says no more, or is gone. */
   ended = false;
-  closed = false;
+  #waiting: (() => void)[] = [];
 
   constructor(socket: Socket | TLSSocket) {
     this.socket = socket;
+    const ended = () => {
+      this.ended = true;
+      this.#wake();
+    };
     socket.on('data', (bytes: Buffer) => {
       this.received = Buffer.concat([this.received, bytes]);
+      this.#wake();
     });
-    socket.on('end', () => {
-      this.ended = true;
-    });
+    socket.on('end', ended);
+    socket.on('close', ended);
     socket.on('error', () => {});
-    socket.on('close', () => {
-      this.closed = true;
-    });
   }
 
   get text(): string {
@@ -211,20 +216,28 @@ export class Guest {
       if (typeof what === 'function') return what(this.text);
       return typeof what === 'string' ? this.text.includes(what) : what.test(this.text);
     };
-    await vi.waitFor(
-      () => expect(seen() || (this.ended && 'ended early: ') + this.text.slice(0, 2_000)).toBe(true),
-      { timeout: 5_000, interval: 5 },
-    );
+    await this.#until(() => seen() || this.ended);
+    expect(seen() ? 'seen' : `not ${what}: ${this.text.slice(0, 2_000)}`).toBe('seen');
     return this.text;
   }
 
   /** All that came until the other end said no more. */
   async end(): Promise<string> {
-    await vi.waitFor(() => expect(this.ended || this.closed, this.text.slice(0, 2_000)).toBe(true), {
-      timeout: 8_000,
-      interval: 5,
-    });
+    await this.#until(() => this.ended);
     return this.text;
+  }
+
+  async #until(condition: () => boolean): Promise<void> {
+    const late = setTimeout(() => {
+      this.ended = true;
+      this.#wake();
+    }, 10_000);
+    while (!condition()) await new Promise<void>((resolve) => this.#waiting.push(resolve));
+    clearTimeout(late);
+  }
+
+  #wake(): void {
+    for (const wake of this.#waiting.splice(0)) wake();
   }
 
   /** Forgets what was received so far. */
@@ -283,7 +296,7 @@ export async function serveRaw(
       ? createServer({ allowHalfOpen: true }, take)
       : createTlsServer(
           {
-            ...(tls.certificate ?? makeCertificate({ names: tls.names, issuer: tlsAuthority })),
+            ...(tls.certificate ?? worldCertificate({ names: tls.names })),
             ...(tls.alpn !== undefined && { ALPNProtocols: tls.alpn }),
           },
           take,

@@ -65,6 +65,11 @@ class ConnectRequest implements RequestReader {
   guestDrained(): void {}
   silent(): void {}
 
+  guestEnded(): void {
+    this.#over = true;
+    this.#guest.abort();
+  }
+
   guestGone(): void {
     this.#over = true;
   }

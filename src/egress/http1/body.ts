@@ -59,6 +59,9 @@ class LengthBody implements BodyReader {
   }
 }
 
+/** Behind the data there is nothing but the end of the line. */
+const lineBytesMax = { size: chunkLineBytesMax, 'data-end': 2, trailer: trailerBytesMax } as const;
+
 type ChunkState = 'size' | 'data' | 'data-end' | 'trailer' | 'done';
 
 class ChunkedBody implements BodyReader {
@@ -80,17 +83,19 @@ class ChunkedBody implements BodyReader {
         if (this.#left === 0) this.#state = 'data-end';
         sink.body(bytes.subarray(at, end));
         at = end;
-      } else at = this.#readLine(bytes, at);
+      } else at = this.#readLine(this.#state, bytes, at);
     }
     return at;
   }
 
-  #readLine(bytes: Buffer, at: number): number {
-    const most = this.#state === 'trailer' ? trailerBytesMax : chunkLineBytesMax;
+  #readLine(state: keyof typeof lineBytesMax, bytes: Buffer, at: number): number {
+    const most = lineBytesMax[state];
     const feed = bytes.indexOf(10, at);
     const end = feed < 0 ? bytes.length : feed + 1;
     if (this.#line.length + end - at > most) throw new Malformed(400, 'A line between chunks is too long.');
     this.#line += bytes.toString('latin1', at, end);
+    if (state === 'data-end' && !'\r\n'.startsWith(this.#line))
+      throw new Malformed(400, 'A chunk is longer than it says.');
     if (feed < 0) return end;
     if (!/^[^\r\n\0]*\r\n$/.test(this.#line))
       throw new Malformed(400, 'A line between chunks does not end as it should.');
@@ -110,7 +115,6 @@ class ChunkedBody implements BodyReader {
         return;
       }
       case 'data-end':
-        if (line !== '') throw new Malformed(400, 'A chunk is longer than it says.');
         this.#state = 'size';
         return;
       case 'trailer':

@@ -28,6 +28,8 @@ export interface RequestReader {
   requestPaused(): void;
   requestEnded(): void;
   guestDrained(): void;
+  /** The guest says no more. It may still wait for its answer. */
+  guestEnded(): void;
   /** The guest is gone, or has broken off its request. */
   guestGone(): void;
   /** Nothing has moved for too long. */
@@ -231,8 +233,10 @@ export class Http1Guest implements WireReader, BodySink, Expiring {
 
   end(): void {
     if (this.#reader === undefined) this.#leave();
-    else if (this.bodyDone) this.#keep = false;
-    else if (this.#bodyOpen) this.#breakOff();
+    else if (this.bodyDone) {
+      this.#keep = false;
+      this.#reader.guestEnded();
+    } else if (this.#bodyOpen) this.#breakOff();
   }
 
   drained(): void {
@@ -279,7 +283,7 @@ export class Http1Guest implements WireReader, BodySink, Expiring {
 
   #breakOff(): void {
     const reader = this.#reader;
-    this.#end();
+    this.abort();
     reader?.guestGone();
   }
 
