@@ -20,6 +20,8 @@ export interface RuleDetails {
   /** Default: TCP for what is allowed, both for what is denied. */
   protocols?: ('tcp' | 'udp')[];
   name?: string;
+  /** How it came about, where that was not by hand. */
+  createdVia?: 'added' | 'learned';
 }
 
 export interface NewRule extends RuleDetails {

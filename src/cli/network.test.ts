@@ -495,7 +495,9 @@ test('learn prints commands that make the rules, and makes them only when the lo
   expect(stderr).toBe('2 rules; 12 attempts of the log replayed against them: all come out the same.\n');
   expect(bodies('POST', /rules$/)).toEqual([]);
   expect((await glovebox(['policy', 'learn', 'web', '--apply'])).stdout.split('\n')).toHaveLength(3);
-  expect(bodies('POST', /rules$/)).toEqual(rules.map((it) => ({ ...it, sandbox: 'web' })));
+  expect(bodies('POST', /rules$/)).toEqual(
+    rules.map((it) => ({ ...it, sandbox: 'web', createdVia: 'learned' })),
+  );
   differing = 3;
   expect(await glovebox(['policy', 'learn', 'web', '--apply'])).toMatchObject({
     ...{

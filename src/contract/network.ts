@@ -40,6 +40,8 @@ export const NewRule = z.strictObject({
     .max(2)
     .optional(),
   name: z.string().max(128).optional(),
+  /** How it came about, where that was not by hand. */
+  createdVia: z.enum(['added', 'learned']).optional(),
 });
 export type NewRule = z.infer<typeof NewRule>;
 

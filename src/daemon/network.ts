@@ -2,7 +2,7 @@
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { NetworkService } from '../api/network.ts';
-import type { Question } from '../contract/network.ts';
+import type { NewRule, Question } from '../contract/network.ts';
 import { openCertificateAuthority } from '../egress/certificates/authority.ts';
 import { readExtraAuthorities, systemRoots } from '../egress/certificates/roots.ts';
 import { createUpstream } from '../egress/dial.ts';
@@ -19,6 +19,7 @@ import { learn } from '../policy/learn.ts';
 import { parseHost, parseTarget, targetText } from '../policy/names.ts';
 import type { Policy } from '../policy/policy.ts';
 import { presets } from '../policy/presets.ts';
+import { validateRule } from '../policy/rules.ts';
 import type { Store } from '../store/store.ts';
 import { openVault } from '../vault/open.ts';
 import type { Config } from './config.ts';
@@ -95,13 +96,8 @@ export async function openNetwork(config: Config, store: Store, log: Log): Promi
     holdMs: egress.askMs,
     now,
     remember: async (question, { allow, scope }) => {
-      const decision = allow ? 'allow' : 'deny';
-      const rule = { decision, resources: [placeOf(question)] } as const;
-      policies.addRule(
-        { ...rule, resources: [...rule.resources] },
-        scope === 'sandbox' ? question.sandbox : undefined,
-        'approval',
-      );
+      const sandboxId = scope === 'sandbox' ? question.sandbox : undefined;
+      policies.addRule(ruleFor(question, allow), sandboxId, 'approval');
     },
     ...(egress.askNotify ? { notify: desktopNotifier() } : {}),
   });
@@ -125,7 +121,7 @@ export async function openNetwork(config: Config, store: Store, log: Log): Promi
 
   const service: NetworkService = {
     rules: async (sandboxId) => ({ initialized: policies.initialized, items: policies.rules(sandboxId) }),
-    addRule: async ({ sandboxId, ...rule }) => policies.addRule(rule, sandboxId),
+    addRule: async ({ sandboxId, ...rule }) => policies.addRule(rule, sandboxId, rule.createdVia),
     removeRule: async (id) => policies.removeRule(id),
     init: async (preset) => policies.init(preset),
     reset: async () => policies.reset(),
@@ -197,9 +193,22 @@ export async function openNetwork(config: Config, store: Store, log: Log): Promi
   return { networks, service, [Symbol.asyncDispose]: () => opened.disposeAsync() };
 }
 
-/** A question's place as a rule names it. */
-function placeOf({ host, port }: Question): string {
-  return targetText(parseHost(host), port);
+/** The rule that an answer makes: about the place, or about the request where the question was about that. */
+function ruleFor({ host, port, method, path }: Question, allow: boolean): NewRule {
+  const place: NewRule = {
+    decision: allow ? 'allow' : 'deny',
+    resources: [targetText(parseHost(host), port)],
+  };
+  if (method === undefined) return place;
+  const request = { ...place, methods: [method] };
+  const precise = { ...request, path: path?.replace(/\?.*$/s, '') ?? '/' };
+  try {
+    validateRule(precise);
+    return precise;
+  } catch {
+    // Not every path can be said in a rule.
+    return request;
+  }
 }
 
 /** `host`, `host:port` or a URL. */

@@ -115,7 +115,9 @@ export class Connection {
       host: bareHost(host),
       port,
       protocol,
-      ...(request !== undefined && { method: request.method, path: request.path }),
+      // Where no rule speaks of requests, all of them are the same question.
+      ...(request !== undefined &&
+        decision.dependsOnRequest && { method: request.method, path: request.path }),
       ...(decision.rule !== undefined && { rule: decision.rule.text }),
     };
   }

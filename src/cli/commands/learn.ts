@@ -28,7 +28,7 @@ export async function learn(sandbox: string, options: LearnOptions): Promise<voi
   const made: Rule[] = [];
   if (options.apply) {
     for (const { decision, resources, ...details } of rules) {
-      const rule = await policy[decision](resources, { ...details, sandbox });
+      const rule = await policy[decision](resources, { ...details, sandbox, createdVia: 'learned' });
       made.push(rule);
       if (!options.json) await print(added(rule.id, sandbox));
     }
