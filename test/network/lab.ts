@@ -63,6 +63,7 @@ export async function openLab(options: LabOptions = {}): Promise<Lab> {
   const folder = mkdtempSync(join(tmpdir(), 'glovebox-lab-'));
   await using undo = new AsyncDisposableStack();
   undo.defer(() => rmSync(folder, { recursive: true, force: true }));
+  const servers = undo.use(new AsyncDisposableStack());
   const issuer = makeAuthority('Authority of a test lab');
   const certificate: Lab['certificate'] = (wishes) => makeCertificate({ ...wishes, issuer });
   const authority = issuer.cert;
@@ -79,7 +80,7 @@ export async function openLab(options: LabOptions = {}): Promise<Lab> {
       onConnection(socket);
     });
     await listening(server, port, address);
-    undo.defer(() => {
+    servers.defer(() => {
       for (const socket of sockets) socket.destroy();
       server.close();
     });
