@@ -99,7 +99,6 @@ async function build(folder: string, bun: string): Promise<string> {
     }
     await bundle(bun, { entry: 'main', folder: beside, name: 'agent' });
     await bundle(bun, { entry: 'work', folder: beside, name: 'work' });
-    await bundle(bun, { entry: 'egress', folder: beside, name: 'egress' });
     await writeFile(join(beside, 'bunfig.toml'), '');
     // Bun looks for these from here upwards; what the image has must not be found.
     await writeFile(join(beside, 'package.json'), '{"type":"commonjs"}');
@@ -117,19 +116,12 @@ async function build(folder: string, bun: string): Promise<string> {
 
 /**
  * One file of the agent's sources, and beside it the same compiled, which halves the time until it runs and is shared by all agents as part of the page
- * cache. `work.js` and `egress.js` stay imports: they are files of their own.
+ * cache. `work.js` stays an import: it is a file of its own.
  */
 async function bundle(bun: string, parts: { entry: string; folder: string; name: string }): Promise<void> {
   const { entry, folder, name } = parts;
   const source = join(root, 'src/agent', `${entry}.ts`);
-  const form = [
-    '--target=bun',
-    '--minify',
-    '--format=cjs',
-    '--bytecode',
-    '--external=*/work.js',
-    '--external=*/egress.js',
-  ];
+  const form = ['--target=bun', '--minify', '--format=cjs', '--bytecode', '--external=*/work.js'];
   await run(bun, ['build', source, ...form, `--outdir=${folder}`, `--entry-naming=${name}.js`]);
 }
 

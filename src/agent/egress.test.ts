@@ -355,7 +355,8 @@ describe.runIf(present)('the guest’s end of the way out', () => {
     await poured;
     await program.do('close', { as: 'big' });
     await until('the rest', () => got === bytes);
-    expect(memoryOf(agent) - before).toBeLessThan(16);
+    // What has passed is garbage by now, of which some may still lie about.
+    expect(memoryOf(agent) - before).toBeLessThan(32);
   });
 
   test('what breaks on one side breaks on the other', async () => {

@@ -1,6 +1,6 @@
 // The guest's end of the way out: listens where programs look for a proxy and for names, catches connections to every address, and hands each one to the
 // daemon on a connection of its own. Decides nothing and looks into nothing.
-// In the bundle it is a file of its own, since every sandbox has it from its first moment on; shares no classes with main.ts there.
+// Part of what an idle agent consists of, so it uses nothing that costs memory before the first connection: no files, no foreign calls.
 import type { AgentBoot, GuestRequest } from '../contract/guest.ts';
 import { egressBulkId, proxyPort, socksPort } from '../contract/guest-wire.ts';
 import { bulkHello } from './bulk-hello.ts';
@@ -9,10 +9,8 @@ import { NameAsker } from './name-asker.ts';
 import { NameService } from './name-service.ts';
 import { NameStream } from './name-stream.ts';
 import { Names } from './names.ts';
-import { type As, ownerOf } from './owner.ts';
 import { type Accepted, connect, type Listener, listen } from './platform/bun-connection.ts';
 import { listenDatagrams } from './platform/bun-datagrams.ts';
-import { LibC } from './platform/libc.ts';
 import type { Connection } from './platform/platform.ts';
 import { ConnectionSink, pour } from './pump.ts';
 import { errnoOf, Refusal } from './refusal.ts';
@@ -42,10 +40,6 @@ interface Served {
   listeners: Listener[];
 }
 
-export function begin(options: { boot: AgentBoot; socketPath: string }): Egress {
-  return new Egress(options);
-}
-
 export class Egress {
   readonly #socketPath: string;
   readonly #hello: Uint8Array;
@@ -55,7 +49,7 @@ export class Egress {
   #datagrams: Listener | undefined;
   #open = 0;
   #nameStreams = 0;
-  #libc: LibC | undefined;
+  #shrinking: ReturnType<typeof setTimeout> | undefined;
   /** One configuration after the other. */
   #configuring: Promise<unknown> = Promise.resolve();
 
@@ -66,19 +60,20 @@ export class Egress {
     this.#nameService = new NameService({ names: this.#names, ask: (name) => asker.ask(name) });
   }
 
-  handle(call: Call, request: Extract<GuestRequest, { op: 'egress' | 'whose' }>): void {
-    this.#handle(call, request).catch((thrown) => call.fail(thrown, request.op));
-  }
-
-  async #handle(call: Call, request: Extract<GuestRequest, { op: 'egress' | 'whose' }>): Promise<void> {
-    if (request.op === 'whose') {
-      call.reply({ type: 'process', ...ownerOf(request.port, this.#as) });
-    } else {
-      const configured = this.#configuring.then(() => this.#configure(request));
-      this.#configuring = configured.catch(() => {});
-      call.reply({ type: 'done', count: await configured });
-    }
-    call.end();
+  /** Serves from now on what is wanted; answers when all of it listens. */
+  configure(call: Call, wanted: Wanted): void {
+    const configured = this.#configuring.then(() => this.#configure(wanted));
+    this.#configuring = configured.then(
+      () => this.#shrinkSoon(),
+      () => {},
+    );
+    configured.then(
+      (count) => {
+        call.reply({ type: 'done', count });
+        call.end();
+      },
+      (thrown) => call.fail(thrown, 'egress'),
+    );
   }
 
   /** Resolves with the number of ports that somebody else has. */
@@ -207,7 +202,18 @@ export class Egress {
     }
     await closed.guest.promise;
     this.#open--;
-    if (this.#open === 0) setTimeout(() => this.#open === 0 && Bun.shrink(), shrinkAfterMs).unref();
+    if (this.#open === 0) this.#shrinkSoon();
+  }
+
+  /** What the work of a moment has left behind is given back once it is quiet. */
+  #shrinkSoon(): void {
+    clearTimeout(this.#shrinking);
+    this.#shrinking = setTimeout(() => {
+      if (this.#open > 0) return;
+      Bun.gc(true);
+      Bun.shrink();
+    }, shrinkAfterMs);
+    this.#shrinking.unref();
   }
 
   async #dial(intent: Intent): Promise<Connection> {
@@ -234,11 +240,6 @@ export class Egress {
       },
     });
   }
-
-  readonly #as: As = (user, run) => {
-    this.#libc ??= new LibC();
-    return this.#libc.as({ ...user, groups: [user.gid] }, run);
-  };
 }
 
 function isLoopback(address: string): boolean {

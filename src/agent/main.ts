@@ -1,12 +1,12 @@
 // The agent as a process in a guest: reads what the daemon has left in the run folder, dials its socket there, and serves until told to stop.
 // Runs as any user, as the first process or not, with nothing of the image but the kernel it runs on.
-// Until the first request only what a connection needs is loaded, and for the way out no more than that: a pool of idle sandboxes consists of this.
+// Until the first command only what a connection and the way out need is loaded: a pool of idle sandboxes consists of this.
 import { systemClock } from '../channel/clock.ts';
 import { Dialer, localBackOff } from '../channel/dialer.ts';
 import type { AgentBoot } from '../contract/guest.ts';
 import { guestFolder, guestProtocol } from '../contract/guest-wire.ts';
 import { Call } from './call.ts';
-import type { Egress } from './egress.ts';
+import { Egress } from './egress.ts';
 import { connect } from './platform/bun-connection.ts';
 import type { Agent } from './serve.ts';
 
@@ -18,7 +18,8 @@ void start();
 
 async function start(): Promise<void> {
   const boot = await readBoot(`${runFolder}/boot.json`);
-  const parts: { agent?: Promise<Agent>; egress?: Promise<Egress> } = {};
+  const parts: { agent?: Promise<Agent> } = {};
+  const egress = new Egress({ boot, socketPath });
   const dialer = new Dialer({
     connect: (signal) => connect({ unix: socketPath }, signal),
     token: boot.token,
@@ -30,14 +31,12 @@ async function start(): Promise<void> {
       setTimeout(() => Bun.shrink(), shrinkAfterMs).unref();
       channel.onStream = (stream) =>
         new Call(stream, (call, request) => {
-          const failed = (thrown: unknown) => call.fail(thrown, 'load the agent');
-          if (request.op === 'egress' || request.op === 'whose') {
-            parts.egress ??= import('./egress.js').then(({ begin }) => begin({ boot, socketPath }));
-            void parts.egress.then((egress) => egress.handle(call, request), failed);
-          } else {
-            parts.agent ??= import('./work.js').then(({ begin }) => begin({ boot, socketPath }));
-            void parts.agent.then((agent) => agent.handle(call, request), failed);
-          }
+          if (request.op === 'egress') return egress.configure(call, request);
+          parts.agent ??= import('./work.js').then(({ begin }) => begin({ boot, socketPath }));
+          void parts.agent.then(
+            (agent) => agent.handle(call, request),
+            (thrown) => call.fail(thrown, 'load the agent'),
+          );
         });
     },
     onHandlerError: (error) => console.error('glovebox agent:', error),

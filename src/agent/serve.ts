@@ -7,6 +7,7 @@ import { Dials } from './dial.ts';
 import { Execs } from './exec.ts';
 import * as files from './files.ts';
 import { metrics } from './metrics.ts';
+import { ownerOf } from './owner.ts';
 import type { Platform } from './platform/platform.ts';
 import { Refusal } from './refusal.ts';
 
@@ -48,6 +49,7 @@ export class Agent {
   }
 
   async #handle(call: Call, request: GuestRequest): Promise<void> {
+    const { platform } = this.#options;
     switch (request.op) {
       case 'exec':
         return this.#execs.start(call, request);
@@ -99,9 +101,12 @@ export class Agent {
       case 'ping':
         call.reply({ type: 'pong' });
         return call.end();
-      // A guest with walls has egress.ts for these.
-      case 'egress':
       case 'whose':
+        this.#mustBeWalled();
+        call.reply({ type: 'process', ...ownerOf(request.port, (user, run) => platform.as(user, run)) });
+        return call.end();
+      // A guest with walls has egress.ts for it.
+      case 'egress':
         throw new Refusal('unsupported', 'without walls there is no way out to serve');
       default:
         request satisfies never;
@@ -139,6 +144,12 @@ export class Agent {
       },
       end: () => connection.end(),
     };
+  }
+
+  /** Without walls, the network is the host's. */
+  #mustBeWalled(): void {
+    if (!this.#options.platform.abilities.walls)
+      throw new Refusal('unsupported', 'without walls there is no way out to serve');
   }
 
   #mustBeDirect(): void {

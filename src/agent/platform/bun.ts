@@ -14,7 +14,7 @@ const reapAfterMs = 10;
 const connectWithinMs = 10_000;
 
 export class BunPlatform implements Platform {
-  readonly abilities = { pty: true, direct: true, users: true };
+  readonly abilities = { pty: true, direct: true, users: true, walls: true };
   #libc: LibC | undefined;
   /** Children that Bun itself buries. */
   readonly #children = new Set<number>();

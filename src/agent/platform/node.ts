@@ -16,7 +16,7 @@ import {
 } from './platform.ts';
 
 export class NodePlatform implements Platform {
-  readonly abilities = { pty: false, direct: false, users: false };
+  readonly abilities = { pty: false, direct: false, users: false, walls: false };
 
   connectUnix(path: string): Promise<Connection> {
     return dial({ path });

@@ -63,7 +63,8 @@ export interface DirectSocket {
 }
 
 export interface Platform {
-  readonly abilities: { pty: boolean; direct: boolean; users: boolean };
+  /** `walls`: the agent stands inside of them, so that what it sees of processes and network is the guest's own. */
+  readonly abilities: { pty: boolean; direct: boolean; users: boolean; walls: boolean };
   connectUnix(path: string, signal: AbortSignal): Promise<Connection>;
   connectTcp(host: string, port: number): Promise<Connection>;
   /** In a session and process group of its own. Throws an error with a `code` such as ENOENT. */
