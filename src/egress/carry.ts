@@ -8,8 +8,9 @@ import { fixedRoute, serveHttp } from './http.ts';
 import { intercept } from './intercept.ts';
 import type { Opening } from './opening.ts';
 import { bareHost, hostFrom, sameHost } from './place.ts';
+import { reachRaw } from './reach.ts';
 import { alerts, refuseTls } from './tls-alert.ts';
-import { tunnel } from './tunnel.ts';
+import { tunnel, tunnelSilent } from './tunnel.ts';
 import type { Destination } from './upstream.ts';
 import type { Wire } from './wire.ts';
 
@@ -39,7 +40,7 @@ export function carry(
       );
     case 'other':
     case 'silent':
-      return carryRaw(connection, wire, to, decision);
+      return carryRaw(connection, wire, to, decision, opening.kind === 'silent');
   }
 }
 
@@ -96,13 +97,28 @@ function wayOf(
   return decision.opaque && !needed && !hello.ech ? 'pass' : 'not-http';
 }
 
-function carryRaw(connection: Connection, wire: Wire, to: Destination, decision: Decision): void {
+function carryRaw(
+  connection: Connection,
+  wire: Wire,
+  to: Destination,
+  decision: Decision,
+  silent: boolean,
+): void {
   if (decision.opaque && !decision.dependsOnRequest) {
-    tunnel(connection, wire, to, decision, {
+    const options = {
       protocol: 'tcp',
-      holds: (now) => now.opaque && !now.dependsOnRequest,
+      holds: (now: Decision) => now.opaque && !now.dependsOnRequest,
+    } as const;
+    if (!silent) return tunnel(connection, wire, to, decision, options);
+    const judgement = judgementOf(connection, to, decision);
+    return tunnelSilent(connection, wire, to, decision, {
+      ...options,
+      kind: 'network',
+      judgement,
+      dial: () => reachRaw(connection, to, judgement, { bulk: false }),
+      isElse: ({ kind }) => kind !== 'other',
+      opened: (opening) => carry(connection, wire, to, decision, opening),
     });
-    return;
   }
   connection
     .record(

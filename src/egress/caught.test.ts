@@ -145,6 +145,61 @@ describe('a caught connection', () => {
     ]);
   });
 
+  test('who waits until it is taken for a client that waits is looked into all the same', async () => {
+    const { lab, plain, tls } = await labWith({ rules: ['allow good.test:8443', 'allow good.test:8080'] });
+    lab.world.set('good.test:8443', { port: tls.port });
+    lab.world.set('good.test:8080', { port: plain.port });
+    const late = await lab.guest(to(8443, 'good.test'));
+    // The server has been reached by now, to hear what it has to say.
+    await vi.waitFor(() => expect(lab.reached).toEqual(['good.test:8443']));
+    const inner = await late.tls({ ca: lab.authority, servername: 'good.test' });
+    await inner.write(get('evil.test')).until('HTTP/1.1 421');
+    const plainLate = await lab.guest(to(8080, 'good.test'));
+    await vi.waitFor(() => expect(lab.reached).toContain('good.test:8080'));
+    await plainLate.write(get('evil.test')).until('HTTP/1.1 421');
+    expect(plain.text() + tls.text()).toBe('');
+  });
+
+  test('HTTP that only some servers would put up with is HTTP, and refused', async () => {
+    const { lab, plain } = await labWith({ rules: ['allow good.test:8080'] });
+    lab.world.set('good.test:8080', { port: plain.port });
+    const request = get('evil.test');
+    for (const text of [`\r\n${request}`, ` ${request}`, request.replace('GET', 'get')]) {
+      const guest = await lab.guest(to(8080, 'good.test'));
+      expect(await guest.write(text).end()).toMatch(/^HTTP\/1.1 400 /);
+    }
+    expect(plain.text()).toBe('');
+  });
+
+  test('TLS that does not carry HTTP is ended here, too, and passes where a rule names host and port', async () => {
+    const { lab } = await labWith({ rules: ['allow mail.test:993'] });
+    const mail = await serveRaw(
+      (socket) => {
+        socket.write('* OK IMAP\r\n');
+        socket.on('data', (bytes) => socket.write(`<${bytes}>`));
+      },
+      { names: ['mail.test'] },
+    );
+    lab.world.set('mail.test:993', { port: mail.port });
+    const waits = await (await lab.guest(to(993, 'mail.test'))).tls({
+      ca: lab.authority,
+      servername: 'mail.test',
+    });
+    await waits.until('* OK IMAP');
+    await waits.write('a LOGIN\r\n').until('<a LOGIN');
+    const speaks = await (await lab.guest(to(993, 'mail.test'))).tls({
+      ca: lab.authority,
+      servername: 'mail.test',
+    });
+    await speaks.write('a LOGIN\r\n').until('<a LOGIN');
+    for (const guest of [waits, speaks]) guest.socket.end();
+    await vi.waitFor(() => expect(lab.entries.every((it) => it.ended)).toBe(true));
+    expect(lab.entries).toMatchObject([
+      { kind: 'transparent', protocol: 'tls', host: 'mail.test', decision: 'allow', bytesOut: 9 },
+      { kind: 'transparent', protocol: 'tls', host: 'mail.test', decision: 'allow', bytesOut: 9 },
+    ]);
+  });
+
   test('B11: what is neither HTTP nor TLS is closed where no rule names host and port', async () => {
     const { lab } = await labWith();
     const guest = await lab.guest(to(443, 'good.test'));

@@ -18,10 +18,7 @@ export async function serveCaught(
 ): Promise<void> {
   const { address, port, name } = caught;
   const there: Destination = { host: name ?? address, port };
-  connection.cut = () => {
-    wire.close();
-    connection.over();
-  };
+  connection.cutWith(wire);
   const first = connection.decide(attemptOf(there));
   const silence: Opening | undefined =
     first.opaque && first.effect !== 'deny' ? { kind: 'silent' } : undefined;

@@ -5,6 +5,7 @@ import type { Attempt, Decision, Policy } from '../policy/policy.ts';
 import { bareHost } from './place.ts';
 import type { SessionParts } from './session-parts.ts';
 import type { Destination } from './upstream.ts';
+import type { Wire } from './wire.ts';
 
 /** A program is looked for this long; an entry that ends earlier waits for it. */
 const processMs = 1_000;
@@ -42,6 +43,14 @@ export class Connection {
     this.kind = kind;
     this.signal = this.#abort.signal;
     this.#search = this.#findProgram();
+  }
+
+  /** From now on, to cut it is to cut `wire`; whoever reads that is told. */
+  cutWith(wire: Wire): void {
+    this.cut = () => {
+      wire.cut();
+      this.over();
+    };
   }
 
   /** Idempotent. */

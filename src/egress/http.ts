@@ -52,7 +52,7 @@ class HttpConnection implements RequestServer {
     connection.allowed = () => (this.#exchange?.underWay === true ? this.#exchange.holds : route.holds());
     connection.cut = () => {
       this.#exchange?.cut('cut');
-      wire.close();
+      wire.cut();
       connection.over();
     };
     new Http1Guest(wire, this, deadlines, limits);

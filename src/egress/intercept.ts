@@ -12,9 +12,9 @@ import { relayHttp2 } from './http2.ts';
 import { openingOf, peek } from './opening.ts';
 import { authorityText, bareHost } from './place.ts';
 import type { HttpProtocol } from './protocols.ts';
-import { type Reached, reachHttp, reachTls } from './reach.ts';
+import { type Raw, type Reached, reachHttp, reachTls } from './reach.ts';
 import { alerts, sendAlert } from './tls-alert.ts';
-import { joinReached } from './tunnel.ts';
+import { joinReached, tunnelSilent } from './tunnel.ts';
 import type { Destination, UpstreamError } from './upstream.ts';
 import { Wire } from './wire.ts';
 
@@ -29,10 +29,7 @@ export function intercept(
   hello: Hello,
 ): void {
   connection.allowed = () => connection.decide(attemptOf(to)).effect === 'allow';
-  connection.cut = () => {
-    wire.close();
-    connection.over();
-  };
+  connection.cutWith(wire);
   const offered = offeredBy(hello);
   const place = placeOf(to);
   const { pool, protocols } = connection.session;
@@ -162,39 +159,36 @@ async function serveUnsaid(
   decision: Decision,
   world: WorldEnd,
 ): Promise<void> {
-  const silence: 'http' | 'other' = 'other';
-  const speaks = await peek(
-    wire,
-    (bytes) => {
-      const opening = openingOf(bytes);
-      return opening === undefined ? undefined : opening.kind === 'http' ? 'http' : 'other';
-    },
-    { withinMs: connection.session.limits.headMs, silence },
-  );
-  if (speaks === 'http') return serveHttp1(connection, wire, to, decision, world);
-  if (speaks === undefined || connection.signal.aborted) {
+  const { headMs } = connection.session.limits;
+  const opening = await peek(wire, openingOf, { withinMs: headMs, silence: { kind: 'silent' } });
+  if (opening?.kind === 'http') return serveHttp1(connection, wire, to, decision, world);
+  if (opening === undefined || connection.signal.aborted) {
     if (world.kind === 'reached') world.tls.destroy();
     wire.close();
     recordUnused(connection, to, decision, world, 'guest_closed');
     return connection.over();
   }
   const judgement = judgementOf(connection, to, decision);
-  const dial = async () => {
+  const dial = async (): Promise<Raw> => {
     if (world.kind === 'failed') throw world.error;
-    return world.kind === 'reached'
-      ? world
-      : await reachTls(connection, to, judgement, [], connection.signal);
+    const there =
+      world.kind === 'reached' ? world : await reachTls(connection, to, judgement, [], connection.signal);
+    return { wire: new Wire(there.tls), reached: there.reached, bulk: undefined };
   };
-  joinReached(connection, wire, to, decision, {
+  const options = {
     protocol: 'tls',
     kind: connection.kind,
-    readable: true,
-    holds: (now) => now.opaque && !now.dependsOnRequest,
+    holds: (now: Decision) => now.opaque && !now.dependsOnRequest,
     judgement,
-    reach: async () => {
-      const { tls, reached } = await dial();
-      return { wire: new Wire(tls), reached, bulk: undefined };
-    },
+  } as const;
+  if (opening.kind !== 'silent')
+    return joinReached(connection, wire, to, decision, { ...options, readable: true, reach: dial });
+  tunnelSilent(connection, wire, to, decision, {
+    ...options,
+    dial,
+    // TLS inside TLS is no business of ours, and none that could be seen.
+    isElse: ({ kind }) => kind === 'http',
+    opened: () => serveHttp1(connection, wire, to, decision, { kind: 'later', protocol: 'http/1.1' }),
   });
 }
 

@@ -8,10 +8,7 @@ const lineBytesMax = 1_024;
 
 /** Owns the wire. */
 export function serveNames(connection: Connection, wire: Wire): void {
-  connection.cut = () => {
-    wire.close();
-    connection.over();
-  };
+  connection.cutWith(wire);
   wire.take(new Names(connection, wire));
 }
 

@@ -13,8 +13,9 @@ export type Opening =
 
 /** As long as a client that speaks first may be busy before it does. */
 const silentMs = 300;
-const httpStart = /^[A-Z][A-Z-]{0,31} (?:\/|\*|[a-z]+:|[A-Za-z0-9.:[\]-]+:[0-9])/;
-const httpStartSoFar = /^[A-Z][A-Z-]{0,31}(?: [A-Za-z0-9.:[\]-]{0,260})?$/;
+/** Also as some servers put up with it, so that it is read, and refused, as HTTP. */
+const httpStart = /^[\r\n\t ]*[A-Z][A-Z-]{0,31} +(?:\/|\*|[a-z]+:|[a-z0-9.:[\]-]+:[0-9])/i;
+const httpStartSoFar = /^[\r\n\t ]*(?:[A-Z][A-Z-]{0,31}(?: +[a-z0-9.:[\]-]{0,260})?)?$/i;
 
 /** Undefined until enough has come. */
 export function openingOf(bytes: Buffer): Opening | undefined {

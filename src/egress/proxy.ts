@@ -106,10 +106,7 @@ class ConnectRequest implements RequestReader {
 /** What a client does with the tunnel that it was given to `to`. Owns the wire. */
 export function joinTunnel(connection: Connection, wire: Wire, to: Destination, decision: Decision): void {
   connection.allowed = () => connection.decide(attemptOf(to)).effect === 'allow';
-  connection.cut = () => {
-    wire.close();
-    connection.over();
-  };
+  connection.cutWith(wire);
   const { headMs } = connection.session.limits;
   const silence: Opening | undefined = decision.opaque ? { kind: 'silent' } : undefined;
   void peek(wire, openingOf, { withinMs: headMs, silence }).then((opening) => {

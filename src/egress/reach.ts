@@ -47,15 +47,23 @@ export async function reachTls(
   throw new UpstreamError('upstream_tls', 'it chose a protocol that it was not offered');
 }
 
-/** A connection for bytes that nobody looks into. */
+/** What a guest's bytes are joined with. `bulk`: how it has to be read; it has no 'data' events then. */
+export interface Raw {
+  wire: Wire;
+  reached: Reached;
+  bulk: BulkReader | undefined;
+}
+
+/** A connection for bytes that nobody looks into. Without `bulk` it can be read like any other. */
 export async function reachRaw(
   connection: Connection,
   to: Destination,
   judgement: Judgement,
-  signal: AbortSignal,
-): Promise<{ wire: Wire; reached: Reached; bulk: BulkReader | undefined }> {
+  options: { bulk: boolean },
+): Promise<Raw> {
+  const { session, signal } = connection;
   const { result, reached } = await watched(judgement, (judge) =>
-    connection.session.upstream.connect(to, judge, signal, { tunnel: true }),
+    session.upstream.connect(to, judge, signal, { tunnel: options.bulk }),
   );
   return { wire: new Wire(result.socket), reached, bulk: result.bulk };
 }

@@ -92,10 +92,7 @@ class Session implements EgressSession {
     const connection = new Connection(this.#parts, client, kindOf[intent.kind]);
     this.#connections.add(connection);
     connection.signal.addEventListener('abort', () => this.#connections.delete(connection), { once: true });
-    connection.cut = () => {
-      wire.close();
-      connection.over();
-    };
+    connection.cutWith(wire);
     switch (intent.kind) {
       case 'names':
         return serveNames(connection, wire);

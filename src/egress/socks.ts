@@ -15,10 +15,7 @@ type Parsed<T> = { bytes: number } & T;
 /** Owns the wire, on which the first byte of a SOCKS client waits. */
 export async function serveSocks(connection: Connection, wire: Wire): Promise<void> {
   const withinMs = connection.session.limits.headMs;
-  connection.cut = () => {
-    wire.close();
-    connection.over();
-  };
+  connection.cutWith(wire);
   const end = () => {
     wire.goodbye();
     connection.over();

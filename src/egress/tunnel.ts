@@ -5,9 +5,10 @@ import type { Decision } from '../policy/policy.ts';
 import { attemptOf, judgementOf } from './carry.ts';
 import type { Connection, Judgement } from './connection.ts';
 import { Join } from './join.ts';
-import { type Reached, reachRaw } from './reach.ts';
+import type { Opening } from './opening.ts';
+import { type Raw, type Reached, reachRaw } from './reach.ts';
+import { firstToSpeak } from './server-first.ts';
 import { alerts, sendAlert } from './tls-alert.ts';
-import type { BulkReader } from './tunnel-bytes.ts';
 import type { Destination, UpstreamError } from './upstream.ts';
 import type { Wire } from './wire.ts';
 
@@ -28,7 +29,7 @@ export function tunnel(
   const judgement = judgementOf(connection, to, decision);
   const kind =
     protocol === 'tcp' ? 'network' : connection.kind === 'forward' ? 'forward-bypass' : connection.kind;
-  const reach = () => reachRaw(connection, to, judgement, connection.signal);
+  const reach = () => reachRaw(connection, to, judgement, { bulk: true });
   joinReached(connection, wire, to, decision, {
     protocol,
     kind,
@@ -50,20 +51,21 @@ export function joinReached(
     /** What passes here is not encrypted from end to end: a placeholder can be seen in it. */
     readable: boolean;
     judgement: Judgement;
-    reach: () => Promise<{ wire: Wire; reached: Reached; bulk: BulkReader | undefined }>;
+    /** Undefined when the guest's wire has got another owner meanwhile. */
+    reach: () => Promise<Raw | undefined>;
   },
 ): void {
   const { protocol, kind, judgement, holds } = options;
   const { deadlines, limits, sandbox } = connection.session;
   let reached: Reached | undefined;
   connection.allowed = () => judgement.holds(reached) && holds(connection.decide(attemptOf(to)));
-  connection.cut = () => {
-    wire.close();
-    connection.over();
-  };
+  connection.cutWith(wire);
   options.reach().then(
     (there) => {
+      if (there === undefined) return;
       reached = there.reached;
+      // Cut, or given up, while the other end was being reached.
+      if (connection.signal.aborted) there.wire.close();
       const entry = connection.record({ to, protocol, kind, address: reached.address }, decision);
       const join = new Join(wire, there.wire, {
         deadlines,
@@ -78,7 +80,6 @@ export function joinReached(
         },
       });
       connection.cut = () => join.close('cut');
-      if (connection.signal.aborted) join.close('cut');
     },
     (error: UpstreamError) => {
       const why = error.code === 'denied' && error.decision !== undefined ? error.decision : decision;
@@ -94,4 +95,38 @@ export function joinReached(
       connection.over();
     },
   );
+}
+
+/**
+ * Joins a guest that has said nothing so far with a server that may speak first. When it is the guest after all, `opened` says with what, and the
+ * wire is its caller's again. Owns the wire until then.
+ */
+export function tunnelSilent(
+  connection: Connection,
+  wire: Wire,
+  to: Destination,
+  decision: Decision,
+  options: {
+    protocol: 'tls' | 'tcp';
+    kind: LogEntry['kind'];
+    holds: TunnelOptions['holds'];
+    judgement: Judgement;
+    dial: () => Promise<Raw>;
+    /** Whether it is something else than bytes to be joined. */
+    isElse: (opening: Opening) => boolean;
+    opened: (opening: Opening) => void;
+  },
+): void {
+  joinReached(connection, wire, to, decision, {
+    ...options,
+    readable: true,
+    async reach() {
+      const there = await options.dial();
+      const first = await firstToSpeak(wire, there.wire, connection.session.limits.idleMs);
+      if (first === undefined || first.kind === 'world' || !options.isElse(first)) return there;
+      there.wire.close();
+      options.opened(first);
+      return undefined;
+    },
+  });
 }

@@ -125,6 +125,14 @@ export class Wire {
     this.socket.destroy();
   }
 
+  /** At once; whoever reads is told that it is over. */
+  cut(): void {
+    if (this.#closed) return;
+    const reader = this.#reader;
+    this.close();
+    reader.gone(undefined);
+  }
+
   /** Hands the socket over: paused, with what nobody took in front. The wire is of no use any more. */
   detach(): Socket {
     const { socket } = this;
