@@ -33,7 +33,13 @@ export interface Origin {
 export interface LabOptions {
   /** Names beside those of origins: addresses, or hosts of the lab's own network as `listen` numbers them. */
   hosts?: Record<string, string | number>;
+  /** Of `good`: answers itself what it returns true for; the lab does not note that then. */
+  answer?: (request: LabRequest, response: LabResponse) => boolean;
 }
+
+export type LabRequest = IncomingMessage | Http2ServerRequest;
+/** Of HTTP/2 too, where only the reason phrase has no meaning. */
+export type LabResponse = ServerResponse;
 
 /** The hosts of the lab's network that are taken. */
 export const goodHost = 10;
@@ -51,6 +57,8 @@ export interface Lab extends AsyncDisposable {
   folder: string;
   /** The section [egress] of a daemon's configuration that knows the lab's names and trusts its authority. */
   config: string;
+  /** The address of a host of the lab's network, by its number. */
+  address(host: number): string;
   /** A certificate and key in PEM, by the lab's authority. */
   certificate(wishes: Omit<CertificateWishes, 'issuer' | 'authority'>): Identity;
   /** A plain TCP server at an address of the lab; closed with it. */
@@ -70,8 +78,9 @@ export async function openLab(options: LabOptions = {}): Promise<Lab> {
   const authorityFile = join(folder, 'authority.pem');
   writeFileSync(authorityFile, authority);
 
+  const addressOf = (host: number) => `${subnet}.${host}`;
   const listen = async (host: number, port: number, onConnection: (socket: Socket) => void) => {
-    const address = `${subnet}.${host}`;
+    const address = addressOf(host);
     const sockets = new Set<Socket>();
     const server = createServer({ allowHalfOpen: true }, (socket) => {
       sockets.add(socket);
@@ -88,7 +97,7 @@ export async function openLab(options: LabOptions = {}): Promise<Lab> {
   };
 
   const origin = async (name: string, host: number): Promise<Origin> => {
-    const it: Origin = { name, address: `${subnet}.${host}`, seen: [], connections: 0 };
+    const it: Origin = { name, address: addressOf(host), seen: [], connections: 0 };
     const counted = (socket: Duplex) => {
       it.connections++;
       sockets.add(socket);
@@ -102,9 +111,9 @@ export async function openLab(options: LabOptions = {}): Promise<Lab> {
     const upgrade = (request: IncomingMessage, socket: Duplex, head: Buffer) =>
       echo.handleUpgrade(request, socket, head, (client) => echo.emit('connection', client, request));
     const answerFor =
-      (scheme: 'http' | 'https') =>
-      (request: IncomingMessage | Http2ServerRequest, response: ServerResponse | Http2ServerResponse) =>
-        void answer(it, scheme, request, response as ServerResponse);
+      (scheme: 'http' | 'https') => (request: LabRequest, response: ServerResponse | Http2ServerResponse) =>
+        (name === 'good.test' && options.answer?.(request, response as LabResponse)) ||
+        void answer(it, scheme, request, response as LabResponse);
     const plain = createHttpServer(answerFor('http')).on('connection', counted).on('upgrade', upgrade);
     const { cert, key } = certificate({ names: [name, `*.${name}`, it.address] });
     const secure = createSecureServer({ cert, key, allowHTTP1: true }, answerFor('https'));
@@ -130,14 +139,14 @@ export async function openLab(options: LabOptions = {}): Promise<Lab> {
   const good = await origin('good.test', goodHost);
   const evil = await origin('evil.test', evilHost);
   const hosts = { 'good.test': good.address, 'www.good.test': good.address, 'evil.test': evil.address };
-  const addressOf = (to: string | number) => (typeof to === 'number' ? `${subnet}.${to}` : to);
   const named = Object.entries({ ...hosts, ...options.hosts }).map(
-    ([name, to]) => `${name}=${addressOf(to)}`,
+    ([name, to]) => `${name}=${typeof to === 'number' ? addressOf(to) : to}`,
   );
   const config = `[egress]\nhosts = ${JSON.stringify(named)}\nextra_ca = [${JSON.stringify(authorityFile)}]\n`;
   const opened = undo.move();
   return {
     ...{ good, evil, authority, authorityFile, folder, config, certificate, listen },
+    address: addressOf,
     network: `${subnet}.0/24`,
     [Symbol.asyncDispose]: () => opened.disposeAsync(),
   };
@@ -150,8 +159,8 @@ export async function openLab(options: LabOptions = {}): Promise<Lab> {
 async function answer(
   it: Origin,
   scheme: 'http' | 'https',
-  request: IncomingMessage | Http2ServerRequest,
-  response: ServerResponse,
+  request: LabRequest,
+  response: LabResponse,
 ): Promise<void> {
   const chunks: Buffer[] = [];
   try {
