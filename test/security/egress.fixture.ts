@@ -185,6 +185,8 @@ export interface ConnectOptions {
 export class Hostile {
   readonly id: string;
   readonly runtime: string;
+  /** All that answers have shown it. */
+  heard = '';
   readonly #world: World;
   #authority = '';
 
@@ -252,10 +254,15 @@ export class Hostile {
     try {
       socket.write(typeof bytes === 'string' ? Buffer.from(bytes, 'latin1') : bytes);
       if (end) socket.end();
-      return await told(socket, count);
+      return this.#heard(await told(socket, count));
     } finally {
       socket.destroy();
     }
+  }
+
+  #heard(answer: Told): Told {
+    this.heard += answer.text;
+    return answer;
   }
 
   /** The status of the first answer to these bytes through the proxy; 0 when it was closed without one. */
@@ -345,10 +352,21 @@ export class Hostile {
     const tls = await this.secure(target, options);
     try {
       tls.write(bytes, 'latin1');
-      return await told(tls, options.count ?? 1);
+      return this.#heard(await told(tls, options.count ?? 1));
     } finally {
       tls.destroy();
     }
+  }
+
+  /** Where a text is that the guest can read: files, environments and command lines of its processes. */
+  async placesInside(text: string): Promise<string[]> {
+    const middle = text.length >> 1;
+    const pattern = `p='${text.slice(0, middle)}''${text.slice(middle)}'`;
+    const { stdout } = await this.shell(
+      `${pattern}; cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ >/tmp/processes 2>/dev/null; env >/tmp/own
+       find / /.glovebox/run /tmp /dev/shm -xdev -type f -exec grep -lF "$p" {} + 2>/dev/null`,
+    );
+    return stdout.split('\n').filter((line) => line !== '');
   }
 
   /** What the daemon has on record of it, the oldest first, once an entry is there that `holds`. */
