@@ -30,7 +30,7 @@ export interface EgressLimits {
 /** What one sandbox brings. `policy` and `secrets` are asked anew for each decision. */
 export interface EgressSandbox {
   id: string;
-  name?: string;
+  name?: string | undefined;
   policy: () => Policy;
   secrets: SandboxSecrets;
   /** `all`: look into every TLS connection but bypassed ones. `needed`: only where a secret is bound or a rule speaks of methods or paths. */

@@ -41,7 +41,9 @@ interface Surroundings {
   /** Once its agent has said hello. */
   inside?: { guest: Guest; walls: Walls };
   /** The ports that the agent was told to catch last. */
-  told?: string;
+  told: string | undefined;
+  /** One telling after the other, so that the last word is the last to arrive. */
+  telling: Promise<void>;
 }
 
 export class Networks implements SandboxNetwork {
@@ -90,6 +92,8 @@ export class Networks implements SandboxNetwork {
   ): Promise<void> {
     const it = this.#of(sandboxId);
     it.inside = { guest, walls };
+    // It may be another agent than before, or have heard only a part.
+    it.told = undefined;
     if (walls === 'open') {
       if (!this.#options.policies.hasOwn(sandboxId)) return;
       throw new Failure(
@@ -154,18 +158,27 @@ export class Networks implements SandboxNetwork {
     const sandbox: EgressSandbox = {
       id,
       get name() {
-        return info.metadata[nameLabel] ?? '';
+        return info.metadata[nameLabel];
       },
       policy: () => policies.of(id),
       secrets: vault.forSandbox(id),
       inspect,
       processOf: async (port) => this.#all.get(id)?.inside?.guest.whose(port, AbortSignal.timeout(agentMs)),
     };
-    this.#all.set(id, { info, authority: authority.forSandbox(id), session: open(sandbox) });
+    this.#all.set(id, {
+      ...{ info, authority: authority.forSandbox(id), session: open(sandbox) },
+      ...{ told: undefined, telling: Promise.resolve() },
+    });
   }
 
   /** Which ports to catch. Says nothing where the agent knows already. */
-  async #tell(sandboxId: string, it: Surroundings, signal: AbortSignal): Promise<void> {
+  #tell(sandboxId: string, it: Surroundings, signal: AbortSignal): Promise<void> {
+    const told = it.telling.then(() => this.#tellNow(sandboxId, it, signal));
+    it.telling = told.catch(() => {});
+    return told;
+  }
+
+  async #tellNow(sandboxId: string, it: Surroundings, signal: AbortSignal): Promise<void> {
     if (it.inside === undefined) return;
     const { guest, walls } = it.inside;
     const capture = walls === 'captured' && this.#options.transparent;

@@ -233,6 +233,10 @@ export class Policies {
 
   #made(rule: NewRule, sandboxId: string | undefined, createdVia: Rule['createdVia']): Rule {
     const { decision, protocols = decision === 'deny' ? ['tcp', 'udp'] : ['tcp'] } = rule;
+    if ((decision === 'allow' || decision === 'ask') && protocols.includes('udp'))
+      throw new Failure('unsupported', `${decision} ${rule.resources[0]}: UDP has no way out of a sandbox`, {
+        hint: 'Leave the protocol out; programs that try QUIC fall back to TCP at once.',
+      });
     const made: Rule = {
       id: randomUUID(),
       ...(rule.name === undefined ? {} : { name: rule.name }),

@@ -1,0 +1,193 @@
+import { mkdtempSync, rmSync } from 'node:fs';
+import { Socket } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
+import type { Guest } from '../guest/guest.ts';
+import type { Log } from '../lib/log.ts';
+import type { SandboxInfo } from '../sandbox/sandbox.ts';
+import { openSqliteStore } from '../store/sqlite/sqlite.ts';
+import type { Store } from '../store/store.ts';
+import type { SandboxSecrets, Vault } from '../vault/vault.ts';
+import type { EgressSandbox, EgressSession } from './egress.ts';
+import { Networks } from './networks.ts';
+import { Policies } from './policies.ts';
+
+let home: string;
+let store: Store;
+let networks: Networks;
+let policies: Policies;
+/** What sessions were told, by sandbox. */
+let told: string[];
+let sandboxes: Map<string, EgressSandbox>;
+let secrets: SandboxSecrets;
+let forgotten: string[];
+let warned: string[];
+
+beforeEach(() => {
+  home = mkdtempSync(join(tmpdir(), 'glovebox-networks-'));
+  store = openSqliteStore(join(home, 'db'));
+  told = [];
+  forgotten = [];
+  warned = [];
+  sandboxes = new Map();
+  secrets = {
+    binds: () => false,
+    inject: async () => ({ kind: 'none' }),
+    placeholders: [],
+    environment: { GITHUB_TOKEN: 'a placeholder' },
+  };
+  const write = (_: object, message: string) => void warned.push(message);
+  const log: Log = { debug: () => {}, info: () => {}, warn: write, error: write };
+  policies = new Policies({
+    store,
+    folder: join(home, 'network'),
+    templateFile: join(home, 'proxy-config.json'),
+    dangerouslyAllowMetadata: false,
+    nameOf: (id) => networks.nameOf(id),
+    log,
+    now: () => new Date(),
+    onChange: (id) => networks.changed(id),
+    hostAddresses: () => [],
+  });
+  const vault = {
+    forSandbox: () => secrets,
+    forgetSandbox: async (id: string) => void forgotten.push(id),
+    onChange: () => {},
+  } as Partial<Vault> as Vault;
+  const open = (sandbox: EgressSandbox): EgressSession => {
+    sandboxes.set(sandbox.id, sandbox);
+    return {
+      accept: () => void told.push(`accept ${sandbox.id}`),
+      changed: () => void told.push(`changed ${sandbox.id}`),
+      close: () => void told.push(`close ${sandbox.id}`),
+    };
+  };
+  const authority = {
+    forSandbox: (id: string) => ({ certificate: `authority of ${id}`, contextFor: vi.fn() }),
+  };
+  networks = new Networks({
+    ...{ policies, vault, authority, open, log },
+    trustFiles: (pem) => ({ 'ca.crt': pem }),
+    inspect: 'all',
+    transparent: true,
+  });
+});
+afterEach(() => {
+  store.close();
+  rmSync(home, { recursive: true, force: true });
+});
+
+const infoOf = (id: string, name?: string) =>
+  ({
+    id,
+    metadata: name === undefined ? {} : { 'glovebox.name': name },
+  }) as Partial<SandboxInfo> as SandboxInfo;
+
+/** A guest that notes what it is asked to catch; nothing in it can be read or written. */
+function guestOf(): Guest & { asked: string[] } {
+  const asked: string[] = [];
+  const refuse = () => Promise.reject(new Error('nothing here'));
+  return {
+    asked,
+    egress: async ({ capture, ports }: { capture: boolean; ports: number[] }) => {
+      asked.push(`${capture} ${ports.join()}`);
+      return { unavailable: 0 };
+    },
+    whose: async (port: number) => ({ pid: port, command: 'curl' }),
+    ...{ stat: refuse, read: refuse, write: refuse },
+  } as Partial<Guest> as Guest & { asked: string[] };
+}
+
+const never = new AbortController().signal;
+
+describe('the agent', () => {
+  test('is told the ports of the web and those that rules name, again only when they change', async () => {
+    networks.open(infoOf('one'), { rules: [{ decision: 'allow', resources: ['git.test:22', 'a.test'] }] });
+    const guest = guestOf();
+    await networks.attach('one', { guest, walls: 'captured', fresh: false }, never);
+    expect(guest.asked).toEqual(['true 80,443,22']);
+    policies.addRule({ decision: 'allow', resources: ['b.test'] }, 'one');
+    policies.addRule({ decision: 'allow', resources: ['db.test:5432'] }, undefined);
+    await vi.waitFor(() => expect(guest.asked).toEqual(['true 80,443,22', 'true 80,443,22,5432']));
+    expect(told).toEqual(['changed one', 'changed one']);
+  });
+
+  test('behind walls that catch nothing serves the proxy alone', async () => {
+    networks.open(infoOf('one'), { rules: [{ decision: 'allow', resources: ['git.test:22'] }] });
+    const guest = guestOf();
+    await networks.attach('one', { guest, walls: 'loopback', fresh: false }, never);
+    expect(guest.asked).toEqual(['false ']);
+  });
+
+  test('that has dialled in again, perhaps as another, is told anew', async () => {
+    networks.open(infoOf('one'), {});
+    for (const guest of [guestOf(), guestOf()]) {
+      await networks.attach('one', { guest, walls: 'captured', fresh: false }, never);
+      expect(guest.asked).toEqual(['true 80,443']);
+    }
+  });
+
+  test('whose image has no place for the authority is no reason to fail', async () => {
+    networks.open(infoOf('one'), {});
+    expect(networks.files('one')).toEqual({ 'ca.crt': 'authority of one' });
+    await networks.attach('one', { guest: guestOf(), walls: 'captured', fresh: true }, never);
+    expect(warned).toEqual(['the authority could not be put into the trust store of the image']);
+  });
+});
+
+describe('walls with a network of their own', () => {
+  test('get no variables, and rules for such a sandbox are refused rather than ignored', async () => {
+    networks.open(infoOf('one'), {});
+    const guest = guestOf();
+    await networks.attach('one', { guest, walls: 'open', fresh: true }, never);
+    expect(guest.asked).toEqual([]);
+    expect(networks.environment('one')).toEqual({});
+    networks.open(infoOf('two'), { networkPolicy: { defaultAction: 'deny', egress: [] } });
+    await expect(networks.attach('two', { guest, walls: 'open', fresh: true }, never)).rejects.toMatchObject({
+      code: 'unsupported',
+      message: expect.stringContaining('no rules can hold'),
+    });
+  });
+});
+
+describe('a sandbox', () => {
+  test('has its name, its policy and its secrets around it, as they are at the moment', async () => {
+    const info = infoOf('one');
+    networks.open(info, {});
+    const around = sandboxes.get('one') as EgressSandbox;
+    expect(around.name).toBeUndefined();
+    info.metadata = { 'glovebox.name': 'demo' };
+    expect(around.name).toBe('demo');
+    const before = around.policy();
+    policies.addRule({ decision: 'allow', resources: ['a.test'] }, 'one');
+    expect(around.policy()).not.toBe(before);
+    expect(await around.processOf?.(7)).toBeUndefined();
+    await networks.attach('one', { guest: guestOf(), walls: 'captured', fresh: false }, never);
+    expect(await around.processOf?.(7)).toEqual({ pid: 7, command: 'curl' });
+    expect(networks.environment('one')).toMatchObject({
+      GITHUB_TOKEN: 'a placeholder',
+      HTTPS_PROXY: 'http://127.0.0.1:3128',
+    });
+  });
+
+  test('that could not be opened leaves no session, and its connections are closed', () => {
+    const broken = { defaultAction: 'deny' as const, egress: [{ action: 'allow' as const, target: 'a b' }] };
+    expect(() => networks.open(infoOf('one'), { networkPolicy: broken })).toThrow(/egress\[0\]/);
+    expect(told).toEqual(['close one']);
+    const socket = new Socket();
+    networks.accept('one', socket);
+    expect(socket.destroyed).toBe(true);
+  });
+
+  test('that is gone is cut, and nothing of it is kept', async () => {
+    networks.open(infoOf('one'), {});
+    networks.accept('one', new Socket());
+    networks.detach('one');
+    networks.detach('one');
+    await networks.forget('one');
+    networks.changed(undefined);
+    expect(told).toEqual(['accept one', 'close one']);
+    expect(forgotten).toEqual(['one']);
+  });
+});
