@@ -12,16 +12,19 @@ import type { Destination, UpstreamError } from './upstream.ts';
 
 const nothing: readonly Buffer[] = [];
 
-/** The gate of one connection. `verifiedTls`: what is asked here goes out on TLS that is verified for its destination. */
+/**
+ * The gate of one connection. `verifiedTls`: what is asked here goes out on TLS that is verified for its destination. `address`: where it has been
+ * connected to already.
+ */
 export class RequestGate implements Gate {
   readonly #connection: Connection;
-  readonly #verifiedTls: boolean;
+  readonly #options: { verifiedTls: boolean; address?: string };
   /** What agreed last: the next request on the connection nearly always says the same. */
   #agreed: { authority: string; to: Destination } | undefined;
 
-  constructor(connection: Connection, options: { verifiedTls: boolean }) {
+  constructor(connection: Connection, options: { verifiedTls: boolean; address?: string }) {
     this.#connection = connection;
-    this.#verifiedTls = options.verifiedTls;
+    this.#options = options;
   }
 
   admit(
@@ -72,20 +75,21 @@ export class RequestGate implements Gate {
     const { secrets } = this.#connection.session.sandbox;
     const host = bareHost(to.host);
     const binds = secrets.binds(host, to.port);
-    const admitted = (injection: Injection & { kind: 'none' | 'changed' }) =>
-      new AdmittedRequest(
-        this.#connection,
+    const admitted = (injection: Sound) =>
+      new AdmittedRequest(this.#connection, {
         request,
         attempt,
         decision,
         injection,
-        binds ? nothing : secrets.placeholders,
-      );
+        forbidden: binds ? nothing : secrets.placeholders,
+        address: this.#options.address,
+      });
     if (!binds && secrets.placeholders.length === 0) return admitted(unchanged);
     const { method, target, headers } = request;
-    const outgoing = { verifiedTls: this.#verifiedTls, host, port: to.port, method, target, headers };
+    const outgoing = { verifiedTls: this.#options.verifiedTls, host, port: to.port, method, target, headers };
     return Promise.try(() => secrets.inject(outgoing, signal)).then(
       (injection) => {
+        if (injection.kind === 'changed' && breaksHead(injection)) return this.#unusable(request);
         if (injection.kind !== 'refused') return admitted(injection);
         return this.#refuse(
           request,
@@ -98,13 +102,17 @@ export class RequestGate implements Gate {
           injection.alarm ? injection.message : undefined,
         );
       },
-      () =>
-        this.#refuse(
-          request,
-          { effect: 'deny', reason: 'secret_unavailable' },
-          requestRefusal(502, 'secret_unavailable', 'A secret that belongs to this request cannot be read.'),
-        ),
+      () => this.#unusable(request),
     );
+  }
+
+  #unusable(request: GuestRequest): Refused {
+    const refusal = requestRefusal(
+      502,
+      'secret_unavailable',
+      'A secret that belongs to this request cannot be used.',
+    );
+    return this.#refuse(request, { effect: 'deny', reason: 'secret_unavailable' }, refusal);
   }
 
   #refuse(request: GuestRequest, decision: Outcome, refusal: Refused, alarm?: string): Refused {
@@ -117,7 +125,15 @@ export class RequestGate implements Gate {
   }
 }
 
-const unchanged: Injection & { kind: 'none' } = { kind: 'none' };
+type Sound = Injection & { kind: 'none' | 'changed' };
+const unchanged: Sound = { kind: 'none' };
+
+/** A secret with a line break in it would make two heads of one. */
+const breaksHead = ({ target, headers }: Injection & { kind: 'changed' }): boolean =>
+  !/^[\x21-\x7e]+$/.test(target) ||
+  headers.some(([name, value]) => unsound.test(name) || unsound.test(value));
+// biome-ignore lint/suspicious/noControlCharactersInRegex: they are what is looked for
+const unsound = /[\0-\x08\x0a-\x1f\x7f]|[^\0-\xff]/;
 
 /** Goes on record when its entry is first asked for: by then it is known whether its addresses may be dialled. */
 export class AdmittedRequest implements Admitted {
@@ -132,19 +148,25 @@ export class AdmittedRequest implements Admitted {
   readonly #connection: Connection;
   readonly #request: GuestRequest;
   readonly #secrets: string[];
+  readonly #address: string | undefined;
   #entry: OpenEntry | undefined;
 
   constructor(
     connection: Connection,
-    request: GuestRequest,
-    attempt: Attempt,
-    decision: Decision,
-    injection: Injection & { kind: 'none' | 'changed' },
-    forbidden: readonly Buffer[],
+    admitted: {
+      request: GuestRequest;
+      attempt: Attempt;
+      decision: Decision;
+      injection: Sound;
+      forbidden: readonly Buffer[];
+      address: string | undefined;
+    },
   ) {
+    const { request, injection, forbidden } = admitted;
     this.#connection = connection;
     this.#request = request;
-    this.judgement = new Judgement(connection, attempt, decision);
+    this.#address = admitted.address;
+    this.judgement = new Judgement(connection, admitted.attempt, admitted.decision);
     if (injection.kind === 'none') {
       this.target = request.target;
       this.headers = request.headers;
@@ -164,12 +186,10 @@ export class AdmittedRequest implements Admitted {
   }
 
   get entry(): OpenEntry {
-    this.#entry ??= record(
-      this.#connection,
-      this.#request,
-      this.judgement.decision,
-      this.#secrets.length === 0 ? {} : { secrets: this.#secrets },
-    );
+    this.#entry ??= record(this.#connection, this.#request, this.judgement.decision, {
+      ...(this.#secrets.length > 0 && { secrets: this.#secrets }),
+      ...(this.#address !== undefined && { address: this.#address }),
+    });
     return this.#entry;
   }
 
@@ -195,7 +215,7 @@ function record(
   connection: Connection,
   request: GuestRequest,
   decision: Outcome,
-  more: Partial<Pick<LogEntry, 'secrets' | 'alarm'>>,
+  more: Partial<Pick<LogEntry, 'secrets' | 'alarm' | 'address'>>,
 ): OpenEntry {
   return connection.record(
     {

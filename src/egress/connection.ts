@@ -10,6 +10,9 @@ import type { Wire } from './wire.ts';
 /** A program is looked for this long; an entry that ends earlier waits for it. */
 const processMs = 1_000;
 
+/** One for all: making one for each connection, with its stack, costs more than all else about its end. */
+const isOver = new Error('the connection of the guest is over');
+
 type Program = NonNullable<LogEntry['process']>;
 
 /** A decision, or one of our own. */
@@ -55,7 +58,7 @@ export class Connection {
 
   /** Idempotent. */
   over(): void {
-    if (!this.signal.aborted) this.#abort.abort();
+    if (!this.signal.aborted) this.#abort.abort(isOver);
   }
 
   /** What the policy says, and beyond it that ports of other services need a rule that names them. A grant counts as allowed. */

@@ -228,6 +228,20 @@ describe('what the world sees', () => {
     await staying.clear().write(good).until('GET /good');
   });
 
+  test('one who says no more after its requests gets all answers', async () => {
+    const { guest } = await set();
+    guest.write(lines('GET http://a.test/1 HTTP/1.1', 'Host: a.test') + good).socket.end();
+    const text = await guest.end();
+    expect([...text.matchAll(/GET \/(\w+)/g)].map((it) => it[1])).toEqual(['1', 'good']);
+  });
+
+  test('one who says no more in the middle of a head is let go', async () => {
+    const { lab, guest } = await set();
+    guest.write('GET http://a.test/ HTTP/1.1\r\n').socket.end();
+    expect(await guest.end()).toBe('');
+    await vi.waitFor(() => expect(lab.open()).toBe(0));
+  });
+
   test('one who says no more after its request gets its answer', async () => {
     const { lab, guest } = await set();
     guest.write(good).socket.end();

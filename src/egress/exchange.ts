@@ -314,7 +314,11 @@ export class Exchange implements RequestReader, AnswerReader, ScrubbedSink {
         if (this.#over) return session.pool.put(this.#place, upstream, this.#generation);
         upstream.share = admitted.pool;
         this.#guest.touch();
-        this.#send(upstream);
+        if (session.pool.generation === this.#generation || admitted.judgement.holds(upstream))
+          return this.#send(upstream);
+        // The policy has changed while this was dialled.
+        upstream.close();
+        this.cut('cut');
       },
       (error: UpstreamError) => {
         if (this.#over) return;

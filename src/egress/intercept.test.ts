@@ -1,4 +1,4 @@
-import { expect, test } from 'vitest';
+import { expect, test, vi } from 'vitest';
 import { makeCertificate } from '../../test/network/pki.ts';
 import {
   type Guest,
@@ -111,4 +111,69 @@ test.each(
   expect(lab.entries).toMatchObject([
     { host: 'good.test', decision: 'allow', error: 'upstream_tls', status: 502 },
   ]);
+});
+
+test('the host of the sandbox is reached over TLS, too, by the name that the guest has for it', async () => {
+  const lab = await openLab({ rules: ['allow localhost:8443'] });
+  const origin = await serveHttp((head) => ok(head), { names: ['localhost'] });
+  lab.world.set('localhost:8443', { port: origin.port, addresses: ['127.0.0.1'] });
+  const guest = await (await lab.guest()).connect('host.docker.internal:8443');
+  const tls = await guest.tls({ ca: lab.authority, servername: 'host.docker.internal' });
+  await tls.write(get('host.docker.internal:8443')).until('Host: localhost:8443');
+});
+
+test('a connection that brings no request is on record, too', async () => {
+  const { lab } = await labWith();
+  const guest = await inside(lab);
+  guest.socket.end();
+  await vi.waitFor(() => expect(lab.entries[0]?.ended).toBe(true));
+  const distrustful = await (await lab.guest()).connect('good.test:443');
+  await expect(distrustful.tls({ servername: 'good.test' })).rejects.toThrow(/certificate/);
+  distrustful.socket.destroy();
+  await vi.waitFor(() => expect(lab.entries[1]?.ended).toBe(true));
+  expect(lab.entries).toMatchObject([
+    { protocol: 'tls', host: 'good.test', decision: 'allow', error: 'no_request' },
+    { protocol: 'tls', host: 'good.test', decision: 'allow', error: 'guest_tls' },
+  ]);
+});
+
+test('G10: TLS 1.1 is not spoken with a guest', async () => {
+  const { lab } = await labWith();
+  const guest = await (await lab.guest()).connect('good.test:443');
+  const old = { minVersion: 'TLSv1.1', maxVersion: 'TLSv1.1', ciphers: 'DEFAULT@SECLEVEL=0' } as const;
+  await expect(guest.tls({ ca: lab.authority, servername: 'good.test', ...old })).rejects.toThrow(
+    /alert|version/i,
+  );
+});
+
+test('G7: a name in the hello that is none crashes nothing', async () => {
+  const { lab } = await labWith();
+  for (const servername of ['x'.repeat(300), 'a..b', '*.good.test', 'good.test\u0001', 'ä.test']) {
+    const guest = await (await lab.guest()).connect('good.test:443');
+    await expect(guest.tls({ ca: lab.authority, servername })).rejects.toThrow();
+  }
+  await (await inside(lab)).write(get('good.test')).until('you asked');
+});
+
+test('what a server has chosen before may be wrong now: it is tried anew', async () => {
+  const { lab, origin } = await labWith();
+  const first = await inside(lab);
+  await first.write(get('good.test')).until('you asked');
+  origin.close();
+  const gone = await inside(lab);
+  await gone.write(get('good.test')).until('X-Glovebox-Error: refused');
+  const next = await serveHttp((head) => ok(`new: ${head}`), { names: ['good.test'] });
+  lab.world.set('good.test:443', { port: next.port });
+  await gone.clear().write(get('good.test')).until('new: GET');
+});
+
+test('C20: two sandboxes share neither connections nor trust', async () => {
+  const one = await labWith();
+  const two = await openLab({ rules: ['allow good.test'], id: 'sandbox-2' });
+  two.world.set('good.test:443', { port: one.origin.port });
+  await (await inside(one.lab)).write(get('good.test')).until('you asked');
+  await (await inside(two)).write(get('good.test')).until('you asked');
+  expect(one.origin.connections).toHaveLength(2);
+  const guest = await (await two.guest()).connect('good.test:443');
+  await expect(guest.tls({ ca: one.lab.authority, servername: 'good.test' })).rejects.toThrow(/certificate/);
 });

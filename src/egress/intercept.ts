@@ -10,7 +10,7 @@ import { fixedRoute, recordMalformed, serveHttp } from './http.ts';
 import { Http1Upstream } from './http1/client.ts';
 import { relayHttp2 } from './http2.ts';
 import { openingOf, peek } from './opening.ts';
-import { authorityText, bareHost } from './place.ts';
+import { authorityText, bareHost, spokenName } from './place.ts';
 import type { HttpProtocol } from './protocols.ts';
 import { type Raw, type Reached, reachHttp, reachTls } from './reach.ts';
 import { alerts, sendAlert } from './tls-alert.ts';
@@ -70,6 +70,10 @@ function offeredBy({ alpn }: Hello): HttpProtocol[] {
   return both.length === 0 ? ['http/1.1'] : both;
 }
 
+/** What the guest calls the place, which it will look for in the certificate. */
+const certificateName = ({ serverName }: Hello, to: Destination): string =>
+  serverName === undefined ? bareHost(to.host) : spokenName(serverName);
+
 const placeOf = (to: Destination): string => `https://${authorityText(to, 'https')}`;
 
 function shakeHands(
@@ -91,7 +95,7 @@ function shakeHands(
   }
   let secureContext: SecureContext;
   try {
-    secureContext = connection.session.authority.contextFor(hello.serverName ?? bareHost(to.host));
+    secureContext = connection.session.authority.contextFor(certificateName(hello, to));
   } catch {
     sendAlert(connection, wire, alerts.internalError);
     return unused('guest_tls');
@@ -107,10 +111,14 @@ function shakeHands(
     unused('guest_tls');
   };
   guest.on('error', () => {});
+  // Nobody says its last word in the middle of a handshake and means to go on.
+  const ended = () => void guest.destroy();
+  guest.once('end', ended);
   guest.once('close', failed);
   connection.cut = () => guest.destroy();
   guest.once('secure', () => {
     clearTimeout(timer);
+    guest.off('end', ended);
     guest.off('close', failed);
     if (world.protocol === 'h2') serveHttp2(connection, guest, to, decision, world);
     // Who has said so will speak HTTP.
@@ -207,7 +215,7 @@ function serveHttp2(
   }
   const { limits, memory } = connection.session;
   let asked = false;
-  const gate = new RequestGate(connection, { verifiedTls: true });
+  const gate = new RequestGate(connection, { verifiedTls: true, address: world.reached.address });
   const relay = relayHttp2({
     guest,
     upstream: world.tls,

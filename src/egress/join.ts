@@ -42,9 +42,9 @@ export class Join implements Expiring {
       this.#scrubber = createScrubber(options.scrub);
     this.deadline = options.deadlines.now() + options.idleMs;
     options.deadlines.watch(this);
+    options.bulk?.start(world.socket, (bytes) => this.#bulkToGuest(bytes));
     world.take(this.#from(world, guest, (bytes) => this.#toGuest(bytes)));
     if (this.#over) return;
-    options.bulk?.start(world.socket, (bytes) => this.#bulkToGuest(bytes));
     guest.take(this.#from(guest, world, (bytes) => this.#toWorld(bytes)));
   }
 

@@ -62,6 +62,7 @@ export interface LabOptions {
   limits?: Partial<EgressLimits>;
   secrets?: Partial<SandboxSecrets>;
   inspect?: EgressSandbox['inspect'];
+  id?: string;
   answer?: (question: Omit<Question, 'id' | 'at' | 'until'>, signal: AbortSignal) => Promise<boolean>;
   processOf?: NonNullable<EgressSandbox['processOf']>;
 }
@@ -75,6 +76,7 @@ const context = createVerifyingContext([], [worldAuthority]);
 
 export async function openLab(options: LabOptions = {}): Promise<Lab> {
   const folder = mkdtempSync(join(tmpdir(), 'glovebox-egress-'));
+  const id = options.id ?? 'sandbox-1';
   const world = new Map<string, Place>();
   const [entries, reached, questions]: [Recorded[], string[], Lab['questions']] = [[], [], []];
   let policy = options.policy ?? policyOf(options.rules ?? []);
@@ -133,7 +135,7 @@ export async function openLab(options: LabOptions = {}): Promise<Lab> {
     upstream: () => upstream,
     authority: certificates,
   }).open({
-    id: 'sandbox-1',
+    id,
     policy: () => policy,
     secrets: { ...noSecrets, ...options.secrets },
     inspect: options.inspect ?? 'all',
@@ -156,7 +158,7 @@ export async function openLab(options: LabOptions = {}): Promise<Lab> {
     reached,
     questions,
     world,
-    authority: certificates.forSandbox('sandbox-1').certificate,
+    authority: certificates.forSandbox(id).certificate,
     setRules: (...rules) => {
       policy = policyOf(rules);
       session.changed();

@@ -17,6 +17,9 @@ export function hostFrom(text: string): Host | undefined {
   }
 }
 
+/** A name in the usual spelling, but as the guest says it: not what it stands for here. Throws for what is no host. */
+export const spokenName = (text: string): string => bareHost(parseHost(text));
+
 /** `host:port`. Undefined when it is not that, or names no port and there is no `defaultPort`. */
 export function placeFrom(text: string, defaultPort?: number): Destination | undefined {
   try {

@@ -214,6 +214,17 @@ describe('where placeholders must not go', () => {
     expect(lab.entries).toMatchObject([{ error: 'placeholder', alarm: expect.any(String), ended: true }]);
   });
 
+  test('C17: a secret with a line break in it is not used', async () => {
+    const lab = await openLab({
+      rules,
+      secrets: secretsWith({ headers: [['authorization', 'Bearer x\r\nX-Evil: 1']] }),
+    });
+    const origin = await serveHttp(ok('fine'), { names: ['bound.test'] });
+    lab.world.set('bound.test:443', { port: origin.port });
+    expect(await (await bound(lab)).write(get()).until('secret_unavailable')).toMatch(/^HTTP\/1.1 502 /);
+    expect(origin.text()).toBe('');
+  });
+
   test('a secret that cannot be read refuses the request', async () => {
     const secrets = { ...secretsWith(), inject: () => Promise.reject(new Error('boom')) };
     const lab = await openLab({ rules, secrets });

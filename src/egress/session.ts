@@ -58,6 +58,7 @@ class Session implements EgressSession {
 
   accept(socket: Socket): void {
     const { limits } = this.#parts;
+    if (socket.destroyed) return;
     if (this.#closed || this.#wires.size >= limits.connections * refusedTimes) {
       socket.on('error', () => {});
       socket.destroy();

@@ -64,8 +64,8 @@ export function joinReached(
     (there) => {
       if (there === undefined) return;
       reached = there.reached;
-      // Cut, or given up, while the other end was being reached.
-      if (connection.signal.aborted) there.wire.close();
+      // Cut, or given up, or not allowed any more, while the other end was being reached.
+      if (connection.signal.aborted || !connection.allowed()) there.wire.close();
       const entry = connection.record({ to, protocol, kind, address: reached.address }, decision);
       const join = new Join(wire, there.wire, {
         deadlines,

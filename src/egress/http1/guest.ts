@@ -18,6 +18,9 @@ import { headerLines } from './write.ts';
 /** Of requests that have come before the one in front of them was answered. */
 const aheadBytesMax = 64 * 1024;
 
+/** Silence that is put up with when the guest has said all. */
+const endedIdleMs = 60_000;
+
 /** Whoever deals with one request. */
 export interface RequestReader {
   /** Once, first. Answers the request, now or later, or takes the wire (`release`). */
@@ -67,7 +70,6 @@ export class Http1Guest implements WireReader, BodySink, Expiring {
   #advancing = false;
   #over = false;
 
-  /** `first`: milliseconds for the first head. */
   constructor(
     wire: Wire,
     server: RequestServer,
@@ -118,7 +120,8 @@ export class Http1Guest implements WireReader, BodySink, Expiring {
     let text = `HTTP/1.1 ${status} ${reason}\r\n${lines}`;
     const minor = this.#head?.minor ?? 1;
     this.#chunked = false;
-    if (this.#head?.keepAlive === false || !this.bodyDone || this.wire.ended) this.#keep = false;
+    const isLast = this.wire.ended && this.#rest === undefined;
+    if (this.#head?.keepAlive === false || !this.bodyDone || isLast) this.#keep = false;
     if (framing.kind === 'length') text += `Content-Length: ${framing.bytes}\r\n`;
     else if (framing.kind === 'none') {
       if (declared !== undefined) text += `Content-Length: ${declared}\r\n`;
@@ -212,7 +215,9 @@ export class Http1Guest implements WireReader, BodySink, Expiring {
   }
 
   touch(): void {
-    this.deadline = this.#deadlines.now() + this.#limits.idleMs;
+    const { idleMs } = this.#limits;
+    // One that says no more may have gone altogether; that cannot be seen before we write to it.
+    this.deadline = this.#deadlines.now() + (this.wire.ended ? Math.min(idleMs, endedIdleMs) : idleMs);
   }
 
   /** Something else has a limit of its own for a while. */
@@ -233,10 +238,8 @@ export class Http1Guest implements WireReader, BodySink, Expiring {
 
   end(): void {
     if (this.#reader === undefined) this.#leave();
-    else if (this.bodyDone) {
-      this.#keep = false;
-      this.#reader.guestEnded();
-    } else if (this.#bodyOpen) this.#breakOff();
+    else if (this.bodyDone) this.#reader.guestEnded();
+    else if (this.#bodyOpen) this.#breakOff();
   }
 
   drained(): void {
@@ -297,6 +300,7 @@ export class Http1Guest implements WireReader, BodySink, Expiring {
         const end = endOfHead(rest, this.#seen);
         if (end < 0) {
           checkFirstLine(rest);
+          if (this.wire.ended) return this.#leave();
           // The time for a head runs from its first byte.
           if (this.#seen === 0) this.deadline = this.#deadlines.now() + this.#limits.headMs;
           this.#seen = rest.length;
