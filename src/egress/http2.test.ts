@@ -1,4 +1,5 @@
 import { execFile } from 'node:child_process';
+import { once } from 'node:events';
 import {
   type ClientHttp2Session,
   type ClientHttp2Stream,
@@ -835,4 +836,33 @@ test('curl', async () => {
   const [body, end] = stdout.split('\n') as [string, string];
   expect(JSON.parse(body).body).toBe('from curl');
   expect(end).toBe('2 200');
+});
+
+test('an end that has hung up before the relay began ends the other, and that is told', async () => {
+  const it = await lab(echo);
+  const ended = Promise.withResolvers<void>();
+  const middle = createTlsServer(
+    { cert: identity.cert, key: identity.key, ALPNProtocols: ['h2'] },
+    (guest) => {
+      guest.on('error', () => {});
+      const upstream = clientSocket(it.guestPort);
+      upstream.once('close', () =>
+        relayHttp2({
+          ...{
+            guest,
+            upstream,
+            destination: { host, port: 443 },
+            kind: 'forward',
+            client: 1,
+            idleMs: 60_000,
+          },
+          ...{ gate: { admit: () => expect.unreachable() }, memory: it.memory, malformed: () => {} },
+          onEnd: ended.resolve,
+        }),
+      );
+      upstream.once('secureConnect', () => upstream.destroy());
+    },
+  );
+  const guest = clientSocket(await listen(middle));
+  await Promise.all([ended.promise, once(guest, 'close')]);
 });

@@ -62,7 +62,20 @@ const controls = { burst: 2_000, perSecond: 500 };
 
 /** Starts at once. Never throws. */
 export function relayHttp2(options: Http2RelayOptions): Http2Relay {
-  return new Relay(options);
+  const { guest, upstream } = options;
+  const isGone = [guest, upstream].some((socket) => socket.destroyed || socket.readableEnded);
+  return isGone ? endBoth(options) : new Relay(options);
+}
+
+/** The world may have hung up while the guest still shook hands. A socket says so once, and a session on it would wait for ever. */
+function endBoth({ guest, upstream, onEnd }: Http2RelayOptions): Http2Relay {
+  const closed = [guest, upstream].map((socket) => {
+    socket.on('error', () => {});
+    socket.destroy();
+    return socket.closed ? undefined : new Promise((resolve) => socket.once('close', resolve));
+  });
+  void Promise.all(closed).then(onEnd);
+  return { close() {}, recheck() {} };
 }
 
 class Relay implements Http2Relay, ExchangeHost {

@@ -44,8 +44,8 @@ export class Pool {
   /** `generation`: that of the moment when it was connected. */
   put(place: string, upstream: Http1Upstream, generation: number): void {
     const waiting = this.#idle.get(place) ?? new Set();
-    if (generation !== this.#generation || waiting.size >= idlePerPlaceMax || this.#count >= idleMax)
-      return upstream.close();
+    const isFull = waiting.size >= idlePerPlaceMax || this.#count >= idleMax;
+    if (isFull || generation !== this.#generation || upstream.wire.closed) return upstream.close();
     const one: Waiting = {
       place,
       upstream,

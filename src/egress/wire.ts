@@ -38,6 +38,9 @@ export class Wire {
     socket.on('drain', this.#drain);
     socket.on('error', this.#failed);
     socket.on('close', this.#close);
+    // What has happened before is not told again.
+    this.#ended = socket.readableEnded;
+    this.#closed = socket.destroyed;
   }
 
   get closed(): boolean {
