@@ -1,4 +1,7 @@
-import { expect, test, vi } from 'vitest';
+import { once } from 'node:events';
+import { connect } from 'node:http2';
+import { connect as tlsConnect } from 'node:tls';
+import { expect, onTestFinished, test, vi } from 'vitest';
 import { makeCertificate } from '../../test/network/pki.ts';
 import {
   type Guest,
@@ -110,6 +113,39 @@ test.each(
   expect(text).toContain('X-Glovebox-Error: upstream_tls');
   expect(lab.entries).toMatchObject([
     { host: 'good.test', decision: 'allow', error: 'upstream_tls', status: 502 },
+  ]);
+});
+
+test('who speaks HTTP/2 only is told in HTTP/2 why the world cannot be reached', async () => {
+  const lab = await openLab({ rules: ['allow GET good.test /x'] });
+  const origin = await serveHttp(ok('never'), {
+    names: [],
+    certificate: worldCertificate({ names: ['other.test'] }),
+  });
+  lab.world.set('good.test:443', { port: origin.port });
+  const guest = await (await lab.guest()).connect('good.test:443');
+  const { socket } = guest;
+  socket.removeAllListeners('data');
+  const tls = tlsConnect({ socket, ca: lab.authority, servername: 'good.test', ALPNProtocols: ['h2'] });
+  await once(tls, 'secureConnect');
+  const session = connect('https://good.test', { createConnection: () => tls });
+  onTestFinished(() => session.destroy());
+  const ask = async (path: string) => {
+    const stream = session.request({ ':path': path });
+    const [headers] = await once(stream, 'response');
+    let body = '';
+    for await (const bytes of stream) body += bytes;
+    return [headers[':status'], headers['x-glovebox-error'] ?? headers['x-glovebox-deny'], body] as const;
+  };
+  expect(await ask('/x')).toEqual([
+    502,
+    'upstream_tls',
+    expect.stringMatching(/^Could not reach good.test: /),
+  ]);
+  expect(await ask('/y')).toEqual([403, 'default', expect.stringMatching(/^Blocked by network policy/)]);
+  expect(lab.entries).toMatchObject([
+    { decision: 'allow', error: 'upstream_tls', status: 502, ended: true },
+    { decision: 'deny', status: 403, ended: true },
   ]);
 });
 

@@ -9,6 +9,7 @@ import type { Connection } from './connection.ts';
 import { fixedRoute, recordMalformed, serveHttp } from './http.ts';
 import { Http1Upstream } from './http1/client.ts';
 import { relayHttp2 } from './http2.ts';
+import { answerFailed } from './http2-failed.ts';
 import { openingOf, peek } from './opening.ts';
 import { authorityText, bareHost, spokenName } from './place.ts';
 import type { HttpProtocol } from './protocols.ts';
@@ -120,7 +121,7 @@ function shakeHands(
     clearTimeout(timer);
     guest.off('end', ended);
     guest.off('close', failed);
-    if (world.protocol === 'h2') serveHttp2(connection, guest, to, decision, world);
+    if (world.kind !== 'later' && world.protocol === 'h2') serveHttp2(connection, guest, to, decision, world);
     // Who has said so will speak HTTP.
     else if (hello.alpn.length > 0 || !maySpeakOther(connection, to, decision))
       serveHttp1(connection, new Wire(guest), to, decision, world);
@@ -205,13 +206,18 @@ function serveHttp2(
   guest: TLSSocket,
   to: Destination,
   decision: Decision,
-  world: WorldEnd,
+  world: Exclude<WorldEnd, { kind: 'later' }>,
 ): void {
   if (world.kind !== 'reached') {
-    // There is no HTTP/2 without the other end; whoever speaks nothing else has to look into the log.
-    guest.destroy();
-    recordUnused(connection, to, decision, world, world.kind === 'failed' ? world.error.code : 'no_request');
-    return connection.over();
+    connection.cut = () => guest.destroy();
+    return answerFailed(connection, guest, to, {
+      gate: new RequestGate(connection, { verifiedTls: true }),
+      error: world.error,
+      onEnd(requests) {
+        if (requests === 0) recordUnused(connection, to, decision, world, world.error.code);
+        connection.over();
+      },
+    });
   }
   const { limits, memory } = connection.session;
   let asked = false;
