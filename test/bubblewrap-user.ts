@@ -31,6 +31,9 @@ const bomb = await home.run(runtime, {
   limits: { pids: 20 },
   job: 'i=0; while [ $i -lt 60 ]; do /.glovebox/agent/busybox sleep 100 & i=$((i + 1)); done 2>&1; ls -d /proc/[0-9]* | wc -l',
 });
+const routes = await home.run(runtime, {
+  job: 'ip route show table local; ip -6 route show table local; ip route add 10.0.0.0/8 dev lo 2>/dev/null && echo changed',
+});
 const disk = await home.run(runtime, { job: 'echo unlimited' });
 const refused = await runtime
   .create(home.spec({ limits: { memoryBytes: 2 ** 28 } }), soon())
@@ -60,6 +63,7 @@ console.log(
     hostile,
     bomb,
     disk,
+    routes,
     refused,
     adopted,
     monitor: record.monitor.pid,

@@ -204,6 +204,38 @@ describe.runIf(present && asRoot)('bubblewrap, as root', () => {
     });
   });
 
+  test('every address is the guest’s own, and its routes are in the hands of nobody inside', async () => {
+    const job = [
+      'cat /etc/resolv.conf /proc/sys/net/ipv4/ip_unprivileged_port_start; ls /sys/class/net 2>/dev/null',
+      'ip route show table local; ip -6 route show table local',
+      'ip route del local default dev lo table local 2>/dev/null && echo changed',
+    ].join('\n');
+    const seen = await home.run(runtime, { job });
+    expect(seen).toMatch(/^nameserver 127.0.0.1\n0\nlocal default dev lo/);
+    expect(seen.match(/^local default dev lo/gm)).toHaveLength(2);
+    expect(seen).not.toContain('changed');
+  });
+
+  test.each([
+    ['is missing', '/none/ip'],
+    ['makes no routes', '/bin/false'],
+  ])('where `ip` %s, a guest has its loopback and nothing else, and that is said', async (_what, ip) => {
+    using poor = home.open({ ip });
+    const connect = (address: string) =>
+      `/usr/bin/python3 -c 'import socket; socket.create_connection(("${address}", 80))' 2>&1 | tail -1`;
+    const job = `${connect('1.2.3.4')}; ${connect('127.0.0.1')}; sed -n 's/^ *\\([^ :]*\\):.*/\\1/p' /proc/net/dev`;
+    const machine = await poor.create(home.spec({ id: 'poor', job }), soon());
+    expect(await home.output('poor')).toMatch(/unreachable\n.*refused\nlo\n$/);
+    expect(machine.network).toBe('loopback');
+    expect(poor.capabilities.network).toBe('loopback');
+    using later = home.open();
+    expect((await later.list(soon())).map((it) => it.network)).toEqual(['loopback']);
+    await machine.remove(soon());
+    const { usable, problems } = await poor.check(soon());
+    expect(usable).toBe(true);
+    expect(problems.map((it) => it.hint).join()).toContain('iproute2');
+  });
+
   test('a host without control groups says so, and holds the number of processes by other means or not at all', async () => {
     using bare = home.open({ cgroups: null });
     expect(bare.capabilities).toMatchObject({ pause: false, limits: { diskBytes: 'tmpfs' } });

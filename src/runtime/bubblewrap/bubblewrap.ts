@@ -5,7 +5,7 @@
 import { randomUUID } from 'node:crypto';
 import { existsSync, mkdirSync, readdirSync } from 'node:fs';
 import { totalmem } from 'node:os';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 import { Failure } from '../../lib/failure.ts';
 import type { CgroupLimit, CgroupLimits, Cgroups } from '../cgroup/cgroup.ts';
 import { openCgroups } from '../cgroup/open.ts';
@@ -54,6 +54,8 @@ export interface BubblewrapOptions {
   defaults?: Limits;
   /** Default: `bwrap` of the host's PATH. */
   bwrap?: string;
+  /** Default: `ip` of the host's PATH. */
+  ip?: string;
   /** Default: what the host has. `null` for none. */
   cgroups?: Cgroups | null;
 }
@@ -76,7 +78,7 @@ export class BubblewrapRuntime implements Runtime {
   readonly #watch = new ProcessWatch();
   #filter: Uint8Array | undefined;
   /** What the last machine got; before the first, what the next may hope for. */
-  #network: NetworkWalls = hasProgram('ip') ? 'captured' : 'loopback';
+  #network: NetworkWalls;
   readonly #machines = new Map<string, Machine>();
   /** Being made at this moment: not yet for `list` to show. */
   readonly #making = new Set<string>();
@@ -90,8 +92,10 @@ export class BubblewrapRuntime implements Runtime {
     this.#launcherOptions = {
       idBase: this.#idBase,
       bwrap: options.bwrap ?? 'bwrap',
+      ip: options.ip ?? 'ip',
       command: options.agent.command,
     };
+    this.#network = hasProgram(this.#launcherOptions.ip) ? 'captured' : 'loopback';
     this.#launchers = new LauncherPool(this.#launcherOptions);
   }
 
@@ -365,7 +369,7 @@ function ociArch(): string {
 }
 
 function hasProgram(name: string): boolean {
-  return hostEnvironment.PATH.split(':').some((folder) => existsSync(join(folder, name)));
+  return hostEnvironment.PATH.split(':').some((folder) => existsSync(resolve(folder, name)));
 }
 
 function foldersIn(path: string): string[] {

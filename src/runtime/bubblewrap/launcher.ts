@@ -46,6 +46,8 @@ export interface LauncherOptions {
   /** The host id of the guest's root, when the daemon is root; otherwise the guest's root is the daemon's own user. */
   idBase: number | undefined;
   bwrap: string;
+  /** The program that makes routes. It may be missing; then nothing is captured. */
+  ip: string;
   /** The first process of every guest. */
   command: readonly string[];
 }
@@ -178,11 +180,11 @@ export class Launcher {
  * since the guest's root has no rights over a network of the host's root. A host may lack IPv6, and `ip`.
  * (A shell reads such a file without its line's end, and takes that for a failure.)
  */
-const captured = `
+const capture = (ip: string) => `
 network=loopback ipv6= off=
 { read -r off </proc/sys/net/ipv6/conf/lo/disable_ipv6; } 2>/dev/null
 [ "$off" = 0 ] && ipv6='route add local ::/0 dev lo'
-{ ip -batch - <<END && echo 0 >/proc/sys/net/ipv4/ip_unprivileged_port_start && network=captured; } 2>/dev/null
+{ ${quoted(ip)} -batch - <<END && echo 0 >/proc/sys/net/ipv4/ip_unprivileged_port_start && network=captured; } 2>/dev/null
 link set lo up
 route add local 0.0.0.0/0 dev lo
 $ipv6
@@ -204,9 +206,9 @@ function chainScript(options: LauncherOptions): string {
     'unshare=; [ "$network" = captured ] || unshare=--unshare-net',
     `exec ${quoted(options.bwrap)} $unshare --args 8 --seccomp 7 --info-fd 9 -- "$@" 7</tmp/filter 8</tmp/options 9>/tmp/bwrap.json </dev/null >/dev/null`,
   ].join('\n');
-  if (options.idBase === undefined) return `${captured}\n${helper}\n${walls}`;
+  if (options.idBase === undefined) return `${capture(options.ip)}\n${helper}\n${walls}`;
   const drop = `setpriv --reuid ${options.idBase} --regid ${options.idBase} --clear-groups`;
-  return `${captured}\n${helper}\nexec ${drop} unshare --user --keep-caps ${boundSet.join(' ')} sh -c ${quoted(walls)} glovebox "$@"`;
+  return `${capture(options.ip)}\n${helper}\nexec ${drop} unshare --user --keep-caps ${boundSet.join(' ')} sh -c ${quoted(walls)} glovebox "$@"`;
 }
 
 /**

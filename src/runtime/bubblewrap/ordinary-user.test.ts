@@ -49,6 +49,9 @@ describe.runIf(present)('bubblewrap, as an ordinary user', () => {
     expect([uid, refusedOwner, namespaces]).toEqual(['0', '1', '0']);
     expect(map).toMatch(/^\s+0\s+[1-9]\d*\s+1$/);
     expect(seen.walls).toMatch(/^CapBnd:\s+00000000000404fb NoNewPrivs:\s+1 Seccomp:\s+2 $/);
+    expect(seen.capabilities.network).toBe('captured');
+    expect(seen.routes.match(/^local default dev lo/gm)).toHaveLength(2);
+    expect(seen.routes).not.toContain('changed');
     expect(seen.image).toBe('/bin/vi\n');
     expect(seen.hostile).toBe('made\n');
     expect(seen.bomb).toContain("can't fork");
