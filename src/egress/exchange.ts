@@ -9,6 +9,7 @@ import type { AnswerReader, Http1Upstream } from './http1/client.ts';
 import type { Http1Guest, RequestReader } from './http1/guest.ts';
 import { type Header, Malformed, type RequestHead, type ResponseHead } from './http1/head.ts';
 import { headerLines } from './http1/write.ts';
+import type { Holder } from './http2/memory.ts';
 import { Join } from './join.ts';
 import { authorityText } from './place.ts';
 import { errorRefusal, malformedRefusal, requestRefusal, upstreamRefusal } from './refusal.ts';
@@ -20,7 +21,7 @@ import { acceptsWebSocket, webSocketKey } from './websocket.ts';
 /** Asking for these twice is asking for them once (RFC 9110 §9.2.2). */
 const idempotent: ReadonlySet<string> = new Set(['GET', 'HEAD', 'OPTIONS', 'DELETE', 'PROPFIND']);
 
-export class Exchange implements RequestReader, AnswerReader, ScrubbedSink {
+export class Exchange implements RequestReader, AnswerReader, ScrubbedSink, Holder {
   readonly #connection: Connection;
   readonly #route: HttpRoute;
   readonly #guest: Http1Guest;
@@ -35,7 +36,7 @@ export class Exchange implements RequestReader, AnswerReader, ScrubbedSink {
   #answered = false;
   #status: number | undefined;
   #collected: Buffer[] | undefined;
-  #collectedBytes = 0;
+  #heldBytes = 0;
   #isForbidden: ((bytes: Buffer) => boolean) | undefined;
   #scrubbed: ScrubbedAnswer | undefined;
   #join: Join | undefined;
@@ -77,27 +78,13 @@ export class Exchange implements RequestReader, AnswerReader, ScrubbedSink {
   // What the guest does.
 
   requestBody(bytes: Buffer): void {
-    if (this.#collected !== undefined) {
-      this.#collectedBytes += bytes.length;
-      if (this.#collectedBytes <= bodyBytesMax) this.#collected.push(bytes);
-      return;
-    }
+    if (this.#collected !== undefined) return this.#collect(bytes, this.#collected);
     if (this.#isForbidden?.(bytes) === true) return this.#stolen();
     this.#upstream?.output.payload(bytes, this.#head.framing.kind === 'chunked');
   }
 
   requestPaused(): void {
-    if (this.#collected !== undefined) {
-      if (this.#collectedBytes > bodyBytesMax)
-        this.#refuse(
-          requestRefusal(
-            413,
-            'body-too-large',
-            `A body that has to be seen whole is longer than ${bodyBytesMax} bytes.`,
-          ),
-          'body-too-large',
-        );
-    } else if (this.#upstream?.output.flush() === false && !this.#guest.bodyDone) this.#guest.wire.hold();
+    if (this.#upstream?.output.flush() === false && !this.#guest.bodyDone) this.#guest.wire.hold();
   }
 
   requestEnded(): void {
@@ -124,6 +111,13 @@ export class Exchange implements RequestReader, AnswerReader, ScrubbedSink {
   silent(): void {
     if (this.#answered) this.cut('timeout');
     else this.#refuse(this.#upstreamRefusal('timeout', 'It did not answer in time.'), 'timeout');
+  }
+
+  /** Too much of this sandbox waits in memory. */
+  shed(): void {
+    const message = 'Too many long bodies of this sandbox are under way at once.';
+    if (this.#answered) this.cut('memory');
+    else this.#refuse(requestRefusal(503, 'memory', message), 'memory');
   }
 
   // What the world does.
@@ -279,6 +273,23 @@ export class Exchange implements RequestReader, AnswerReader, ScrubbedSink {
     this.#guest.readBody();
   }
 
+  #collect(bytes: Buffer, pieces: Buffer[]): void {
+    if (this.#heldBytes + bytes.length <= bodyBytesMax) {
+      pieces.push(bytes);
+      this.#hold(this.#heldBytes + bytes.length);
+      return;
+    }
+    const message = `A body that has to be seen whole is longer than ${bodyBytesMax} bytes.`;
+    this.#refuse(requestRefusal(413, 'body-too-large', message), 'body-too-large');
+  }
+
+  /** What waits here of the request. Counted until it is over, for the world may take its time. */
+  #hold(bytes: number): void {
+    if (bytes === this.#heldBytes) return;
+    this.#heldBytes = bytes;
+    this.#connection.session.memory.set(this, bytes);
+  }
+
   /** The body has been seen whole; a transform of the vault makes another one of it. */
   #rewrite(whole: Buffer): void {
     const admitted = this.#admitted as AdmittedRequest;
@@ -286,6 +297,7 @@ export class Exchange implements RequestReader, AnswerReader, ScrubbedSink {
       const { body, headers } = (admitted.body as NonNullable<AdmittedRequest['body']>)(whole);
       this.#collected = undefined;
       this.#rewritten = { body, headers };
+      this.#hold(body.length);
     } catch {
       this.#refuse(
         requestRefusal(403, 'body-unusable', 'A secret cannot be put into this body.'),
@@ -293,7 +305,7 @@ export class Exchange implements RequestReader, AnswerReader, ScrubbedSink {
       );
       return;
     }
-    this.#connect(admitted.pool);
+    if (!this.#over) this.#connect(admitted.pool);
   }
 
   #rewritten: { body: Buffer; headers: [string, string][] } | undefined;
@@ -324,6 +336,7 @@ export class Exchange implements RequestReader, AnswerReader, ScrubbedSink {
         if (this.#over) return;
         this.#over = true;
         const refusal = errorRefusal(this.#to as Destination, this.#route.scheme, error);
+        this.#hold(0);
         admitted.failed(error, refusal);
         this.#guest.refuse(refusal);
       },
@@ -365,6 +378,7 @@ export class Exchange implements RequestReader, AnswerReader, ScrubbedSink {
     const { bytesOut, bytesIn } = this.#guest;
     (this.#admitted as AdmittedRequest).entry.end({ bytesOut, bytesIn, status: this.#status as number });
     if (!this.#guest.bodyDone) upstream.close();
+    this.#hold(0);
     else if (upstream.rest()) pool.put(this.#place, upstream, this.#generation);
     this.#guest.finish();
   }
@@ -406,6 +420,7 @@ export class Exchange implements RequestReader, AnswerReader, ScrubbedSink {
     const { bytesOut, bytesIn } = this.#guest;
     this.#admitted?.entry.end({ bytesOut, bytesIn, error, ...(status !== undefined && { status }) });
   }
+    this.#hold(0);
 }
 
 /** What is compressed by agreement between the two ends cannot be scrubbed. */

@@ -553,6 +553,19 @@ test('a body that has to be seen whole is rewritten, or refused when it is too l
   expect(await answerTo(long)).toMatchObject({ status: 413, code: 0 });
 });
 
+test('a body that was seen whole counts as held until the world has answered', async () => {
+  const waiting: ServerHttp2Stream[] = [];
+  const it = await lab((stream) => waiting.push(stream), {
+    decide: () => ({ body: (body) => ({ body: Buffer.concat([body, body]), headers: [] }) }),
+  });
+  const answer = ask(it, { ':method': 'POST' }, 'x'.repeat(1_000));
+  await until(() => expect(waiting).toHaveLength(1));
+  expect(it.memory.total).toBe(2_000);
+  waiting[0]?.respond({ ':status': 200 }, { endStream: true });
+  await answer;
+  await until(() => expect(it.memory.total).toBe(0));
+});
+
 test('more streams than are allowed are refused, in a way that lets the guest ask again', async () => {
   const it = await lab(() => {});
   // All at once, before the guest has heard of the limit.

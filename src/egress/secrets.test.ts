@@ -145,6 +145,32 @@ describe('where secrets go', () => {
     expect(origin.text()).toContain(canary);
   });
 
+  const megabyte = 1024 * 1024;
+  const asItIs = { body: (whole: Buffer) => ({ body: whole, headers: [] as [string, string][] }) };
+  const post = (bytes: number) => lines('POST / HTTP/1.1', 'Host: bound.test', `Content-Length: ${bytes}`);
+
+  test('a body that is too long to be seen whole is refused, not cut short, and the next request is not lost', async () => {
+    const lab = await openLab({ rules, secrets: secretsWith(asItIs) });
+    const origin = await serveHttp(ok('fine'), { names: ['bound.test'] });
+    lab.world.set('bound.test:443', { port: origin.port });
+    const guest = await bound(lab);
+    const bytes = 16 * megabyte + 1;
+    guest.write(post(bytes)).write(Buffer.concat([Buffer.alloc(bytes, 'a'), Buffer.from(get())]));
+    expect(await guest.until(/fine|close/)).toMatch(/^HTTP\/1.1 413 /);
+    expect(origin.text()).not.toContain('POST');
+  });
+
+  test('bodies that wait to be seen whole take no more memory than one sandbox may have', async () => {
+    const lab = await openLab({ rules, secrets: secretsWith(asItIs) });
+    const guests: Guest[] = [];
+    for (let at = 0; at < 5; at++) {
+      const guest = await bound(lab);
+      guests.push(guest.write(post(16 * megabyte)).write(Buffer.alloc(14 * megabyte)));
+    }
+    await guests[0]?.until('X-Glovebox-Deny: memory');
+    expect(guests.filter(({ text }) => text !== '')).toHaveLength(1);
+  });
+
   test('a body that is rewritten is seen whole first, and gets its new length', async () => {
     const body = (whole: Buffer) => ({
       body: Buffer.from(whole.toString().replace('TOKEN', canary)),
@@ -212,6 +238,33 @@ describe('where placeholders must not go', () => {
     await guest.end();
     expect(evil.text()).toBe('\x01hello');
     expect(lab.entries).toMatchObject([{ error: 'placeholder', alarm: expect.any(String), ended: true }]);
+  });
+
+  test('F16: a policy that changes while a secret is fetched holds for that request, too', async () => {
+    let fetched: () => void = () => {};
+    const secrets = secretsWith();
+    const lab = await openLab({
+      rules,
+      secrets: {
+        ...secrets,
+        async inject(request, signal) {
+          await new Promise<void>((resolve) => {
+            fetched = resolve;
+          });
+          return (secrets.inject as SandboxSecrets['inject'])(request, signal);
+        },
+      },
+    });
+    const origin = await serveHttp(ok('fine'));
+    lab.world.set('evil.test:80', { port: origin.port });
+    const guest = await lab.guest();
+    guest.write(lines('GET http://evil.test/ HTTP/1.1', 'Host: evil.test'));
+    const before = fetched;
+    await vi.waitFor(() => expect(fetched).not.toBe(before));
+    lab.setRules('allow other.test');
+    fetched();
+    expect(await guest.until('Blocked by network policy')).toMatch(/^HTTP\/1.1 403 /);
+    expect(lab.reached).toEqual([]);
   });
 
   test('C17: a secret with a line break in it is not used', async () => {

@@ -20,6 +20,6 @@ export interface SessionParts {
   readonly deadlines: Deadlines;
   readonly asker: Asker;
   readonly programs: Programs;
-  /** What streams of HTTP/2 hold. */
+  /** What requests hold. */
   readonly memory: StreamMemory;
 }

@@ -278,6 +278,14 @@ describe('substitution', () => {
     expect(outcome?.body.toString()).toBe(received);
     expect(outcome?.headers).toEqual(headers);
   });
+
+  test('makes no body longer than one may be', async () => {
+    const value = 'x'.repeat(4_000);
+    await set(at('api.example.com', { substitute: ['body'] }), { source: { type: 'value', value } });
+    const { body } = changed(await send({ method: 'POST' }));
+    expect(body?.(Buffer.from(placeholder.repeat(4_000))).body.length).toBe(16_000_000);
+    expect(() => body?.(Buffer.from(placeholder.repeat(5_000)))).toThrow('too long');
+  });
 });
 
 describe('a placeholder on a wrong way', () => {

@@ -3,7 +3,7 @@ import { jsonEscaped, percentDecoded, percentEncoded, scrubForms } from './encod
 import { type Action, formatted, type Grant, misfit, sameHeader } from './grant.ts';
 import { type HostMatch, matchesHost, matchesRequest } from './place.ts';
 import { awsCredential, type KeyPair, parseKeyPair, resign } from './sigv4.ts';
-import type { Injection, OutgoingRequest } from './vault.ts';
+import { bodyBytesMax, type Injection, type OutgoingRequest } from './vault.ts';
 import type { UsableSecret, View } from './view.ts';
 
 type Headers = [name: string, value: string][];
@@ -256,6 +256,7 @@ function substitutedHead(
 }
 
 /**
+ * Throws when the body would get longer than `bodyBytesMax`: one that consists of placeholders grows as many times as the value is longer than they are.
  * A placeholder stands inside a string of JSON, a field of a form, or text of XML, so the value is escaped as those ask; anywhere else it is put in as
  * it is. A compressed body is not looked into.
  */
@@ -267,12 +268,16 @@ function substitutedBody(body: Buffer, type: string, placeholders: readonly stri
       : /[/+]xml\b/.test(type)
         ? value.replace(/[&<>"']/g, (character) => `&#${character.charCodeAt(0)};`)
         : value;
+  const put = Buffer.from(written);
   return placeholders.reduce((current, placeholder) => {
     const pieces: Buffer[] = [];
     let from = 0;
+    let grown = current.length;
     for (let at = current.indexOf(placeholder); at >= 0; at = current.indexOf(placeholder, from)) {
-      pieces.push(current.subarray(from, at), Buffer.from(written));
+      pieces.push(current.subarray(from, at), put);
       from = at + Buffer.byteLength(placeholder);
+      grown += put.length - Buffer.byteLength(placeholder);
+      if (grown > bodyBytesMax) throw new Error('the body with the secrets in it is too long');
     }
     return from === 0 ? current : Buffer.concat([...pieces, current.subarray(from)]);
   }, body);

@@ -35,7 +35,10 @@ export type Injection =
       /** Names of the secrets put in, for the log. */
       secrets: string[];
       scrub: Buffer[];
-      /** Set when the body has to be seen whole first (substitution, signature): at most `bodyBytesMax` bytes. May change headers, too. */
+      /**
+       * Set when the body has to be seen whole first (substitution, signature): at most `bodyBytesMax` bytes, before and after. May change headers, too.
+       * Throws when it cannot be done.
+       */
       body?: (body: Buffer) => { body: Buffer; headers: [name: string, value: string][] };
     }
   /** Must not go on: a placeholder where it does not belong, a signature that cannot be made anew, … `alarm` when it smells of theft. */

@@ -269,9 +269,14 @@ export class Http1Guest implements WireReader, BodySink, Expiring {
     const reader = this.#reader;
     try {
       const at = body.read(bytes, 0, this);
-      // The reader may have given up meanwhile.
-      if (this.#reader !== reader || reader === undefined) return;
-      if (at < bytes.length) this.#rest = bytes.subarray(at);
+      const rest = at < bytes.length ? bytes.subarray(at) : undefined;
+      // The reader may have given up meanwhile. What is behind the body is the next request all the same.
+      if (this.#reader !== reader || reader === undefined) {
+        if (rest === undefined || this.#over) return;
+        this.#rest = rest;
+        return this.#advance();
+      }
+      if (rest !== undefined) this.#rest = rest;
       if (body.done) reader.requestEnded();
       else if (this.wire.ended) this.#breakOff();
       reader.requestPaused();

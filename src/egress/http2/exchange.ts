@@ -66,7 +66,7 @@ export class Exchange implements Holder, ScrubbedSink {
   #settled = false;
   #guestStalled = false;
   #worldStalled = false;
-  #collectedBytes = 0;
+  #heldBytes = 0;
 
   constructor(host: ExchangeHost, guest: ServerHttp2Stream, raw: readonly string[], flags: number) {
     this.#host = host;
@@ -222,18 +222,19 @@ export class Exchange implements Holder, ScrubbedSink {
     const pieces: Buffer[] = [];
     guest.on('data', (bytes: Buffer) => {
       this.#bytesOut += bytes.length;
-      this.#collectedBytes += bytes.length;
+      this.#heldBytes += bytes.length;
       pieces.push(bytes);
-      if (this.#collectedBytes > bodyBytesMax) tooLong();
+      if (this.#heldBytes > bodyBytesMax) tooLong();
       else this.#count();
     });
     guest.on('end', () => {
       if (guest.rstCode !== NGHTTP2_NO_ERROR || guest.aborted || this.#settled) return;
-      this.#collectedBytes = 0;
-      this.#count();
       try {
         const { body, headers } = rewrite(Buffer.concat(pieces));
-        this.#send(headers, body);
+        // Counted until it is over, for the world may take its time.
+        this.#heldBytes = body.length;
+        this.#count();
+        if (!this.#settled) this.#send(headers, body);
       } catch {
         this.#refuse(
           requestRefusal(403, 'body-unusable', 'A secret cannot be put into this body.'),
@@ -453,7 +454,7 @@ export class Exchange implements Holder, ScrubbedSink {
     if (this.#world !== undefined) close(this.#world, code);
     this.#guestStalled = false;
     this.#worldStalled = false;
-    this.#collectedBytes = 0;
+    this.#heldBytes = 0;
     this.#count();
     this.#guest.removeAllListeners('data');
   }
@@ -476,7 +477,7 @@ export class Exchange implements Holder, ScrubbedSink {
     const held =
       (this.#guestStalled ? guestWindowBytes : 0) +
       (this.#worldStalled ? worldWindowBytes : 0) +
-      this.#collectedBytes;
+      this.#heldBytes;
     this.#host.memory.set(this, held);
   }
 }

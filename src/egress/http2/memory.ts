@@ -1,5 +1,5 @@
-// Bounds what the HTTP/2 streams of one sandbox hold in memory together. A stream whose reader has stopped goes on to receive until its window is full, and
-// one connection has many streams, so counting connections is not enough.
+// Bounds what the requests of one sandbox hold in memory together: bodies that have to be seen whole, and what HTTP/2 streams have received. A stream whose
+// reader has stopped goes on to receive until its window is full, and one connection has many streams, so counting connections is not enough.
 
 export interface Holder {
   /** Ends at once, for others need the room. */
