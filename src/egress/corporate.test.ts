@@ -152,6 +152,24 @@ test('a literal address is judged before the proxy hears of it', async () => {
   expect(it.heads).toEqual([]);
 });
 
+test('plain HTTP is spoken to the proxy itself, which is told who asks', async () => {
+  const it = await proxy({ says: 'HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n' });
+  const upstream = through(it.url, ['direct.test']);
+  const { socket, relay } = await upstream.connect({ host: name('far.test'), port: 80 }, all, signal, {
+    requests: true,
+  });
+  expect(it.heads).toEqual([]);
+  expect(relay).toEqual({ authorization: `Basic ${Buffer.from('user:pa:ss').toString('base64')}` });
+  socket.destroy();
+  const server = createServer((past) => past.destroy());
+  await new Promise<void>((ready) => server.listen(0, '127.0.0.1', ready));
+  onTestFinished(() => void server.close());
+  const { port } = server.address() as { port: number };
+  const past = await upstream.connect({ host: name('direct.test'), port }, all, signal, { requests: true });
+  expect(past.relay).toBeUndefined();
+  past.socket.destroy();
+});
+
 const refusals = [
   ['HTTP/1.1 407 Proxy Authentication Required\r\n\r\n', 443, 'does not accept our credentials (407)'],
   ['HTTP/1.1 403 Forbidden\r\nContent-Length: 3\r\n\r\nno!', 443, 'answered 403'],

@@ -1,6 +1,5 @@
-// The proxy that a company may put between us and the world. Everything goes through it by CONNECT, plain HTTP too, so that all else stays the
-// same with and without it; a proxy that refuses CONNECT to port 80 has to be told to allow it. It resolves the names. `localhost` and
-// loopback addresses never go through it.
+// The proxy that a company may put between us and the world. Plain HTTP is spoken to it, for most allow CONNECT to few ports only; everything else
+// goes through it by CONNECT. It resolves the names. `localhost` and loopback addresses never go through it.
 import { BlockList, isIP } from 'node:net';
 import type { Duplex } from 'node:stream';
 import type { SecureContext } from 'node:tls';
@@ -8,7 +7,7 @@ import { Failure } from '../lib/failure.ts';
 import type { Host } from '../policy/policy.ts';
 import type { Resolver } from './resolver.ts';
 import { abandoned, type Dialled, deadline, dialAddresses, systemError } from './sockets.ts';
-import { type Destination, UpstreamError, type UpstreamOptions } from './upstream.ts';
+import { type Destination, type Relay, UpstreamError, type UpstreamOptions } from './upstream.ts';
 import { shakeHands } from './verified-tls.ts';
 
 export interface CorporateProxy {
@@ -16,6 +15,8 @@ export interface CorporateProxy {
   takes(host: Host): boolean;
   /** A tunnel to the destination; `address` is the proxy's. Rejects with UpstreamError, `upstream_proxy` when the proxy says no. */
   connect(to: Destination, halfOpen: boolean, signal: AbortSignal): Promise<Dialled>;
+  /** A connection to the proxy itself, for plain HTTP to anywhere. Rejects as `connect`. */
+  relay(signal: AbortSignal): Promise<Dialled & { relay: Relay }>;
 }
 
 const headBytesMax = 16 * 1024;
@@ -28,37 +29,41 @@ export function createCorporateProxy(
   const proxy = parseProxyUrl(options.url);
   const direct = parseNoProxy(options.noProxy);
 
+  const reach = async (halfOpen: boolean, signal: AbortSignal): Promise<Dialled> => {
+    const addresses =
+      proxy.host.kind === 'address'
+        ? [proxy.host.address]
+        : await parts.resolver.resolve(proxy.host.name, 'upstream proxy', signal).catch((error) => {
+            throw error instanceof UpstreamError
+              ? new UpstreamError('upstream_proxy', `${place} cannot be found`, { cause: error })
+              : error;
+          });
+    const dialled = await dialAddresses({ addresses, port: proxy.port, place, halfOpen }, signal);
+    let socket: Duplex = dialled.socket;
+    if (proxy.tls) {
+      const limit = deadline(signal, parts.handshakeMs, `${place} did not finish the TLS handshake in time`);
+      try {
+        socket = await shakeHands(
+          socket,
+          { context: parts.context, host: proxy.host, place, alpn: ['http/1.1'] },
+          limit.signal,
+        );
+      } finally {
+        limit.done();
+      }
+    }
+    return { socket: socket as Dialled['socket'], address: dialled.address };
+  };
+
   return {
     takes: (host) => !direct(host),
     async connect(to, halfOpen, signal) {
-      const addresses =
-        proxy.host.kind === 'address'
-          ? [proxy.host.address]
-          : await parts.resolver.resolve(proxy.host.name, 'upstream proxy', signal).catch((error) => {
-              throw error instanceof UpstreamError
-                ? new UpstreamError('upstream_proxy', `${place} cannot be found`, { cause: error })
-                : error;
-            });
-      const dialled = await dialAddresses({ addresses, port: proxy.port, place, halfOpen }, signal);
-      let socket: Duplex = dialled.socket;
-      if (proxy.tls) {
-        const limit = deadline(
-          signal,
-          parts.handshakeMs,
-          `${place} did not finish the TLS handshake in time`,
-        );
-        try {
-          socket = await shakeHands(
-            socket,
-            { context: parts.context, host: proxy.host, place, alpn: ['http/1.1'] },
-            limit.signal,
-          );
-        } finally {
-          limit.done();
-        }
-      }
-      await openTunnel(socket, to, proxy.authorization, signal);
-      return { socket: socket as Dialled['socket'], address: dialled.address };
+      const reached = await reach(halfOpen, signal);
+      await openTunnel(reached.socket, to, proxy.authorization, signal);
+      return reached;
+    },
+    async relay(signal) {
+      return { ...(await reach(false, signal)), relay: { authorization: proxy.authorization } };
     },
   };
 }

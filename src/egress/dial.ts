@@ -4,7 +4,13 @@ import type { Host } from '../policy/policy.ts';
 import { createCorporateProxy } from './corporate.ts';
 import { createResolver, type ResolverOptions } from './resolver.ts';
 import { abandoned, type Dialled, deadline, dialAddresses } from './sockets.ts';
-import { type Destination, type Upstream, UpstreamError, type UpstreamOptions } from './upstream.ts';
+import {
+  type Destination,
+  type Relay,
+  type Upstream,
+  UpstreamError,
+  type UpstreamOptions,
+} from './upstream.ts';
 import { createVerifyingContext, shakeHands } from './verified-tls.ts';
 
 /** A resumed connection does not show its certificate again, so it must not be long after the one that did. */
@@ -40,10 +46,10 @@ export function createUpstream(
   const dial = async (
     to: Destination,
     judge: Judge,
-    tunnel: boolean,
+    { tunnel = false, requests = false }: { tunnel?: boolean; requests?: boolean },
     who: string,
     signal: AbortSignal,
-  ): Promise<Dialled> => {
+  ): Promise<Dialled & { relay?: Relay }> => {
     const place = placeOf(to);
     const limit = deadline(signal, options.connectMs, `${place} did not answer in time`);
     try {
@@ -58,7 +64,8 @@ export function createUpstream(
             limit.signal,
           );
       }
-      return await (corporate as NonNullable<typeof corporate>).connect(to, tunnel, limit.signal);
+      const proxy = corporate as NonNullable<typeof corporate>;
+      return requests ? await proxy.relay(limit.signal) : await proxy.connect(to, tunnel, limit.signal);
     } catch (error) {
       if (error instanceof UpstreamError) throw error;
       if (limit.signal.aborted) throw abandoned(limit.signal, place);
@@ -69,10 +76,10 @@ export function createUpstream(
   };
 
   const made = (who: string, sessions: TlsSessions | undefined): Upstream => ({
-    connect: (to, judge, signal, { tunnel = false } = {}) => dial(to, judge, tunnel, who, signal),
+    connect: (to, judge, signal, options = {}) => dial(to, judge, options, who, signal),
     async connectTls(to, judge, { alpn }, signal) {
       const place = placeOf(to);
-      const { socket, address } = await dial(to, judge, false, who, signal);
+      const { socket, address } = await dial(to, judge, {}, who, signal);
       const limit = deadline(
         signal,
         options.handshakeMs,

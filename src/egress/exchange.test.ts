@@ -426,3 +426,55 @@ describe('what the guest sees', () => {
     expect(await guest.end()).toMatch(/Connection: close\r\n\r\nenough$/);
   });
 });
+
+describe('behind a proxy of the host’s network', () => {
+  const relay = { authorization: 'Basic b3VyczpzZWNyZXQ=' };
+
+  test('plain requests name their whole URL and show our credentials, never the guest’s', async () => {
+    const { origin, guest } = await set({ relay });
+    for (const target of ['/good', '/again']) {
+      const echoed = await guest
+        .clear()
+        .write(
+          lines(
+            `GET http://a.test${target} HTTP/1.1`,
+            'Host: a.test',
+            'Proxy-Authorization: Basic Z3Vlc3Q6Z3Vlc3Q=',
+          ),
+        )
+        .until(
+          `GET http://a.test${target} HTTP/1.1\r\nHost: a.test\r\nProxy-Authorization: ${relay.authorization}`,
+        );
+      expect(echoed).not.toContain('Z3Vlc3Q6');
+    }
+    expect(origin.connections).toHaveLength(1);
+  });
+
+  test('what that proxy asks of us is not asked of the guest', async () => {
+    const refusing = 'HTTP/1.1 407 Who\r\nProxy-Authenticate: Basic realm="x"\r\nContent-Length: 0\r\n\r\n';
+    const { guest } = await set({ relay, origin: await serveHttp(refusing) });
+    const text = await guest.write(good).until('does not accept our credentials');
+    expect(text).toMatch(/^HTTP\/1.1 502 /);
+    expect(text).not.toContain('Proxy-Authenticate');
+  });
+
+  test('a WebSocket goes through by itself', async () => {
+    const { lab, origin, guest } = await set({ relay });
+    await guest.write(good).until('GET http://a.test/good');
+    guest
+      .clear()
+      .write(
+        lines(
+          'GET http://a.test/ws HTTP/1.1',
+          'Host: a.test',
+          'Connection: Upgrade',
+          'Upgrade: websocket',
+          'Sec-WebSocket-Version: 13',
+          'Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==',
+        ),
+      );
+    await guest.until('GET /ws HTTP/1.1');
+    expect(origin.connections).toHaveLength(2);
+    expect(lab.reached).toEqual(['a.test:80', 'a.test:80']);
+  });
+});

@@ -314,14 +314,15 @@ export class Exchange implements RequestReader, AnswerReader, ScrubbedSink, Hold
   #connect(share: string | undefined): void {
     const { session, signal } = this.#connection;
     this.#generation = session.pool.generation;
-    const waiting = share === undefined ? undefined : session.pool.take(this.#place, share);
+    const upgrade = this.#webSocketKey !== undefined;
+    const waiting = share === undefined || upgrade ? undefined : session.pool.take(this.#place, share);
     if (waiting !== undefined) {
       this.#pooled = true;
       return this.#send(waiting);
     }
     const admitted = this.#admitted as AdmittedRequest;
     this.#guest.patience();
-    this.#route.dial(this.#to as Destination, admitted.judgement, signal).then(
+    this.#route.dial(this.#to as Destination, admitted.judgement, signal, { upgrade }).then(
       (upstream) => {
         if (this.#over) return session.pool.put(this.#place, upstream, this.#generation);
         upstream.share = admitted.pool;
@@ -335,8 +336,8 @@ export class Exchange implements RequestReader, AnswerReader, ScrubbedSink, Hold
       (error: UpstreamError) => {
         if (this.#over) return;
         this.#over = true;
-        const refusal = errorRefusal(this.#to as Destination, this.#route.scheme, error);
         this.#hold(0);
+        const refusal = errorRefusal(this.#to as Destination, this.#route.scheme, error);
         admitted.failed(error, refusal);
         this.#guest.refuse(refusal);
       },
@@ -350,7 +351,11 @@ export class Exchange implements RequestReader, AnswerReader, ScrubbedSink, Hold
     this.#upstream = upstream;
     admitted.entry.note({ address: upstream.address });
     const headers = this.#rewritten?.headers ?? admitted.headers;
-    let text = `${method} ${admitted.target} HTTP/1.1\r\nHost: ${authorityText(this.#to as Destination, scheme)}\r\n`;
+    const authority = authorityText(this.#to as Destination, scheme);
+    const { relay } = upstream;
+    const target = relay === undefined ? admitted.target : absoluteTarget(authority, admitted.target);
+    let text = `${method} ${target} HTTP/1.1\r\nHost: ${authority}\r\n`;
+    if (relay?.authorization !== undefined) text += `Proxy-Authorization: ${relay.authorization}\r\n`;
     text += headerLines(
       this.#webSocketKey !== undefined && admitted.scrub.length > 0 ? withoutExtensions(headers) : headers,
       headers === read ? spelt : undefined,
@@ -373,12 +378,12 @@ export class Exchange implements RequestReader, AnswerReader, ScrubbedSink, Hold
   #finish(): void {
     if (this.#over) return;
     this.#over = true;
+    this.#hold(0);
     const { pool } = this.#connection.session;
     const upstream = this.#upstream as Http1Upstream;
     const { bytesOut, bytesIn } = this.#guest;
     (this.#admitted as AdmittedRequest).entry.end({ bytesOut, bytesIn, status: this.#status as number });
     if (!this.#guest.bodyDone) upstream.close();
-    this.#hold(0);
     else if (upstream.rest()) pool.put(this.#place, upstream, this.#generation);
     this.#guest.finish();
   }
@@ -415,14 +420,18 @@ export class Exchange implements RequestReader, AnswerReader, ScrubbedSink, Hold
   #giveUp(error: string, status = this.#status): void {
     if (this.#over) return;
     this.#over = true;
+    this.#hold(0);
     this.#scrubbed?.close();
     this.#upstream?.close();
     const { bytesOut, bytesIn } = this.#guest;
     this.#admitted?.entry.end({ bytesOut, bytesIn, error, ...(status !== undefined && { status }) });
   }
-    this.#hold(0);
 }
 
 /** What is compressed by agreement between the two ends cannot be scrubbed. */
 const withoutExtensions = (headers: readonly Header[]): Header[] =>
   headers.filter(([name]) => name !== 'sec-websocket-extensions');
+
+/** For a proxy of the host's network. `OPTIONS *` is a URL without a path there (RFC 9112, section 3.2.4). */
+const absoluteTarget = (authority: string, target: string): string =>
+  `http://${authority}${target === '*' ? '' : target}`;

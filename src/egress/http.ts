@@ -23,7 +23,12 @@ export interface HttpRoute {
   /** Throws Malformed. */
   locate(head: RequestHead): Located;
   /** Rejects with UpstreamError. */
-  dial(to: Destination, judgement: Judgement, signal: AbortSignal): Promise<Http1Upstream>;
+  dial(
+    to: Destination,
+    judgement: Judgement,
+    signal: AbortSignal,
+    options: { upgrade: boolean },
+  ): Promise<Http1Upstream>;
   /** Takes a CONNECT; other requests are exchanges. */
   connect?(head: RequestHead, guest: Http1Guest): RequestReader;
   /** For the record. */
@@ -91,7 +96,9 @@ export function fixedRoute(
     ...(onUnused !== undefined && { onUnused }),
     gate: new RequestGate(connection, { verifiedTls: scheme === 'https' }),
     locate: (head) => ({ to, ...originForm(head, authority) }),
-    dial: options.dial ?? ((it, judgement, signal) => reachHttp(connection, scheme, it, judgement, signal)),
+    dial:
+      options.dial ??
+      ((it, judgement, signal, how) => reachHttp(connection, scheme, it, judgement, signal, how)),
     onMalformed: (error) => recordMalformed(connection, to, scheme, error),
   };
 }
@@ -110,7 +117,7 @@ export function hostRoute(connection: Connection, caught: Destination): HttpRout
       const host = said.host.kind === 'name' ? said.host : caught.host;
       return { to: { host, port: caught.port }, authority, target };
     },
-    dial: (to, judgement, signal) => reachHttp(connection, 'http', to, judgement, signal),
+    dial: (to, judgement, signal, options) => reachHttp(connection, 'http', to, judgement, signal, options),
     onMalformed: (error) => recordMalformed(connection, caught, 'http', error),
   };
 }

@@ -23,7 +23,7 @@ import { openCertificateAuthority } from './certificates/authority.ts';
 import type { EgressLimits, EgressSandbox, EgressSession, Intent } from './egress.ts';
 import { createEgress } from './session.ts';
 import { dialAddresses } from './sockets.ts';
-import { type Destination, type Upstream, UpstreamError } from './upstream.ts';
+import { type Destination, type Relay, type Upstream, UpstreamError } from './upstream.ts';
 import { createVerifyingContext, shakeHands } from './verified-tls.ts';
 
 export type Recorded = Partial<LogEntry> & { ended?: boolean };
@@ -65,6 +65,8 @@ export interface LabOptions {
   id?: string;
   answer?: (question: Omit<Question, 'id' | 'at' | 'until'>, signal: AbortSignal) => Promise<boolean>;
   processOf?: NonNullable<EgressSandbox['processOf']>;
+  /** As if plain HTTP went to a proxy of the host's network. */
+  relay?: Relay;
 }
 
 const tlsAuthority = makeAuthority('World');
@@ -107,7 +109,10 @@ export async function openLab(options: LabOptions = {}): Promise<Lab> {
     return { ...dialled, address: addresses[0] as string };
   };
   const upstream: Upstream = {
-    connect: (to, judge, signal, { tunnel = false } = {}) => dial(to, judge, signal, tunnel),
+    async connect(to, judge, signal, { tunnel = false, requests = false } = {}) {
+      const dialled = await dial(to, judge, signal, tunnel);
+      return requests && options.relay !== undefined ? { ...dialled, relay: options.relay } : dialled;
+    },
     async connectTls(to, judge, { alpn }, signal) {
       const { socket, address } = await dial(to, judge, signal);
       const place = `${hostText(to.host)}:${to.port}`;

@@ -20,7 +20,7 @@ export function serveProxy(connection: Connection, wire: Wire): void {
     scheme: 'http',
     gate: new RequestGate(connection, { verifiedTls: false }),
     locate,
-    dial: (to, judgement, signal) => reachHttp(connection, 'http', to, judgement, signal),
+    dial: (to, judgement, signal, options) => reachHttp(connection, 'http', to, judgement, signal, options),
     connect: (head, guest) => new ConnectRequest(connection, guest, head),
     // Nobody knows where it was meant to go.
     onMalformed: () => {},

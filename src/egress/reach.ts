@@ -3,31 +3,34 @@ import type { TLSSocket } from 'node:tls';
 import type { Connection, Judgement } from './connection.ts';
 import { Http1Upstream } from './http1/client.ts';
 import type { BulkReader } from './tunnel-bytes.ts';
-import { type Destination, UpstreamError } from './upstream.ts';
+import { type Destination, type Relay, UpstreamError } from './upstream.ts';
 import { Wire } from './wire.ts';
 
 /** How it was reached. `judged`: the policy was asked about that very address. */
 export interface Reached {
   address: string;
   judged: boolean;
+  relay?: Relay;
 }
 
-/** An HTTP/1.1 connection. Rejects with UpstreamError. */
+/** An HTTP/1.1 connection; `upgrade`: for a request that turns it into something else. Rejects with UpstreamError. */
 export async function reachHttp(
   connection: Connection,
   scheme: 'http' | 'https',
   to: Destination,
   judgement: Judgement,
   signal: AbortSignal,
+  { upgrade = false }: { upgrade?: boolean } = {},
 ): Promise<Http1Upstream> {
   if (scheme === 'https') {
     const { tls, reached } = await reachTls(connection, to, judgement, ['http/1.1'], signal);
     return new Http1Upstream(new Wire(tls), reached);
   }
   const { result, reached } = await watched(judgement, (judge) =>
-    connection.session.upstream.connect(to, judge, signal),
+    connection.session.upstream.connect(to, judge, signal, { requests: !upgrade }),
   );
-  return new Http1Upstream(new Wire(result.socket), reached);
+  const { relay } = result;
+  return new Http1Upstream(new Wire(result.socket), relay === undefined ? reached : { ...reached, relay });
 }
 
 /** A verified TLS connection on which the other end has chosen `alpn`. */

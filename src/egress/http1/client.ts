@@ -1,4 +1,5 @@
 // Our end of an HTTP/1.1 connection to the world: one request after the other, answers read strictly. What comes unasked ends it.
+import type { Relay } from '../upstream.ts';
 import type { Wire, WireReader } from '../wire.ts';
 import { type BodyReader, type BodySink, bodyReader } from './body.ts';
 import { endOfHead, Malformed, parseResponseHead, type ResponseHead } from './head.ts';
@@ -33,6 +34,8 @@ export class Http1Upstream implements WireReader, BodySink {
   readonly address: string;
   /** The policy was asked about `address`; it was not where a proxy of the host's network stands between. */
   readonly judged: boolean;
+  /** Set when it ends at a proxy of the host's network, which has to be told each request's whole URL. */
+  readonly relay: Relay | undefined;
   /** What it has been used for: connections with other shares are kept apart. Undefined while it is fresh. */
   share: string | undefined;
   /** Called when an idle connection ends by itself. */
@@ -48,11 +51,12 @@ export class Http1Upstream implements WireReader, BodySink {
   #informational = 0;
   #untilClose = false;
 
-  constructor(wire: Wire, reached: { address: string; judged: boolean }) {
+  constructor(wire: Wire, reached: { address: string; judged: boolean; relay?: Relay }) {
     this.wire = wire;
     this.output = new Output(wire);
     this.address = reached.address;
     this.judged = reached.judged;
+    this.relay = reached.relay;
     wire.take(this);
   }
 
@@ -129,6 +133,9 @@ export class Http1Upstream implements WireReader, BodySink {
     this.#seen = 0;
     const head = parseResponseHead(all.toString('latin1', 0, end), this.#method);
     const rest = all.subarray(end);
+    // Meant for us: the guest has no credentials for that proxy, and must not be asked for them.
+    if (head.status === 407 && this.relay !== undefined)
+      throw new Malformed(400, 'The upstream proxy does not accept our credentials (407).');
     if (head.status >= 200) return this.#answer(head, rest);
     if (head.status === 101) {
       const reader = this.#reader;
