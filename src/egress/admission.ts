@@ -89,6 +89,9 @@ export class RequestGate implements Gate {
     const outgoing = { verifiedTls: this.#options.verifiedTls, host, port: to.port, method, target, headers };
     return Promise.try(() => secrets.inject(outgoing, signal)).then(
       (injection) => {
+        // The policy may have changed while a secret was fetched.
+        const now = this.#connection.decide(attempt);
+        if (now.effect !== 'allow') return this.#refuse(request, now, policyRefusal(to, scheme, now));
         if (injection.kind === 'changed' && breaksHead(injection)) return this.#unusable(request);
         if (injection.kind !== 'refused') return admitted(injection);
         return this.#refuse(

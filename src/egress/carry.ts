@@ -24,9 +24,12 @@ export function carry(
   decision: Decision,
   opening: Opening,
 ): void {
+  // It may have changed while the first bytes were on their way. Where it says no by now, this has been cut.
+  const now = connection.decide(attemptOf(to));
+  const latest = now.effect === 'allow' ? now : decision;
   switch (opening.kind) {
     case 'tls':
-      return carryTls(connection, wire, to, decision, opening.hello);
+      return carryTls(connection, wire, to, latest, opening.hello);
     case 'bad-tls':
       return refuseTls(connection, wire, to, alerts.decodeError, { reason: 'malformed' });
     case 'http':
@@ -40,7 +43,7 @@ export function carry(
       );
     case 'other':
     case 'silent':
-      return carryRaw(connection, wire, to, decision, opening.kind === 'silent');
+      return carryRaw(connection, wire, to, latest, opening.kind === 'silent');
   }
 }
 
