@@ -1,9 +1,9 @@
 // One request of a guest over HTTP/1.1 and its answer: admitted, sent on over a connection of the pool or a new one, answered as it comes. Both bodies
 // stream; whoever is slow holds the other end, not our memory.
-import { bodyBytesMax } from '../vault/vault.ts';
 import type { AdmittedRequest } from './admission.ts';
 import type { Connection } from './connection.ts';
 import type { GuestRequest, Refused } from './gate.ts';
+import { Gathered } from './gathered.ts';
 import type { HttpRoute } from './http.ts';
 import type { AnswerReader, Http1Upstream } from './http1/client.ts';
 import type { Http1Guest, RequestReader } from './http1/guest.ts';
@@ -12,7 +12,14 @@ import { headerLines } from './http1/write.ts';
 import type { Holder } from './http2/memory.ts';
 import { Join } from './join.ts';
 import { authorityText } from './place.ts';
-import { errorRefusal, malformedRefusal, requestRefusal, upstreamRefusal } from './refusal.ts';
+import {
+  bodyTooLong,
+  bodyUnusable,
+  errorRefusal,
+  malformedRefusal,
+  requestRefusal,
+  upstreamRefusal,
+} from './refusal.ts';
 import { createFinder, scrubText } from './scrub.ts';
 import { decoderFor, ScrubbedAnswer, type ScrubbedSink } from './scrubbed-answer.ts';
 import type { Destination, UpstreamError } from './upstream.ts';
@@ -35,7 +42,7 @@ export class Exchange implements RequestReader, AnswerReader, ScrubbedSink, Hold
   #generation = 0;
   #answered = false;
   #status: number | undefined;
-  #collected: Buffer[] | undefined;
+  #collected: Gathered | undefined;
   #heldBytes = 0;
   #isForbidden: ((bytes: Buffer) => boolean) | undefined;
   #scrubbed: ScrubbedAnswer | undefined;
@@ -88,7 +95,7 @@ export class Exchange implements RequestReader, AnswerReader, ScrubbedSink, Hold
   }
 
   requestEnded(): void {
-    if (this.#collected !== undefined) this.#rewrite(Buffer.concat(this.#collected));
+    if (this.#collected !== undefined) this.#rewrite(this.#collected.whole);
     else if (this.#head.framing.kind === 'chunked') this.#upstream?.output.text('0\r\n\r\n');
   }
 
@@ -268,19 +275,14 @@ export class Exchange implements RequestReader, AnswerReader, ScrubbedSink, Hold
     this.#place = `${this.#route.scheme}://${authorityText(this.#to as Destination, this.#route.scheme)}`;
     if (admission.body === undefined || this.#head.framing.kind === 'none')
       return this.#connect(admission.pool);
-    this.#collected = [];
+    this.#collected = new Gathered();
     if (this.#head.expectsContinue) this.#guest.continue();
     this.#guest.readBody();
   }
 
-  #collect(bytes: Buffer, pieces: Buffer[]): void {
-    if (this.#heldBytes + bytes.length <= bodyBytesMax) {
-      pieces.push(bytes);
-      this.#hold(this.#heldBytes + bytes.length);
-      return;
-    }
-    const message = `A body that has to be seen whole is longer than ${bodyBytesMax} bytes.`;
-    this.#refuse(requestRefusal(413, 'body-too-large', message), 'body-too-large');
+  #collect(bytes: Buffer, body: Gathered): void {
+    if (body.add(bytes)) this.#hold(body.heldBytes);
+    else this.#refuse(bodyTooLong, 'body-too-large');
   }
 
   /** What waits here of the request. Counted until it is over, for the world may take its time. */
@@ -299,10 +301,7 @@ export class Exchange implements RequestReader, AnswerReader, ScrubbedSink, Hold
       this.#rewritten = { body, headers };
       this.#hold(body.length);
     } catch {
-      this.#refuse(
-        requestRefusal(403, 'body-unusable', 'A secret cannot be put into this body.'),
-        'body-unusable',
-      );
+      this.#refuse(bodyUnusable, 'body-unusable');
       return;
     }
     if (!this.#over) this.#connect(admitted.pool);

@@ -1,6 +1,7 @@
 // What a guest is told when its request goes nowhere: a status, one line for a program, and lines that a person can act on. No address that a name was
 // resolved to, and nothing of this host.
 import type { Decision } from '../policy/policy.ts';
+import { bodyBytesMax } from '../vault/vault.ts';
 import type { Refused } from './gate.ts';
 import { authorityText } from './place.ts';
 import type { Destination, UpstreamError } from './upstream.ts';
@@ -37,6 +38,14 @@ export function policyRefusal(
 export function requestRefusal(status: number, reason: string, message: string): Refused {
   return refused(status, ['X-Glovebox-Deny', reason], message, status === 400 || status === 421);
 }
+
+export const bodyTooLong = requestRefusal(
+  413,
+  'body-too-large',
+  `A body that has to be seen whole is longer than ${bodyBytesMax} bytes.`,
+);
+
+export const bodyUnusable = requestRefusal(403, 'body-unusable', 'A secret cannot be put into this body.');
 
 /** Not HTTP as it should be; whatever comes behind it cannot be trusted to be a request. */
 export const malformedRefusal = (status: number, message: string): Refused =>

@@ -3,9 +3,10 @@
 import { type ClientHttp2Stream, constants, type ServerHttp2Stream } from 'node:http2';
 import { bodyBytesMax } from '../../vault/vault.ts';
 import type { Admission, Admitted, Refused } from '../gate.ts';
+import { Gathered } from '../gathered.ts';
 import { Malformed } from '../http1/head.ts';
 import { authorityText } from '../place.ts';
-import { malformedRefusal, requestRefusal, upstreamRefusal } from '../refusal.ts';
+import { bodyTooLong, bodyUnusable, malformedRefusal, requestRefusal, upstreamRefusal } from '../refusal.ts';
 import { createFinder, scrubText } from '../scrub.ts';
 import { decoderFor, ScrubbedAnswer, type ScrubbedSink } from '../scrubbed-answer.ts';
 import type { Destination } from '../upstream.ts';
@@ -205,41 +206,32 @@ export class Exchange implements Holder, ScrubbedSink {
   #collect(rewrite: NonNullable<Admitted['body']>): void {
     const guest = this.#guest;
     const { contentLength, expectsContinue } = this.#head as Http2Head;
-    const tooLong = () =>
-      this.#refuse(
-        requestRefusal(
-          413,
-          'body-too-large',
-          `A body that has to be seen whole is longer than ${bodyBytesMax} bytes.`,
-        ),
-        'body-too-large',
-      );
+    const tooLong = () => this.#refuse(bodyTooLong, 'body-too-large');
     if (Number(contentLength ?? 0) > bodyBytesMax) {
       tooLong();
       return;
     }
     if (expectsContinue) guest.additionalHeaders({ ':status': 100 });
-    const pieces: Buffer[] = [];
+    const gathered = new Gathered();
     guest.on('data', (bytes: Buffer) => {
       this.#bytesOut += bytes.length;
-      this.#heldBytes += bytes.length;
-      pieces.push(bytes);
-      if (this.#heldBytes > bodyBytesMax) tooLong();
-      else this.#count();
+      if (!gathered.add(bytes)) {
+        tooLong();
+        return;
+      }
+      this.#heldBytes = gathered.heldBytes;
+      this.#count();
     });
     guest.on('end', () => {
       if (guest.rstCode !== NGHTTP2_NO_ERROR || guest.aborted || this.#settled) return;
       try {
-        const { body, headers } = rewrite(Buffer.concat(pieces));
+        const { body, headers } = rewrite(gathered.whole);
         // Counted until it is over, for the world may take its time.
         this.#heldBytes = body.length;
         this.#count();
         if (!this.#settled) this.#send(headers, body);
       } catch {
-        this.#refuse(
-          requestRefusal(403, 'body-unusable', 'A secret cannot be put into this body.'),
-          'body-unusable',
-        );
+        this.#refuse(bodyUnusable, 'body-unusable');
       }
     });
   }
