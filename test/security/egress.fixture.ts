@@ -2,6 +2,7 @@
 // not be touched. A connection of a guest is a Duplex here: its socket is opened by a process inside the guest, and the attack's bytes come from the test.
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { DatabaseSync } from 'node:sqlite';
 import { Duplex } from 'node:stream';
 import { type TLSSocket, connect as tlsConnect } from 'node:tls';
 import { afterAll, beforeAll, beforeEach, describe, expect } from 'vitest';
@@ -9,6 +10,8 @@ import { WebSocket } from 'ws';
 import { agentCommand } from '../../src/agent/bundle.ts';
 import { runtimeExtension } from '../../src/contract/admin.ts';
 import type { LogEntry, NewRule, SetSecret } from '../../src/contract/network.ts';
+import type { Argument } from '../../src/runtime/conformance-probe.ts';
+import { probeFile } from '../../src/runtime/seccomp/probe.ts';
 import { type Answer, type CommandResult, call, create, list, remove, run } from '../client.ts';
 import { expectNothingLeft, makeHome, startDaemon, type TestDaemon, until } from '../daemon.ts';
 import { type Lab, type LabOptions, type Origin, openLab } from '../network/lab.ts';
@@ -200,12 +203,13 @@ export class Hostile {
     return run(this.#world.daemon, this.id, line);
   }
 
-  /** A program for Bun, run inside; its stdout. Fails when it fails. */
-  async program(source: string, ...args: string[]): Promise<string> {
-    const words = [...bun.words, '-e', source, ...args].map(quoted).join(' ');
-    const { stdout, stderr, exitCode } = await this.shell(words);
-    expect(exitCode, `${stdout}${stderr}`).toBe(0);
-    return stdout;
+  /** What the kernel answers to these calls, made inside. */
+  async syscalls(calls: Argument[][]): Promise<{ value: number; errno: number }[]> {
+    const words = [...bun.words, '/tmp/probe.js', bun.libc, JSON.stringify(calls)].map(quoted).join(' ');
+    const { stdout, stderr } = await this.shell(
+      `cat >/tmp/probe.js <<'END'\n${readFileSync(probeFile, 'utf8')}\nEND\n${words}`,
+    );
+    return JSON.parse(stdout || `no answer: ${stderr}`);
   }
 
   /** The certificate of its authority, as its programs see it. */
@@ -369,6 +373,15 @@ export class Hostile {
     return stdout.split('\n').filter((line) => line !== '');
   }
 
+  /** The token by which its agent proves itself, as if it had been stolen. */
+  stolenToken(): string {
+    using database = new DatabaseSync(join(this.#world.home, 'glovebox.db'), { readOnly: true });
+    const row = database.prepare('SELECT record FROM sandbox WHERE id = ?').get(this.id) as {
+      record: string;
+    };
+    return (JSON.parse(row.record) as { agentToken: string }).agentToken;
+  }
+
   /** What the daemon has on record of it, the oldest first, once an entry is there that `holds`. */
   async logged(holds: (entry: LogEntry) => boolean): Promise<LogEntry> {
     const entries = await until(
@@ -383,7 +396,7 @@ export class Hostile {
 export interface WorldOptions {
   lab?: LabOptions;
   /** More lines for the section [egress] of the daemon's configuration. */
-  egress?: string;
+  egress?: () => string;
   env?: Record<string, string>;
 }
 
@@ -391,6 +404,10 @@ export interface GuestOptions {
   rules?: NewRule[];
   /** More of the request that creates it. */
   request?: Record<string, unknown>;
+}
+
+export function residentBytes(pid: number): number {
+  return 1024 * Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1]);
 }
 
 /** A lab, and a daemon that knows it. */
@@ -408,7 +425,7 @@ export class World implements AsyncDisposable {
 
   static async open(settings: WorldOptions = {}): Promise<World> {
     const world = new World(await openLab(settings.lab), settings);
-    const { egress = '' } = settings;
+    const egress = settings.egress?.() ?? '';
     writeFileSync(
       join(world.home, 'config.toml'),
       `[log]\nlevel = "debug"\nfile_enabled = true\n${world.lab.config}${egress}\n`,
