@@ -18,6 +18,7 @@ import {
   type SystemInfo,
   sandboxInfoOf,
   systemInfoOf,
+  transparentExtension,
 } from './wire.ts';
 
 interface Aborting {
@@ -73,6 +74,11 @@ export interface CreateOptions {
   rules?: readonly Omit<NewRule, 'sandbox'>[];
   /** A policy of its own in OpenSandbox's form, instead of what is allowed everywhere. */
   networkPolicy?: NetworkPolicy;
+  /**
+   * `false`: connections of programs that know nothing of the proxy are not caught, so servers in the sandbox can have ports 80 and 443. Default:
+   * they are, as soon as something is allowed.
+   */
+  transparent?: boolean;
   signal?: AbortSignal;
 }
 
@@ -130,7 +136,12 @@ export class SandboxClient {
       platform,
       rules,
       networkPolicy,
+      transparent,
     } = options;
+    const extensions = {
+      ...(runtime === undefined ? {} : { [runtimeExtension]: runtime }),
+      ...(transparent === undefined ? {} : { [transparentExtension]: String(transparent) }),
+    };
     const answer = await this.#connection.json('POST', '/v1/sandboxes', {
       ...{ doing, signal },
       json: {
@@ -140,7 +151,7 @@ export class SandboxClient {
         ...{ timeout: seconds, env, platform },
         resourceLimits: limitsOf(resources),
         metadata: { ...metadata, ...(name === undefined ? {} : { [nameLabel]: name }) },
-        ...(runtime === undefined ? {} : { extensions: { [runtimeExtension]: runtime } }),
+        ...(Object.keys(extensions).length > 0 ? { extensions } : {}),
         ...(volumes?.length ? { volumes: volumes.map(wireVolume) } : {}),
         networkPolicy,
         ...(rules?.length ? { glovebox: { rules } } : {}),

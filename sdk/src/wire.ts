@@ -158,6 +158,7 @@ export interface SandboxInfo {
 
 export const nameLabel = 'glovebox.name';
 export const runtimeExtension = 'glovebox.runtime';
+export const transparentExtension = 'glovebox.transparent';
 
 interface WireSandbox {
   id: string;
@@ -286,6 +287,8 @@ export interface RuntimeInfo {
     limits: Record<string, string>;
     users: 'all' | 'single';
     isolation: 'none' | 'namespaces' | 'container' | 'virtual-machine';
+    /** Of connections: caught whatever their address; only through the proxy; past every rule. */
+    network: 'captured' | 'loopback' | 'open';
     imagePull: boolean;
   };
   problems: { message: string; hint: string; fatal: boolean }[];

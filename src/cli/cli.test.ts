@@ -609,6 +609,7 @@ test('doctor tells what works, and fails when nothing does', async () => {
     users: 'all',
     isolation: 'container',
     imagePull: true,
+    network: 'captured',
   };
   const problem = { message: 'no engine answers', hint: 'Start dockerd.', fatal: true };
   const runtime = {

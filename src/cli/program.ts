@@ -67,6 +67,10 @@ export function makeProgram(args: readonly string[]): Command {
     .option('--platform <os/arch>', 'e.g. linux/arm64')
     .option('--allow <resources>', 'what it may reach, e.g. pypi.org,*.npmjs.org:443 (repeatable)', collect)
     .option('--deny <resources>', 'what it may not reach, whatever else is allowed (repeatable)', collect)
+    .option(
+      '--no-transparent',
+      'leave ports 80 and 443 to its own servers: only what uses the proxy gets out',
+    )
     .option('--network-policy-file <file>', "a network policy in OpenSandbox's form, as JSON")
     .option('--json', 'print all about it')
     .addHelpText(

@@ -7,10 +7,12 @@
 //   GET    /v1/sandboxes/{id}/proxy/44772/archive?path=P   -> 200 application/x-tar   a file or folder as tar
 //   PUT    /v1/sandboxes/{id}/proxy/44772/archive?path=P   body tar -> 204            unpacked below P
 //
-// Requests to POST /v1/sandboxes choose a runtime with extensions["glovebox.runtime"]; metadata["glovebox.name"] is a name that is unique among live sandboxes.
+// Requests to POST /v1/sandboxes choose a runtime with extensions["glovebox.runtime"], and whether connections are caught with ["glovebox.transparent"]; metadata["glovebox.name"] is a name that is unique among live sandboxes.
 import { z } from 'zod';
 
 export const runtimeExtension = 'glovebox.runtime';
+/** `false`: connections are not caught, so the guest's own servers can have ports 80 and 443, and only programs that use the proxy get out. */
+export const transparentExtension = 'glovebox.transparent';
 export const nameLabel = 'glovebox.name';
 
 export const ImageInfo = z.object({
@@ -35,6 +37,8 @@ export const RuntimeInfo = z.object({
     users: z.enum(['all', 'single']),
     isolation: z.enum(['none', 'namespaces', 'container', 'virtual-machine']),
     imagePull: z.boolean(),
+    /** What becomes of connections: caught whatever their address; only through the proxy; past every rule. */
+    network: z.enum(['captured', 'loopback', 'open']),
   }),
   problems: z.array(z.object({ message: z.string(), hint: z.string(), fatal: z.boolean() })),
 });

@@ -82,6 +82,7 @@ const infoOf = (id: string, name?: string) =>
   ({
     id,
     metadata: name === undefined ? {} : { 'glovebox.name': name },
+    extensions: {},
   }) as Partial<SandboxInfo> as SandboxInfo;
 
 /** A guest that notes what it is asked to catch; nothing in it can be read or written. */
@@ -120,8 +121,22 @@ describe('the agent', () => {
     expect(guest.asked).toEqual(['false ']);
   });
 
-  test('that has dialled in again, perhaps as another, is told anew', async () => {
+  test('catches nothing where nothing is allowed, or where the ports of the web are for servers of the guest', async () => {
     networks.open(infoOf('one'), {});
+    const guest = guestOf();
+    await networks.attach('one', { guest, walls: 'captured', fresh: false }, never);
+    expect(guest.asked).toEqual(['false ']);
+    policies.addRule({ decision: 'allow', resources: ['a.test'] }, 'one');
+    await vi.waitFor(() => expect(guest.asked).toEqual(['false ', 'true 80,443']));
+    const info = { ...infoOf('two'), extensions: { 'glovebox.transparent': 'false' } };
+    networks.open(info, { rules: [{ decision: 'allow', resources: ['a.test'] }] });
+    const other = guestOf();
+    await networks.attach('two', { guest: other, walls: 'captured', fresh: false }, never);
+    expect(other.asked).toEqual(['false ']);
+  });
+
+  test('that has dialled in again, perhaps as another, is told anew', async () => {
+    networks.open(infoOf('one'), { rules: [{ decision: 'allow', resources: ['a.test'] }] });
     for (const guest of [guestOf(), guestOf()]) {
       await networks.attach('one', { guest, walls: 'captured', fresh: false }, never);
       expect(guest.asked).toEqual(['true 80,443']);

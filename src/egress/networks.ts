@@ -1,7 +1,7 @@
 // The network around all sandboxes of a home: gives each its policy, its secrets, its authority and a session that its agent's connections go to, and
 // tells agents and sessions when something changes.
 import type { Socket } from 'node:net';
-import { nameLabel } from '../contract/admin.ts';
+import { nameLabel, transparentExtension } from '../contract/admin.ts';
 import type { Guest } from '../guest/guest.ts';
 import { Failure } from '../lib/failure.ts';
 import type { Log } from '../lib/log.ts';
@@ -181,8 +181,14 @@ export class Networks implements SandboxNetwork {
   async #tellNow(sandboxId: string, it: Surroundings, signal: AbortSignal): Promise<void> {
     if (it.inside === undefined) return;
     const { guest, walls } = it.inside;
-    const capture = walls === 'captured' && this.#options.transparent;
-    const ports = capture ? [...new Set([...webPorts, ...this.#options.policies.of(sandboxId).ports])] : [];
+    const policy = this.#options.policies.of(sandboxId);
+    // Where nothing is allowed there is nothing to be caught for, and ports 80 and 443 are the guest's own.
+    const capture =
+      walls === 'captured' &&
+      this.#options.transparent &&
+      it.info.extensions[transparentExtension] !== 'false' &&
+      policy.opens;
+    const ports = capture ? [...new Set([...webPorts, ...policy.ports])] : [];
     const told = `${capture} ${ports.join()}`;
     if (told === it.told) return;
     const { unavailable } = await guest.egress({ capture, ports }, signal);

@@ -146,6 +146,7 @@ describe('what may not be looked into', () => {
       addresses: (_, __, dial) => ({ dial: [...dial] }),
       mayResolve: () => true,
       ports: [],
+      opens: true,
     };
     const { lab } = await labWith({ policy });
     const guest = await (await lab.guest()).connect('good.test:443');

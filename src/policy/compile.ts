@@ -58,6 +58,7 @@ const listedRanges = defaultProxyConfig.network.blockCIDR.map(knownRange);
 
 class CompiledPolicy implements Policy {
   readonly ports: readonly number[];
+  readonly opens: boolean;
   readonly #decide: EntryIndex;
   readonly #bypass: EntryIndex;
   readonly #fallback: 'allow' | 'deny';
@@ -74,6 +75,7 @@ class CompiledPolicy implements Policy {
     this.#metadata = sources.dangerouslyAllowMetadata === true;
     this.#naming = { sandboxName: sources.sandboxName, fallback: sources.own?.kind ?? 'global' };
     this.ports = portsOf(decide);
+    this.opens = this.#fallback === 'allow' || decide.some(({ effect }) => effect !== 'deny');
   }
 
   decide(attempt: Attempt): Decision {

@@ -65,6 +65,8 @@ export interface Policy {
   mayResolve(name: string): boolean;
   /** TCP ports that rules open, beside 80 and 443, on which connections should be caught; in the order of the rules, at most `portsMax`. */
   readonly ports: readonly number[];
+  /** Whether anything at all may be reached or asked for. */
+  readonly opens: boolean;
 }
 
 export const portsMax = 64;

@@ -1,6 +1,6 @@
 // A create request of OpenSandbox as one of ours. What this build cannot do is refused here by name; nothing is read past.
 import { posix } from 'node:path';
-import { runtimeExtension } from '../../contract/admin.ts';
+import { runtimeExtension, transparentExtension } from '../../contract/admin.ts';
 import type { CreateSandboxRequest } from '../../contract/opensandbox.ts';
 import { parseLimits } from '../../contract/quantity.ts';
 import { Failure } from '../../lib/failure.ts';
@@ -59,16 +59,22 @@ function refuseExtensions(extensions: Record<string, string>): void {
     throw new Refusal('invalid', 'extensions.poolRef: there are no pools in this version', {
       wireCode: 'SANDBOX::UNSUPPORTED_POOL_REF',
     });
+  const transparent = extensions[transparentExtension];
+  if (transparent !== undefined && transparent !== 'true' && transparent !== 'false')
+    throw new Failure(
+      'invalid',
+      `extensions[${JSON.stringify(transparentExtension)}]: must be true or false`,
+    );
   for (const key of Object.keys(extensions)) {
     if (key === 'access.renew.extend.seconds' || key.startsWith('bootstrap.'))
       throw new Failure(
         'unsupported',
         `extensions[${JSON.stringify(key)}]: is not supported by this version`,
       );
-    if (key.startsWith('glovebox.') && key !== runtimeExtension)
+    if (key.startsWith('glovebox.') && key !== runtimeExtension && key !== transparentExtension)
       throw new Failure(
         'invalid',
-        `extensions[${JSON.stringify(key)}]: unknown; there is ${runtimeExtension}`,
+        `extensions[${JSON.stringify(key)}]: unknown; there are ${runtimeExtension} and ${transparentExtension}`,
       );
   }
 }

@@ -19,6 +19,8 @@ export interface CreateOptions {
   timeout?: string;
   entrypoint?: string;
   platform?: string;
+  /** False with --no-transparent. */
+  transparent?: boolean;
   allow?: string[];
   deny?: string[];
   networkPolicyFile?: string;
@@ -38,6 +40,7 @@ export async function create(
     ...(image === undefined ? {} : { image }),
     ...(options.name === undefined ? {} : { name: options.name }),
     ...(options.runtime === undefined ? {} : { runtime: options.runtime }),
+    ...(options.transparent === false ? { transparent: false } : {}),
     ...(options.platform === undefined ? {} : { platform: platformOf(options.platform) }),
     // A sandbox that a person makes lives until that person removes it; programs say otherwise.
     timeout: timeout === undefined ? null : durationOf('--timeout', timeout),

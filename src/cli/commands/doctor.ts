@@ -78,13 +78,14 @@ async function serverChecks(): Promise<{ checks: Check[]; runtimes: SystemInfo['
 }
 
 function runtimeChecks(runtime: SystemInfo['runtimes'][number]): Check[] {
-  const { isolation, pause, limits, users } = runtime.capabilities;
+  const { isolation, pause, limits, users, network } = runtime.capabilities;
   const name = `runtime ${runtime.name}`;
   const kept = Object.entries(limits).map(([limit, means]) => `${limit} (${means})`);
   const can = [
     `walls: ${isolation}`,
     `limits: ${kept.join(', ') || 'none'}`,
     `users: ${users}`,
+    `network: ${network}`,
     ...(pause ? ['pause'] : []),
   ];
   const summary: Check = runtime.usable
