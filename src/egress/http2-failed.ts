@@ -66,7 +66,7 @@ async function refusalOf(
 }
 
 function respond(stream: ServerHttp2Stream, { status, headers, body }: Refused): void {
-  if (stream.destroyed) return;
+  if (stream.closed || stream.destroyed) return;
   const fields = headers.map(([name, value]) => [name.toLowerCase(), value] as const);
   stream.respond({ ':status': status, ...Object.fromEntries(fields) });
   stream.end(body);

@@ -1,5 +1,5 @@
 import { once } from 'node:events';
-import { connect } from 'node:http2';
+import { connect, createSecureServer } from 'node:http2';
 import { connect as tlsConnect } from 'node:tls';
 import { expect, onTestFinished, test, vi } from 'vitest';
 import { makeCertificate } from '../../test/network/pki.ts';
@@ -147,6 +147,26 @@ test('who speaks HTTP/2 only is told in HTTP/2 why the world cannot be reached',
     { decision: 'allow', error: 'upstream_tls', status: 502, ended: true },
     { decision: 'deny', status: 403, ended: true },
   ]);
+});
+
+test('D4: an address that is no longer allowed cuts HTTP/2, too, even where the name still is', async () => {
+  const lab = await openLab({ rules: ['allow good.test'] });
+  const origin = createSecureServer(worldCertificate({ names: ['good.test'] }), (_, answer) => answer.end());
+  await once(origin.listen(0, '127.0.0.1'), 'listening');
+  onTestFinished(() => void origin.close());
+  lab.world.set('good.test:443', { port: (origin.address() as { port: number }).port });
+  const { socket } = await (await lab.guest()).connect('good.test:443');
+  socket.removeAllListeners('data');
+  const tls = tlsConnect({ socket, ca: lab.authority, servername: 'good.test', ALPNProtocols: ['h2'] });
+  await once(tls, 'secureConnect');
+  const session = connect('https://good.test', { createConnection: () => tls });
+  session.on('error', () => {});
+  onTestFinished(() => session.destroy());
+  const [headers] = await once(session.request({ ':path': '/' }), 'response');
+  expect(headers[':status']).toBe(200);
+  lab.setRules('allow good.test', 'deny 93.184.216.0/24');
+  await once(session, 'close');
+  await vi.waitFor(() => expect(lab.open()).toBe(0));
 });
 
 test('the host of the sandbox is reached over TLS, too, by the name that the guest has for it', async () => {

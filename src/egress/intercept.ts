@@ -248,10 +248,13 @@ function serveHttp2(
   // The other end of a TLSSocket that no server has accepted never says this, and HTTP/2 waits for it.
   guest.emit('secureConnect');
   connection.cut = () => relay.close();
+  const judgement = judgementOf(connection, to, decision);
   connection.allowed = () => {
     relay.recheck();
-    return connection.decide(attemptOf(to)).effect === 'allow';
+    return judgement.holds(world.reached);
   };
+  // The policy may have changed while the guest shook hands.
+  if (!connection.allowed()) connection.cut();
 }
 
 const maySpeakOther = (connection: Connection, to: Destination, decision: Decision): boolean =>
