@@ -12,8 +12,12 @@ export async function listenDatagrams(
     socket: {
       data: (from, bytes, port, address) => {
         void answer(bytes).then((reply) => {
-          // Whoever gets none asks again.
-          if (reply !== undefined) from.send(reply, port, address);
+          if (reply === undefined) return;
+          try {
+            from.send(reply, port, address);
+          } catch {
+            // There is no way back to where it came from, as for some IPv6 addresses that a guest makes up. Whoever gets no answer asks again.
+          }
         });
       },
       // One that could not be delivered: its sender has gone.
