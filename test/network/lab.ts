@@ -154,7 +154,7 @@ export async function openLab(options: LabOptions = {}): Promise<Lab> {
 
 /**
  * Answers by path: `/echo` says in JSON what came; `/bytes/N` and `/slow/N` give N bytes, the latter one a millisecond; `/status/N`; `/redirect?to=URL`;
- * `/events` three server-sent events; `/header/NAME/VALUE` sets a header; anything else `hello from NAME`.
+ * `/events` three server-sent events; `/open` begins an answer that does not end; `/header/NAME/VALUE` sets a header; anything else `hello from NAME`.
  */
 async function answer(
   it: Origin,
@@ -188,7 +188,13 @@ async function answer(
         const part = piece.subarray(0, Math.min(left, piece.length));
         left -= part.length;
         if (!response.write(part))
-          await new Promise((resolve) => response.once('drain', resolve).once('close', resolve));
+          await new Promise<void>((resolve) => {
+            const goOn = () => {
+              response.off('drain', goOn).off('close', goOn);
+              resolve();
+            };
+            response.on('drain', goOn).on('close', goOn);
+          });
       }
       response.end();
       return;
@@ -206,6 +212,9 @@ async function answer(
       response.setHeader('content-type', 'text/event-stream');
       for (const number of [1, 2, 3]) response.write(`data: ${number}\n\n`);
       response.end();
+      return;
+    case 'open':
+      response.write('open\n');
       return;
     case 'header':
       response.setHeader(first, decodeURIComponent(rest.join('/')));
