@@ -260,4 +260,17 @@ describe('answers', () => {
   test.each(right)('%s is read', (_, text, method, expected) => {
     expect(readAnswer(text, method)).toMatchObject(expected);
   });
+
+  test('what shows a way around us, or passes for an answer of ours, is dropped', () => {
+    const head = readAnswer(
+      lines(
+        'HTTP/1.1 403 No',
+        'Alt-Svc: h3=":443"',
+        'X-Glovebox-Deny: rule',
+        'X-Glovebox-Error: dns',
+        'X: y',
+      ),
+    );
+    expect(head).toMatchObject({ headers: [['x', 'y']], spelt: ['X'] });
+  });
 });

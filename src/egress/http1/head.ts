@@ -1,6 +1,8 @@
 // Heads of HTTP/1 messages, read strictly: whatever two parsers might read in two ways is refused. Used for both sides, for the world is as hostile
 // as the guest. What is sent on is never the bytes that came but a head built anew from what was read (write.ts).
 
+import { misleading, staysOnHop } from '../hop.ts';
+
 export const headBytesMax = 16 * 1024;
 export const targetBytesMax = 8 * 1024;
 const fieldsMax = 128;
@@ -162,8 +164,8 @@ interface Parsed extends Fields {
   expect: string | undefined;
 }
 
-/** Fields with a meaning of their own here. `drop`: about one connection (RFC 9110 §7.6.1), or said by proxies. */
-type Special = 'host' | 'length' | 'encoding' | 'connection' | 'upgrade' | 'expect' | 'drop' | 'never';
+/** Fields with a meaning of their own here. */
+type Special = 'host' | 'length' | 'encoding' | 'connection' | 'upgrade' | 'expect';
 const special: ReadonlyMap<string, Special> = new Map([
   ['host', 'host'],
   ['content-length', 'length'],
@@ -171,19 +173,6 @@ const special: ReadonlyMap<string, Special> = new Map([
   ['connection', 'connection'],
   ['upgrade', 'upgrade'],
   ['expect', 'expect'],
-  ['keep-alive', 'drop'],
-  ['te', 'drop'],
-  ['trailer', 'drop'],
-  ['http2-settings', 'drop'],
-  ['proxy', 'drop'],
-  ['proxy-connection', 'drop'],
-  ['proxy-authorization', 'drop'],
-  ['proxy-authenticate', 'drop'],
-  ['proxy-authentication-info', 'drop'],
-  ['forwarded', 'drop'],
-  // Read by some servers as the names that they resemble.
-  ['content_length', 'never'],
-  ['transfer_encoding', 'never'],
 ]);
 
 /** Connection can name what belongs to one connection, never these: a request would change its meaning on the way. */
@@ -247,11 +236,10 @@ const isBlank = (code: number): boolean => code === 32 || code === 9;
 function takeField(parsed: Parsed, spelt: string, name: string, value: string): void {
   switch (special.get(name)) {
     case undefined:
-      if (name.startsWith('x-forwarded-')) return;
+      if (misleading.has(name)) throw new Malformed(400, `${spelt} could be taken for another header.`);
+      if (staysOnHop(name)) return;
       parsed.headers.push([name, value]);
       parsed.spelt.push(spelt);
-      return;
-    case 'drop':
       return;
     case 'connection':
       parsed.connection = [
@@ -281,8 +269,6 @@ function takeField(parsed: Parsed, spelt: string, name: string, value: string): 
         throw new Malformed(400, 'Transfer-Encoding is given more than once.');
       parsed.encoding = value;
       return;
-    case 'never':
-      throw new Malformed(400, `${spelt} could be taken for another header.`);
   }
 }
 

@@ -1,5 +1,6 @@
 // Heads of HTTP/2 as both sides may see them. nghttp2 has checked the grammar and the pseudo-headers (RFC 9113 §8); what a request means is checked here, as
 // strictly as in HTTP/1.
+import { misleading, staysOnHop } from '../hop.ts';
 import { Malformed } from '../http1/head.ts';
 
 export const headBytesMax = 16 * 1024;
@@ -20,19 +21,11 @@ export interface Http2Head {
   bytes: number;
 }
 
-const dropped: ReadonlySet<string> = new Set([
-  ...['connection', 'keep-alive', 'transfer-encoding', 'upgrade', 'te', 'trailer', 'http2-settings', 'proxy'],
-  ...[
-    'proxy-connection',
-    'proxy-authorization',
-    'proxy-authenticate',
-    'proxy-authentication-info',
-    'forwarded',
-  ],
-]);
+/** Of HTTP/1 only; nghttp2 refuses most of them already. */
+const framing: ReadonlySet<string> = new Set(['connection', 'transfer-encoding', 'upgrade']);
 
-/** Read by some servers as the names that they resemble. */
-const misleading: ReadonlySet<string> = new Set(['content_length', 'transfer_encoding']);
+const isPassedOn = (name: string): boolean =>
+  !staysOnHop(name) && !framing.has(name) && !name.startsWith(':');
 
 /** `raw`: names and values in turns, as node:http2 gives them. Throws Malformed. */
 export function readHead(raw: readonly string[]): Http2Head {
@@ -83,7 +76,7 @@ export function readHead(raw: readonly string[]): Http2Head {
       default:
         if (misleading.has(name)) throw new Malformed(400, `${name} is not passed on.`);
         if (name === 'expect') head.expectsContinue = value.toLowerCase() === '100-continue';
-        if (!dropped.has(name) && !name.startsWith('x-forwarded-')) head.headers.push([name, value]);
+        if (isPassedOn(name)) head.headers.push([name, value]);
     }
   }
   if (['CONNECT', 'TRACE', 'TRACK'].includes(head.method))
@@ -103,16 +96,11 @@ export function readHead(raw: readonly string[]): Http2Head {
   return head;
 }
 
-/** Not for a guest: about one connection; ways around the proxy; and what only we may say. */
-function isForGuest(name: string): boolean {
-  return !dropped.has(name) && name !== 'alt-svc' && !name.startsWith('x-glovebox-') && !name.startsWith(':');
-}
-
 /** Of an answer, what goes on to the guest, without its status. */
 export function answerHeaders(raw: readonly string[]): [name: string, value: string][] {
   const headers: [string, string][] = [];
   for (let at = 0; at < raw.length; at += 2)
-    if (isForGuest(raw[at] as string)) headers.push([raw[at] as string, raw[at + 1] as string]);
+    if (isPassedOn(raw[at] as string)) headers.push([raw[at] as string, raw[at + 1] as string]);
   return headers;
 }
 
