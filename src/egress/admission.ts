@@ -3,6 +3,7 @@
 import type { LogEntry } from '../contract/network.ts';
 import type { OpenEntry } from '../journal/journal.ts';
 import type { Attempt, Decision } from '../policy/policy.ts';
+import { meansAnother } from '../vault/place.ts';
 import type { Injection } from '../vault/vault.ts';
 import { type Connection, Judgement, type Outcome } from './connection.ts';
 import type { Admitted, Gate, GuestRequest, Refused } from './gate.ts';
@@ -72,6 +73,7 @@ export class RequestGate implements Gate {
     const { destination: to, scheme } = request;
     if (decision.effect !== 'allow')
       return this.#refuse(request, decision, policyRefusal(to, scheme, decision));
+    if (decision.dependsOnRequest && meansAnother(request.headers)) return this.#masked(request);
     const { secrets } = this.#connection.session.sandbox;
     const host = bareHost(to.host);
     const binds = secrets.binds(host, to.port);
@@ -107,6 +109,15 @@ export class RequestGate implements Gate {
       },
       () => this.#unusable(request),
     );
+  }
+
+  #masked(request: GuestRequest): Refused {
+    const refusal = requestRefusal(
+      403,
+      'request-override',
+      'A header says that another method or path is meant, and rules depend on those here. Send the request as what it is.',
+    );
+    return this.#refuse(request, { effect: 'deny', reason: 'request-override' }, refusal);
   }
 
   #unusable(request: GuestRequest): Refused {

@@ -89,6 +89,26 @@ describe('what is refused', () => {
     expect(await twin.write(good).until('GET /good')).toMatch(/^HTTP\/1.1 200 /);
   });
 
+  test('a request that means another method or path than it says is refused where rules depend on those', async () => {
+    const lab = await openLab({ rules: ['allow POST a.test /x', 'allow b.test'] });
+    const origin = await serveHttp((head) => ok(head));
+    for (const name of ['a', 'b']) lab.world.set(`${name}.test:80`, { port: origin.port });
+    const guest = await lab.guest();
+    const post = (host: string, header: string) =>
+      guest
+        .clear()
+        .write(lines(`POST http://${host}/x HTTP/1.1`, `Host: ${host}`, header))
+        .until(/POST|override/);
+    expect(await post('a.test', 'X: y')).toContain('POST /x');
+    expect(await post('a.test', 'X-HTTP-Method-Override: DELETE')).toMatch(/^HTTP\/1.1 403 /);
+    expect(await post('a.test', 'X_Original_URL: /y')).toMatch(/^HTTP\/1.1 403 /);
+    expect(await post('b.test', 'X-HTTP-Method-Override: DELETE')).toContain('POST /x');
+    expect(origin.text()).not.toContain('Original');
+    expect(lab.entries.map(({ reason }) => reason)).toEqual([
+      ...['rule', 'request-override', 'request-override', 'rule'],
+    ]);
+  });
+
   test('C16: a denied request that waits before its body is refused without it', async () => {
     const { guest } = await set();
     guest.write(

@@ -346,6 +346,17 @@ describe('a placeholder on a wrong way', () => {
     ],
     ['with another method', { method: 'DELETE', headers: [['x-a', placeholder]] }, 'binding_mismatch', false],
     ['to another path', { target: '/v2', headers: [['x-a', placeholder]] }, 'binding_mismatch', false],
+    [
+      'to another path than it says first',
+      {
+        headers: [
+          ['x_original_url', '/v2'],
+          ['x-a', placeholder],
+        ],
+      },
+      'binding_mismatch',
+      false,
+    ],
   ];
   test.each(ways)('%s', async (_, over, reason, alarm) => {
     await set(at('api.example.com', { header: 'x-a', methods: ['GET'], paths: ['/v1/*'] }));

@@ -44,7 +44,12 @@ export function matchesHost(place: Place, host: string, port: number): HostMatch
 }
 
 /** Whether a request to a place's host is one that the place means. */
-export function matchesRequest(place: Place, request: { method: string; target: string }): boolean {
+export function matchesRequest(
+  place: Place,
+  request: { method: string; target: string; headers: RequestHeaders },
+): boolean {
+  if (place.methods === undefined && place.paths === undefined) return true;
+  if (meansAnother(request.headers)) return false;
   if (place.methods !== undefined && !place.methods.includes(request.method.toUpperCase())) return false;
   if (place.paths === undefined) return true;
   const path = request.target.split('?', 1)[0] as string;
@@ -52,6 +57,18 @@ export function matchesRequest(place: Place, request: { method: string; target: 
   if (ambiguousPath(path)) return false;
   return place.paths.some((pattern) => pathMatches(pattern, path));
 }
+
+type RequestHeaders = readonly (readonly [name: string, value: string])[];
+
+/** By these, some servers and frameworks take another method or path for the request's than those that it begins with. */
+const overriding: ReadonlySet<string> = new Set([
+  ...['x-http-method-override', 'x-http-method', 'x-method-override'],
+  ...['x-original-url', 'x-rewrite-url'],
+]);
+
+/** Whether a request may be another one than it looks, so that whatever was judged by its method and path was judged in vain. */
+export const meansAnother = (headers: RequestHeaders): boolean =>
+  headers.some(([name]) => overriding.has(name.replaceAll('_', '-')));
 
 /** Whether no request's path could be meant by a pattern. */
 export function impossiblePath(pattern: string): boolean {
