@@ -390,6 +390,8 @@ test('only a rule that names host and port lets through what is neither HTTP nor
   expect(opaque('a.test:5432', rule('ask', 'a.test:5432'))).toBe(true);
   expect(opaque('8.8.8.8:53', rule('allow', '8.8.8.8:53'))).toBe(true);
   expect(opaque('a.test:5432', rule('allow', 'a.test'))).toBe(false);
+  expect(opaque('a.test:5432', rule('allow', 'a.test'), rule('allow', 'a.test:5432'))).toBe(true);
+  expect(opaque('a.test:5432', rule('allow', 'a.test'), rule('allow', 'a.test:22'))).toBe(false);
   expect(opaque('a.test:5432', rule('allow', '**:5432'))).toBe(false);
   expect(opaque('a.test:443', rule('allow', 'a.test:443'))).toBe(false);
   expect(opaque('a.test:80', rule('allow', 'a.test:80'))).toBe(false);

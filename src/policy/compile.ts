@@ -86,7 +86,7 @@ class CompiledPolicy implements Policy {
     const verdict = this.#judge(entries, ground, attempt);
     if (verdict.effect === 'deny' && verdict.entry === undefined && ground.kind === 'guarded')
       return this.#guarded(attempt, ground.guard);
-    return this.#decision(attempt, verdict, about);
+    return this.#decision(attempt, verdict, about, entries);
   }
 
   addresses(
@@ -223,11 +223,22 @@ class CompiledPolicy implements Policy {
     return this.#resolvedTo(attempt, ground.guard);
   }
 
-  #decision(attempt: Attempt, verdict: Verdict, about: readonly Entry[]): Decision {
+  /** `about`: what speaks of the host; `entries`: of that, what speaks of the port. */
+  #decision(
+    attempt: Attempt,
+    verdict: Verdict,
+    about: readonly Entry[],
+    entries: readonly Entry[],
+  ): Decision {
     const { effect, entry, dependsOnRequest, open } = verdict;
     const rest = {
       dependsOnRequest,
-      opaque: effect !== 'deny' && !dependsOnRequest && isOpaque(entry),
+      // Whichever of several allowances comes first: one that names the port means what is spoken there.
+      opaque:
+        effect !== 'deny' &&
+        !dependsOnRequest &&
+        entry?.request === undefined &&
+        entries.some((it) => it.effect === effect && isOpaque(it)),
       bypass: effect !== 'deny' && !dependsOnRequest && this.#bypasses(attempt),
     };
     if (open) return { effect, reason: 'request-needed', message: openMessage(attempt), ...rest };
@@ -311,8 +322,7 @@ const opensGround = (ground: Exclude<Ground, { kind: 'closed' }>, entry: Entry):
  * A rule that names a host and a port means whatever is spoken there; on the web's own ports it means the web, so that an allowed site is no
  * tunnel for anything else.
  */
-const isOpaque = (entry: Entry | undefined): boolean =>
-  entry !== undefined &&
+const isOpaque = (entry: Entry): boolean =>
   entry.request === undefined &&
   entry.port !== undefined &&
   entry.port !== 80 &&
