@@ -43,7 +43,8 @@ export function carry(
       );
     case 'other':
     case 'silent':
-      return carryRaw(connection, wire, to, latest, opening.kind === 'silent');
+    case 'word':
+      return carryRaw(connection, wire, to, latest, opening.kind);
   }
 }
 
@@ -105,21 +106,22 @@ function carryRaw(
   wire: Wire,
   to: Destination,
   decision: Decision,
-  silent: boolean,
+  opening: 'other' | 'silent' | 'word',
 ): void {
   if (decision.opaque && !decision.dependsOnRequest) {
     const options = {
       protocol: 'tcp',
       holds: (now: Decision) => now.opaque && !now.dependsOnRequest,
     } as const;
-    if (!silent) return tunnel(connection, wire, to, decision, options);
+    if (opening !== 'silent')
+      return tunnel(connection, wire, to, decision, { ...options, isUncertain: opening === 'word' });
     const judgement = judgementOf(connection, to, decision);
     return tunnelSilent(connection, wire, to, decision, {
       ...options,
       kind: 'network',
       judgement,
       dial: () => reachRaw(connection, to, judgement, { bulk: false }),
-      isElse: ({ kind }) => kind !== 'other',
+      isElse: ({ kind }) => kind !== 'other' && kind !== 'word',
       opened: (opening) => carry(connection, wire, to, decision, opening),
     });
   }

@@ -160,6 +160,28 @@ describe('a caught connection', () => {
     expect(plain.text() + tls.text()).toBe('');
   });
 
+  test('a word is passed on when no more comes, but not the rest of what turns out to be HTTP', async () => {
+    const { lab } = await labWith();
+    const origin = await serveRaw((socket) => socket.on('data', (bytes) => socket.write(`<${bytes}>`)));
+    lab.world.set('raw.test:9000', { port: origin.port });
+    const word = await lab.guest(to(9000, 'raw.test'));
+    await word.write('go').until('<go>');
+    await word.write('on and on').until('<on and on>');
+    const http = await lab.guest(to(9000, 'raw.test'));
+    await http.write('GET').until('<GET>');
+    expect(await http.write(' / HTTP/1.1\r\nHost: evil.test\r\n\r\n').end()).toBe('<GET>');
+    expect(origin.text()).not.toContain('evil.test');
+    // The same where the server was waited for first.
+    const late = await lab.guest(to(9000, 'raw.test'));
+    await vi.waitFor(() => expect(lab.reached).toHaveLength(3));
+    await late.write('go').until('<go>');
+    expect(lab.entries).toMatchObject([
+      { decision: 'allow' },
+      { error: 'opaque_refused' },
+      { decision: 'allow' },
+    ]);
+  });
+
   test('HTTP that only some servers would put up with is HTTP, and refused', async () => {
     const { lab, plain } = await labWith({ rules: ['allow good.test:8080'] });
     lab.world.set('good.test:8080', { port: plain.port });

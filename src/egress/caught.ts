@@ -4,7 +4,7 @@ import type { Decision, Host } from '../policy/policy.ts';
 import { attemptOf, carry } from './carry.ts';
 import type { Connection } from './connection.ts';
 import { hostRoute, serveHttp } from './http.ts';
-import { type Opening, openingOf, peek } from './opening.ts';
+import { type Opening, openingOf, openingWhenQuiet, peek } from './opening.ts';
 import { hostFrom } from './place.ts';
 import { alerts, refuseTls } from './tls-alert.ts';
 import type { Destination } from './upstream.ts';
@@ -20,10 +20,9 @@ export async function serveCaught(
   const there: Destination = { host: name ?? address, port };
   connection.cutWith(wire);
   const first = connection.decide(attemptOf(there));
-  const silence: Opening | undefined =
-    first.opaque && first.effect !== 'deny' ? { kind: 'silent' } : undefined;
+  const whenQuiet = first.opaque && first.effect !== 'deny' ? openingWhenQuiet : undefined;
   const { headMs } = connection.session.limits;
-  const opening = await peek(wire, openingOf, { withinMs: headMs, silence });
+  const opening = await peek(wire, openingOf, { withinMs: headMs, whenQuiet });
   if (opening === undefined) {
     connection
       .record({ to: there, protocol: 'tcp' }, first)

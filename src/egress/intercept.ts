@@ -10,7 +10,7 @@ import { fixedRoute, recordMalformed, serveHttp } from './http.ts';
 import { Http1Upstream } from './http1/client.ts';
 import { relayHttp2 } from './http2.ts';
 import { answerFailed } from './http2-failed.ts';
-import { openingOf, peek } from './opening.ts';
+import { openingOf, openingWhenQuiet, peek } from './opening.ts';
 import { authorityText, bareHost, spokenName } from './place.ts';
 import type { HttpProtocol } from './protocols.ts';
 import { type Raw, type Reached, reachHttp, reachTls } from './reach.ts';
@@ -169,7 +169,7 @@ async function serveUnsaid(
   world: WorldEnd,
 ): Promise<void> {
   const { headMs } = connection.session.limits;
-  const opening = await peek(wire, openingOf, { withinMs: headMs, silence: { kind: 'silent' } });
+  const opening = await peek(wire, openingOf, { withinMs: headMs, whenQuiet: openingWhenQuiet });
   if (opening?.kind === 'http') return serveHttp1(connection, wire, to, decision, world);
   if (opening === undefined || connection.signal.aborted) {
     if (world.kind === 'reached') world.tls.destroy();
@@ -191,7 +191,12 @@ async function serveUnsaid(
     judgement,
   } as const;
   if (opening.kind !== 'silent')
-    return joinReached(connection, wire, to, decision, { ...options, readable: true, reach: dial });
+    return joinReached(connection, wire, to, decision, {
+      ...options,
+      isUncertain: opening.kind === 'word',
+      readable: true,
+      reach: dial,
+    });
   tunnelSilent(connection, wire, to, decision, {
     ...options,
     dial,

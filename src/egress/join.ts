@@ -11,13 +11,15 @@ export interface JoinOptions {
   bulk?: BulkReader | undefined;
   /** Byte strings that the guest must not send. */
   forbidden?: readonly Buffer[];
+  /** Whether what the guest sends turns out to be what may not pass here. */
+  isRefused?: ((bytes: Buffer) => boolean) | undefined;
   /** Byte strings that the guest must not see. */
   scrub?: readonly Buffer[];
   /** Once, when both are closed. */
   onOver: (outcome: { bytesOut: number; bytesIn: number; error?: JoinError }) => void;
 }
 
-export type JoinError = 'reset' | 'timeout' | 'placeholder' | 'cut';
+export type JoinError = 'reset' | 'timeout' | 'placeholder' | 'opaque_refused' | 'cut';
 
 /** Owns both from now on. */
 export class Join implements Expiring {
@@ -91,6 +93,7 @@ export class Join implements Expiring {
 
   #toWorld(bytes: Buffer): void {
     this.#touch();
+    if (this.#options.isRefused?.(bytes) === true) return this.close('opaque_refused');
     if (this.#isForbidden?.(bytes) === true) return this.close('placeholder');
     this.#bytesOut += bytes.length;
     if (!this.#world.send(bytes)) this.#guest.hold();

@@ -9,10 +9,12 @@ export type Opening =
   | { kind: 'http' }
   | { kind: 'other' }
   /** Nothing came for a while: there are protocols in which the server speaks first. */
-  | { kind: 'silent' };
+  | { kind: 'silent' }
+  /** No more than a word came for a while: it may be all that is said, or become HTTP yet. */
+  | { kind: 'word' };
 
-/** As long as a client that speaks first may be busy before it does. */
-const silentMs = 300;
+/** As long as a client that speaks first may be busy before it does, or before it goes on. */
+export const quietMs = 300;
 /** Also as some servers put up with it, so that it is read, and refused, as HTTP. */
 const httpStart = /^[\r\n\t ]*[A-Z][A-Z-]{0,31} +(?:\/|\*|[a-z]+:|[a-z0-9.:[\]-]+:[0-9])/i;
 const httpStartSoFar = /^[\r\n\t ]*(?:[A-Z][A-Z-]{0,31}(?: +[a-z0-9.:[\]-]{0,260})?)?$/i;
@@ -34,17 +36,44 @@ export function openingOf(bytes: Buffer): Opening | undefined {
   return httpStartSoFar.test(text) ? undefined : { kind: 'other' };
 }
 
+/** What to make of it when no more has come for a while. A hello that has begun is waited for. */
+export function openingWhenQuiet(seen: Buffer): Opening | undefined {
+  if (seen.length === 0) return { kind: 'silent' };
+  return seen[0] === 22 ? undefined : { kind: 'word' };
+}
+
+/** For bytes that are passed on before it is certain what they are: whether by now they are what has to be looked into. */
+export function createLateLook(): (bytes: Buffer) => boolean {
+  let seen: Buffer = nothing;
+  let certain = false;
+  return (bytes) => {
+    if (certain) return false;
+    seen = Buffer.concat([seen, bytes.subarray(0, lateBytesMax)]);
+    const opening = openingOf(seen);
+    certain = opening !== undefined || seen.length > lateBytesMax;
+    return opening !== undefined && opening.kind !== 'other';
+  };
+}
+
+const lateBytesMax = 1_024;
+
 /**
- * Reads as much as `look` wants to see, and puts it back but for what is `taken`. Undefined when the guest went away, or took longer than `withinMs`; the wire is
- * closed then. With `silence`, saying nothing at first is an answer, too.
+ * Reads as much as `look` wants to see, and puts it back but for what is `taken`. Undefined when the guest went away, or took longer than
+ * `withinMs`; the wire is closed then. `whenQuiet` may decide when nothing more has come for a while.
  */
 export function peek<T>(
   wire: Wire,
   look: (bytes: Buffer) => T | undefined,
-  options: { withinMs: number; silence?: T | undefined; taken?: (found: T) => number },
+  options: {
+    withinMs: number;
+    whenQuiet?: ((seen: Buffer) => T | undefined) | undefined;
+    taken?: (found: T) => number;
+  },
 ): Promise<T | undefined> {
   return new Promise((resolve) => {
-    let seen = nothing;
+    const { whenQuiet } = options;
+    let seen: Buffer = nothing;
+    let quiet: NodeJS.Timeout | undefined;
     const settle = (found: T | undefined) => {
       clearTimeout(timer);
       clearTimeout(quiet);
@@ -53,13 +82,14 @@ export function peek<T>(
       resolve(found);
     };
     const timer = setTimeout(settle, options.withinMs, undefined);
-    const quiet =
-      options.silence === undefined
-        ? undefined
-        : setTimeout(() => settle(options.silence), Math.min(silentMs, options.withinMs));
+    if (whenQuiet !== undefined)
+      quiet = setTimeout(() => {
+        const found = whenQuiet(seen);
+        if (found !== undefined) settle(found);
+      }, quietMs);
     wire.take({
       data(bytes) {
-        clearTimeout(quiet);
+        quiet?.refresh();
         seen = seen.length === 0 ? bytes : Buffer.concat([seen, bytes]);
         const found = look(seen);
         if (found !== undefined) settle(found);

@@ -7,7 +7,7 @@ import type { Connection } from './connection.ts';
 import { absoluteForm, type HttpRoute, serveHttp } from './http.ts';
 import type { Http1Guest, RequestReader } from './http1/guest.ts';
 import { Malformed, type RequestHead } from './http1/head.ts';
-import { type Opening, openingOf, peek } from './opening.ts';
+import { openingOf, openingWhenQuiet, peek } from './opening.ts';
 import { placeFrom, sameHost } from './place.ts';
 import { reachHttp } from './reach.ts';
 import { malformedRefusal, policyRefusal } from './refusal.ts';
@@ -108,8 +108,8 @@ export function joinTunnel(connection: Connection, wire: Wire, to: Destination, 
   connection.allowed = () => connection.decide(attemptOf(to)).effect === 'allow';
   connection.cutWith(wire);
   const { headMs } = connection.session.limits;
-  const silence: Opening | undefined = decision.opaque ? { kind: 'silent' } : undefined;
-  void peek(wire, openingOf, { withinMs: headMs, silence }).then((opening) => {
+  const whenQuiet = decision.opaque ? openingWhenQuiet : undefined;
+  void peek(wire, openingOf, { withinMs: headMs, whenQuiet }).then((opening) => {
     if (opening !== undefined && !connection.signal.aborted)
       return carry(connection, wire, to, decision, opening);
     connection

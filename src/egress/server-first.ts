@@ -1,6 +1,6 @@
 // A guest that says nothing at first may be waiting for the server to speak. It may as well be slow, or want to be taken for one that waits: so as long
 // as the server is silent, too, the guest's first bytes still say what this is.
-import { type Opening, openingOf } from './opening.ts';
+import { type Opening, openingOf, openingWhenQuiet, quietMs } from './opening.ts';
 import type { Wire, WireReader } from './wire.ts';
 
 /**
@@ -14,8 +14,10 @@ export function firstToSpeak(
 ): Promise<Opening | { kind: 'world' } | undefined> {
   return new Promise((resolve) => {
     let seen: Buffer = nothing;
+    let quiet: NodeJS.Timeout | undefined;
     const settle = (found: Opening | { kind: 'world' } | undefined, ofWorld?: Buffer) => {
       clearTimeout(timer);
+      clearTimeout(quiet);
       if (found === undefined) {
         guest.close();
         world.close();
@@ -31,7 +33,13 @@ export function firstToSpeak(
       data(bytes) {
         seen = seen.length === 0 ? bytes : Buffer.concat([seen, bytes]);
         const opening = openingOf(seen);
-        if (opening !== undefined) settle(opening);
+        if (opening !== undefined) return settle(opening);
+        // The server may be waiting for this very word.
+        clearTimeout(quiet);
+        quiet = setTimeout(() => {
+          const word = openingWhenQuiet(seen);
+          if (word !== undefined) settle(word);
+        }, quietMs);
       },
       end: () => settle({ kind: 'other' }),
       drained: () => {},

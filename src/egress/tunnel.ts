@@ -5,7 +5,7 @@ import type { Decision } from '../policy/policy.ts';
 import { attemptOf, judgementOf } from './carry.ts';
 import type { Connection, Judgement } from './connection.ts';
 import { Join } from './join.ts';
-import type { Opening } from './opening.ts';
+import { createLateLook, type Opening } from './opening.ts';
 import { type Raw, type Reached, reachRaw } from './reach.ts';
 import { firstToSpeak } from './server-first.ts';
 import { alerts, sendAlert } from './tls-alert.ts';
@@ -14,6 +14,8 @@ import type { Wire } from './wire.ts';
 
 export interface TunnelOptions {
   protocol: 'tls' | 'tcp';
+  /** It is not certain yet that it is nothing that has to be looked into. */
+  isUncertain?: boolean;
   /** Whether a later decision still lets it pass unseen. */
   holds: (decision: Decision) => boolean;
 }
@@ -24,17 +26,17 @@ export function tunnel(
   wire: Wire,
   to: Destination,
   decision: Decision,
-  { protocol, holds }: TunnelOptions,
+  options: TunnelOptions,
 ): void {
+  const { protocol } = options;
   const judgement = judgementOf(connection, to, decision);
   const kind =
     protocol === 'tcp' ? 'network' : connection.kind === 'forward' ? 'forward-bypass' : connection.kind;
   const reach = () => reachRaw(connection, to, judgement, { bulk: true });
   joinReached(connection, wire, to, decision, {
-    protocol,
+    ...options,
     kind,
     readable: protocol === 'tcp',
-    holds,
     judgement,
     reach,
   });
@@ -71,6 +73,7 @@ export function joinReached(
         deadlines,
         idleMs: limits.idleMs,
         bulk: there.bulk,
+        isRefused: options.isUncertain === true ? createLateLook() : undefined,
         forbidden: options.readable ? sandbox.secrets.placeholders : [],
         onOver({ bytesOut, bytesIn, error }) {
           if (error === 'placeholder')
@@ -120,6 +123,7 @@ export function tunnelSilent(
   joinReached(connection, wire, to, decision, {
     ...options,
     readable: true,
+    isUncertain: true,
     async reach() {
       const there = await options.dial();
       const first = await firstToSpeak(wire, there.wire, connection.session.limits.idleMs);
