@@ -2,14 +2,13 @@
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { NetworkService } from '../api/network.ts';
-import type { NewRule, Question } from '../contract/network.ts';
 import { openCertificateAuthority } from '../egress/certificates/authority.ts';
 import { readExtraAuthorities, systemRoots } from '../egress/certificates/roots.ts';
 import { createUpstream } from '../egress/dial.ts';
 import { Networks } from '../egress/networks.ts';
 import { desktopNotifier } from '../egress/notify.ts';
 import { Policies } from '../egress/policies.ts';
-import { createQuestions } from '../egress/questions.ts';
+import { createQuestions, ruleOf } from '../egress/questions.ts';
 import { createEgress } from '../egress/session.ts';
 import { prepareTrustFiles } from '../egress/trust.ts';
 import { openJournal } from '../journal/file-journal.ts';
@@ -19,7 +18,6 @@ import { learn } from '../policy/learn.ts';
 import { parseHost, parseTarget, targetText } from '../policy/names.ts';
 import type { Policy } from '../policy/policy.ts';
 import { presets } from '../policy/presets.ts';
-import { validateRule } from '../policy/rules.ts';
 import type { Store } from '../store/store.ts';
 import { openVault } from '../vault/open.ts';
 import type { Config } from './config.ts';
@@ -97,7 +95,7 @@ export async function openNetwork(config: Config, store: Store, log: Log): Promi
     now,
     remember: async (question, { allow, scope }) => {
       const sandboxId = scope === 'sandbox' ? question.sandbox : undefined;
-      policies.addRule(ruleFor(question, allow), sandboxId, 'approval');
+      policies.addRule(ruleOf(question, allow), sandboxId, 'approval');
     },
     ...(egress.askNotify ? { notify: desktopNotifier() } : {}),
   });
@@ -191,24 +189,6 @@ export async function openNetwork(config: Config, store: Store, log: Log): Promi
 
   const opened = undo.move();
   return { networks, service, [Symbol.asyncDispose]: () => opened.disposeAsync() };
-}
-
-/** The rule that an answer makes: about the place, or about the request where the question was about that. */
-function ruleFor({ host, port, method, path }: Question, allow: boolean): NewRule {
-  const place: NewRule = {
-    decision: allow ? 'allow' : 'deny',
-    resources: [targetText(parseHost(host), port)],
-  };
-  if (method === undefined) return place;
-  const request = { ...place, methods: [method] };
-  const precise = { ...request, path: path?.replace(/\?.*$/s, '') ?? '/' };
-  try {
-    validateRule(precise);
-    return precise;
-  } catch {
-    // Not every path can be said in a rule.
-    return request;
-  }
 }
 
 /** `host`, `host:port` or a URL. */

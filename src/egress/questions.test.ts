@@ -1,9 +1,10 @@
 // Questions that are held: joined, bounded, answered once, and no when nobody answers.
 import { afterEach, beforeEach, expect, test, vi } from 'vitest';
-import type { Question } from '../contract/network.ts';
+import type { Question, Rule } from '../contract/network.ts';
 import { Failure } from '../lib/failure.ts';
 import type { Decision } from '../policy/policy.ts';
-import { createQuestions, type Questions } from './questions.ts';
+import { validateRule } from '../policy/rules.ts';
+import { createQuestions, type Questions, ruleOf } from './questions.ts';
 
 const decision: Decision = {
   ...{ effect: 'ask', reason: 'rule', message: 'a person is asked' },
@@ -189,4 +190,33 @@ test('text of a guest cannot disguise a question', () => {
     method: 'GET\\u001b[2J',
     path: '/\\u202ehtap?token=*',
   });
+});
+
+const question = { ...asked, ...{ id: 'q', at: '2026-01-01T00:00:00Z', until: '2026-01-01T00:00:30Z' } };
+
+test('a kept answer makes a rule as wide as the question', () => {
+  expect(ruleOf(question, true)).toEqual({ decision: 'allow', resources: ['example.com:443'] });
+  expect(ruleOf({ ...question, method: 'GET', path: '/a?k=*' }, false)).toEqual({
+    ...{ decision: 'deny', resources: ['example.com:443'], methods: ['GET'], path: '/a' },
+  });
+});
+
+test.each([
+  ['GET', '/**'],
+  ['GET', '/a/*?b'],
+  ['ANY', '/a'],
+])('a guest that asks for %s %s gets no rule about everything', (method, path) => {
+  expect(() => ruleOf({ ...question, method, path }, true)).toThrow('stands for more');
+});
+
+test('what no rule can say makes no wider one', () => {
+  const made = ruleOf({ ...question, method: 'GET', path: '/a//%20' }, true);
+  const rule = {
+    ...made,
+    id: 'r',
+    protocols: ['tcp'],
+    createdVia: 'approval',
+    createdAt: question.at,
+  } as Rule;
+  expect(() => validateRule(rule)).toThrow('path');
 });

@@ -2,9 +2,10 @@
 // A guest can ask as often as it likes, so equal questions are one, and beyond a few open ones the answer is no without asking.
 import { randomUUID } from 'node:crypto';
 import { EventEmitter, once } from 'node:events';
-import type { Answer, Question } from '../contract/network.ts';
+import type { Answer, NewRule, Question } from '../contract/network.ts';
 import { plain, withoutUser, withoutValues } from '../journal/escape.ts';
 import { Failure } from '../lib/failure.ts';
+import { parseHost, targetText } from '../policy/names.ts';
 import type { Asker } from './egress.ts';
 
 export interface Questions extends Asker {
@@ -167,4 +168,22 @@ function cleaned(asked: Omit<Question, 'id' | 'at' | 'until'>): Omit<Question, '
     ...(path === undefined ? {} : { path: plain(withoutValues(path), 2_048) }),
     ...(rule === undefined ? {} : { rule: plain(rule, 512) }),
   };
+}
+
+/**
+ * The rule that a kept answer makes: about the place, or about the request where the question was about that, and about no more. Failure('invalid') where
+ * a rule with these words would mean more than the guest has asked for.
+ */
+export function ruleOf({ host, port, method, path = '/' }: Question, allow: boolean): NewRule {
+  const place: NewRule = {
+    decision: allow ? 'allow' : 'deny',
+    resources: [targetText(parseHost(host), port)],
+  };
+  if (method === undefined) return place;
+  const bare = path.replace(/\?.*$/s, '');
+  if (method === 'ANY' || bare.includes('*'))
+    throw new Failure('invalid', `${method} ${bare}: in a rule this stands for more than this request`, {
+      hint: 'Make the rule that you mean: glovebox policy allow network HOST',
+    });
+  return { ...place, methods: [method], path: bare };
 }
