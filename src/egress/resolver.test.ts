@@ -1,7 +1,7 @@
 import { mkdtemp, rm, utimes, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { expect, onTestFinished, test } from 'vitest';
+import { expect, onTestFinished, test, vi } from 'vitest';
 import { type DnsServer, dnsServer, type Script } from '../../test/network/dns-server.ts';
 import { Failure } from '../lib/failure.ts';
 import { createResolver, parseHosts, type Resolver, type ResolverOptions } from './resolver.ts';
@@ -183,6 +183,22 @@ test('names that never answer hold up their own caller only', async () => {
   expect(names.size).toBe(16 + 1);
   gaveUp.abort(new Error('gone'));
   expect(new Set(await Promise.all([...slow, own]))).toEqual(new Set(['gone']));
+});
+
+test('who leaves before the answer does not get to ask more', async () => {
+  const { resolver, dns } = await scripted(() => 'silence', { tryMs: 60_000 });
+  const asked = () => new Set(dns.questions.map((question) => question.split(' ')[0]));
+  const leaving = new AbortController();
+  const ask = (name: string, who: string) => resolver.resolve(name, who, leaving.signal).catch(() => {});
+  const first = Array.from({ length: 16 }, (_, at) => ask(`first${at}.test`, 'hostile'));
+  await vi.waitFor(() => expect(asked().size).toBe(16));
+  leaving.abort(new Error('gone'));
+  await Promise.all(first);
+  void resolver.resolve('second.test', 'hostile', signal).catch(() => {});
+  void resolver.resolve('other.test', 'other', signal).catch(() => {});
+  // Asked after it, so the second would be here by now.
+  await vi.waitFor(() => expect(asked()).toContain('other.test'));
+  expect(asked()).not.toContain('second.test');
 });
 
 test('a family that is never answered does not hold up the other', async () => {

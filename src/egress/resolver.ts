@@ -86,16 +86,14 @@ export function createResolver(options: ResolverOptions): Resolver {
       if (kept !== undefined && kept.until > now()) return addressesOf(name, kept);
 
       const leave = await turns.take(who, signal);
-      try {
-        let answer = asked.get(name);
-        if (answer === undefined) {
-          answer = ask(name).finally(() => asked.delete(name));
-          asked.set(name, answer);
-        }
-        return addressesOf(name, await unlessAborted(answer, signal));
-      } finally {
-        leave();
+      let answer = asked.get(name);
+      if (answer === undefined) {
+        answer = ask(name).finally(() => asked.delete(name));
+        asked.set(name, answer);
       }
+      // The question goes on when its asker leaves, and so does the turn: leaving early must not be a way to ask more.
+      void answer.then(leave);
+      return addressesOf(name, await unlessAborted(answer, signal));
     },
     close: () => cares.cancel(),
   };
