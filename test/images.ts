@@ -63,7 +63,7 @@ const makers: Record<TestImage, (root: string) => void> = {
     ]);
   },
   debian(root) {
-    // Half of the time goes into waiting for the disk and into files that nobody reads.
+    // None of it has to survive a crash while it is made, and nobody reads its documentation.
     mkdirSync(join(root, 'etc/dpkg/dpkg.cfg.d'), { recursive: true });
     const quick = [
       'force-unsafe-io',
