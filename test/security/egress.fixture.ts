@@ -76,7 +76,10 @@ export class GuestSocket extends Duplex {
       this.#otherEnded();
       this.destroy();
     });
-    ws.on('error', () => this.destroy());
+    ws.on('error', (error) => {
+      opened(error);
+      this.destroy();
+    });
     this.on('error', () => {});
   }
 
