@@ -91,6 +91,8 @@ class Relay implements Http2Relay, ExchangeHost {
   #retired = false;
   #calmed = false;
   #goodbye: NodeJS.Timeout | undefined;
+  /** A session that ends over a broken rule may never say that it has closed, nor let go of its socket. */
+  readonly #look = setInterval(() => this.#lookForDead(), goodbyeMs).unref();
   #open = 2;
 
   constructor(options: Http2RelayOptions) {
@@ -236,6 +238,13 @@ class Relay implements Http2Relay, ExchangeHost {
     }
     for (const exchange of exchanges) exchange.cut('timeout');
     this.#retire();
+    // Whoever takes nothing more does not take an end either.
+    this.#hangUpSoon();
+  }
+
+  #lookForDead(): void {
+    if (this.#guest.destroyed) this.#destroy();
+    else if (this.#world.destroyed) this.#options.upstream.destroy();
   }
 
   /** Takes no more requests; those under way go on. */
@@ -247,7 +256,11 @@ class Relay implements Http2Relay, ExchangeHost {
   }
 
   #sayGoodbye(): void {
-    if (this.#exchanges.size > 0 || this.#open === 0) return;
+    if (this.#exchanges.size === 0) this.#hangUpSoon();
+  }
+
+  #hangUpSoon(): void {
+    if (this.#open === 0) return;
     this.#goodbye ??= setTimeout(() => {
       this.#options.guest.destroy();
       this.#options.upstream.destroy();
@@ -258,11 +271,12 @@ class Relay implements Http2Relay, ExchangeHost {
     this.#retired = true;
     if (!this.#guest.destroyed) this.#guest.destroy();
     if (!this.#world.destroyed) this.#world.destroy(new Error('the guest is gone'), constants.NGHTTP2_CANCEL);
-    this.#sayGoodbye();
+    this.#hangUpSoon();
   }
 
   #over(): void {
     clearTimeout(this.#goodbye);
+    clearInterval(this.#look);
     this.#options.onEnd();
   }
 }

@@ -169,6 +169,35 @@ test('D4: an address that is no longer allowed cuts HTTP/2, too, even where the 
   await vi.waitFor(() => expect(lab.open()).toBe(0));
 });
 
+/** Frames of HTTP/2, by hand. */
+const preface = Buffer.from('505249202a20485454502f322e300d0a0d0a534d0d0a0d0a000000040000000000', 'hex');
+const noWindow = Buffer.from('000006040000000000000400000000', 'hex');
+const goaway = Buffer.from('0000080700000000000000000000000000', 'hex');
+const getFrom = (host: string) =>
+  Buffer.concat([Buffer.from('00000e01050000000182878441', 'hex'), Buffer.of(9), Buffer.from(host)]);
+
+test.each([
+  ['says goodbye and stays', [goaway], 0],
+  ['takes no answer, and the world breaks off', [noWindow, getFrom('good.test')], 502],
+  ['takes no refusal', [noWindow, getFrom('evil.test')], 421],
+])('a guest of HTTP/2 that %s is let go', async (_, frames, status) => {
+  const lab = await openLab({ rules: ['allow good.test'], limits: { idleMs: 300 } });
+  const origin = createSecureServer(worldCertificate({ names: ['good.test'] }));
+  origin.on('stream', (stream) => stream.session?.destroy());
+  await once(origin.listen(0, '127.0.0.1'), 'listening');
+  onTestFinished(() => void origin.close());
+  lab.world.set('good.test:443', { port: (origin.address() as { port: number }).port });
+  const { socket } = await (await lab.guest()).connect('good.test:443');
+  socket.removeAllListeners('data');
+  const tls = tlsConnect({ socket, ca: lab.authority, servername: 'good.test', ALPNProtocols: ['h2'] });
+  tls.resume().on('error', () => {});
+  await once(tls, 'secureConnect');
+  tls.write(Buffer.concat([preface, ...frames]));
+  // Meanwhile it holds the connection, and reads.
+  await vi.waitFor(() => expect(lab.open()).toBe(0), { timeout: 20_000 });
+  expect(lab.entries).toMatchObject([status === 0 ? { error: 'no_request' } : { status, ended: true }]);
+});
+
 test('the host of the sandbox is reached over TLS, too, by the name that the guest has for it', async () => {
   const lab = await openLab({ rules: ['allow localhost:8443'] });
   const origin = await serveHttp((head) => ok(head), { names: ['localhost'] });
