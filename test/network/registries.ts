@@ -26,7 +26,12 @@ export function makeRegistries(folder: string, base: string): Registries {
     answer({ url = '' }, response) {
       const path = new URL(url, base).pathname;
       const body = files.get(path);
-      if (body === undefined) return false;
+      if (body === undefined && !/^\/(npm|simple|files|apt|git)\//.test(path)) return false;
+      if (body === undefined) {
+        response.statusCode = 404;
+        response.end();
+        return true;
+      }
       response.setHeader('content-type', typeOf(path));
       response.setHeader('content-length', body.length);
       response.end(body);
