@@ -26,7 +26,7 @@ export interface SecretBinding {
   methods?: string[];
   /** Paths, each exact or ending in `*`. */
   paths?: string[];
-  /** Replace the placeholder wherever it stands in these parts of a request. */
+  /** Replace the placeholder wherever it stands in these parts of a request. Default with no `header` either: `['header']`. */
   substitute?: ('header' | 'query' | 'path' | 'body')[];
   /** Sign the request anew with an AWS key pair; the value is `ACCESS_KEY_ID:SECRET` or JSON. */
   awsSigV4?: boolean;

@@ -217,7 +217,10 @@ export const SecretBinding = z.strictObject({
   methods: z.array(z.string().max(16)).max(16).optional(),
   /** Paths, each exact or ending in `*`. */
   paths: z.array(z.string().min(1).max(2048)).max(64).optional(),
-  /** Replace the placeholder wherever it stands: in these parts of a request. With no header either: in header, query and path. */
+  /**
+   * Replace the placeholder wherever it stands in these parts of a request; with no `header` either, in headers alone. What stands in a path, a query
+   * or a body, a server may keep for whoever asks later.
+   */
   substitute: z.array(z.enum(['header', 'query', 'path', 'body'])).optional(),
   /** Sign the request anew with an AWS key pair; the value is `ACCESS_KEY_ID:SECRET` or JSON. */
   awsSigV4: z.boolean().optional(),

@@ -191,7 +191,7 @@ export class AdmittedRequest implements Admitted {
       return;
     }
     this.target = injection.target;
-    this.headers = injection.scrub.length === 0 ? injection.headers : askingForPlain(injection.headers);
+    this.headers = injection.headers;
     this.scrub = injection.scrub;
     this.forbidden = nothing;
     this.pool = injection.secrets.join(' ');
@@ -218,11 +218,6 @@ export class AdmittedRequest implements Admitted {
       record(this.#connection, this.#request, error.decision, {}).end(outcome);
     else this.entry.end({ ...outcome, error: error.code });
   }
-}
-
-/** What an answer must not show has to be found in it, so it should not come compressed. */
-function askingForPlain(headers: [string, string][]): [string, string][] {
-  return [...headers.filter(([name]) => name !== 'accept-encoding'), ['accept-encoding', 'identity']];
 }
 
 function record(

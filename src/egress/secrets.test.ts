@@ -61,9 +61,8 @@ describe('where secrets go', () => {
     const origin = await serveHttp(ok('fine'), { names: ['bound.test'] });
     lab.world.set('bound.test:443', { port: origin.port });
     const guest = await bound(lab);
-    await guest.write(get(`Authorization: Bearer ${placeholder}`, 'Accept-Encoding: gzip')).until('fine');
+    await guest.write(get(`Authorization: Bearer ${placeholder}`)).until('fine');
     expect(origin.text()).toContain(`Authorization: Bearer ${canary}\r\n`);
-    expect(origin.text()).toContain('Accept-Encoding: identity\r\n');
     expect(origin.text()).not.toContain(placeholder);
     expect(lab.entries).toMatchObject([{ secrets: ['mine'], status: 200 }]);
     expect(JSON.stringify(lab.entries)).not.toContain(canary);

@@ -99,13 +99,13 @@ export function checkedBinding(binding: SecretBinding, where: string): SecretBin
     ...(header === undefined ? {} : { header: header.toLowerCase(), format: format ?? '%s' }),
     ...(anyMethod ? {} : { methods }),
     ...(anyPath ? {} : { paths: binding.paths }),
-    // With nothing said, the placeholder is replaced wherever a client may put a key without our having to hold the body back.
+    // With nothing said, the placeholder is replaced where keys belong. Paths and queries are what servers keep and show, so they have to be asked for.
     ...(awsSigV4 === true
       ? { awsSigV4 }
       : substitute !== undefined && substitute.length > 0
         ? { substitute: [...new Set(substitute)] }
         : header === undefined
-          ? { substitute: ['header', 'query', 'path'] satisfies Part[] }
+          ? { substitute: ['header'] satisfies Part[] }
           : {}),
   };
 }

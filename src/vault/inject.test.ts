@@ -47,6 +47,8 @@ const changed = (injection: Injection) => {
   if (injection.kind !== 'changed') throw new Error(`it was ${JSON.stringify(injection)}`);
   return injection;
 };
+/** What every answer that may show a secret is asked for. */
+const plain: [string, string] = ['accept-encoding', 'identity'];
 const basic = (text: string) => `Basic ${Buffer.from(text).toString('base64')}`;
 
 test('with no secret nothing happens', async () => {
@@ -103,7 +105,7 @@ describe('a service', () => {
   )('%s at %s: what the client sends (%j) is replaced', async (name, host, sent, received) => {
     await vault.set({ name, source: { type: 'value', value: real } });
     const injection = changed(await send({ host, headers: [['accept', '*/*'], ...sent] }));
-    expect(injection.headers).toEqual([['accept', '*/*'], ...received]);
+    expect(injection.headers).toEqual([['accept', '*/*'], plain, ...received]);
     expect(injection.secrets).toEqual([name]);
     expect(secrets.binds(host, 443)).toBe(true);
   });
@@ -116,7 +118,7 @@ describe('a service', () => {
     const git = changed(
       await send({ host: 'github.com', headers: [['authorization', basic(`x-access-token:${github}`)]] }),
     );
-    expect(git.headers).toEqual([['authorization', basic(`x-access-token:${real}`)]]);
+    expect(git.headers).toEqual([plain, ['authorization', basic(`x-access-token:${real}`)]]);
     const gemini = changed(
       await send({ host: 'generativelanguage.googleapis.com', target: `/v1/models?key=${google}&alt=json` }),
     );
@@ -186,12 +188,9 @@ describe('a binding', () => {
   test.each(places)('to %s', async (_, binding, over, bound) => {
     await set((binding as { hosts: string[] }[]).map((each) => ({ ports: [443], ...each, header: 'x-key' })));
     const injection = await send(over);
-    if (bound)
-      expect(changed(injection).headers).toEqual([
-        ['accept', '*/*'],
-        ['x-key', real],
-      ]);
-    else expect(injection).toEqual({ kind: 'none' });
+    const sent = injection.kind === 'changed' ? injection : { secrets: [], headers: [] };
+    expect(sent.secrets).toEqual(bound ? ['mine'] : []);
+    expect(sent.headers.filter(([name]) => name === 'x-key')).toEqual(bound ? [['x-key', real]] : []);
   });
 
   const formats: [string | undefined, string][] = [
@@ -213,10 +212,7 @@ describe('a binding', () => {
     const injection = changed(
       await send({ headers: [['x-other', placeholder]], target: `/?k=${placeholder}` }),
     );
-    expect(injection.headers).toEqual([
-      ['x-other', odd],
-      ['x-key', odd],
-    ]);
+    expect(injection.headers).toEqual([['x-other', odd], plain, ['x-key', odd]]);
     expect(decodeURIComponent(injection.target)).toBe(`/?k=${odd}`);
     expect(injection.target).toMatch(/^\/\?k=[\w%.~-]+$/);
   });
@@ -230,12 +226,17 @@ describe('substitution', () => {
     Partial<OutgoingRequest>,
     Partial<OutgoingRequest> | 'none',
   ][] = [
-    ['a header', all, { headers: [['x-a', `k=${placeholder};`]] }, { headers: [['x-a', `k=${real};`]] }],
+    [
+      'a header',
+      all,
+      { headers: [['x-a', `k=${placeholder};`]] },
+      { headers: [['x-a', `k=${real};`], plain] },
+    ],
     [
       'Basic',
       all,
       { headers: [['authorization', basic(`me:${placeholder}`)]] },
-      { headers: [['authorization', basic(`me:${real}`)]] },
+      { headers: [['authorization', basic(`me:${real}`)], plain] },
     ],
     [
       'the query',
@@ -251,13 +252,17 @@ describe('substitution', () => {
   test.each(cases)('in %s', async (_, substitute, over, outcome) => {
     await set(at('api.example.com', { substitute: [...substitute] }));
     const injection = await send(over);
-    if (outcome === 'none') expect(injection).toEqual({ kind: 'none' });
-    else expect(changed(injection)).toMatchObject(outcome);
+    const { target, headers } = request(over);
+    expect(changed(injection)).toMatchObject(
+      outcome === 'none' ? { secrets: [], target, headers: [...headers, plain] } : outcome,
+    );
   });
 
-  test('is in header, query and path where a binding says no more than a host', async () => {
+  test('is in headers alone where a binding says no more than a host', async () => {
     const info = await set(at('api.example.com'));
-    expect(info.bindings[0]?.substitute).toEqual(['header', 'query', 'path']);
+    expect(info.bindings[0]?.substitute).toEqual(['header']);
+    const target = `/contents/${placeholder}?k=${placeholder}`;
+    expect(changed(await send({ method: 'PUT', target }))).toMatchObject({ target, secrets: [] });
   });
 
   const odd = 'a"b\\c&d é';
@@ -276,7 +281,7 @@ describe('substitution', () => {
     const injection = changed(await send({ method: 'POST', headers }));
     const outcome = injection.body?.(Buffer.from(sent));
     expect(outcome?.body.toString()).toBe(received);
-    expect(outcome?.headers).toEqual(headers);
+    expect(outcome?.headers).toEqual([...headers, plain]);
   });
 
   test('makes no body longer than one may be', async () => {
@@ -398,10 +403,7 @@ describe('scopes', () => {
     const own = changed(await send({ target: `/?k=${placeholder}` }));
     expect(own).toMatchObject({
       target: '/?k=own-value',
-      headers: [
-        ['accept', '*/*'],
-        ['x-key', 'own-value'],
-      ],
+      headers: [['accept', '*/*'], plain, ['x-key', 'own-value']],
     });
     expect(secrets.environment.KEY).toMatch(/^OWN-/);
     expect(other.environment.KEY).toBe(placeholder);
@@ -466,6 +468,39 @@ describe('what an answer must not show', () => {
   test('is not looked for when it is too short to tell', async () => {
     await set(at('api.example.com', { header: 'x-key' }), { source: { type: 'value', value: 'short12' } });
     expect(changed(await send()).scrub).toEqual([]);
+    await set(at('api.example.com'), { source: { type: 'value', value: 'short12' } });
+    expect(await send()).toEqual({ kind: 'none' });
+  });
+
+  const unarmed: [string, object, Partial<OutgoingRequest>][] = [
+    ['without the placeholder', { substitute: ['path'] }, {}],
+    ['to another path', { header: 'x-key', paths: ['/v1/keys/*'] }, {}],
+    ['with another method', { header: 'x-key', methods: ['PUT'] }, {}],
+    ['without TLS', { header: 'x-key' }, { verifiedTls: false }],
+  ];
+  test.each(
+    unarmed,
+  )('is looked for in answers to requests %s, too: an earlier one may have left it there', async (_, binding, over) => {
+    await set(at('api.example.com', binding));
+    const injection = changed(await send(over));
+    expect(injection.scrub.map(String)).toContain(real);
+    expect(injection).toMatchObject({ target: '/v1/things?a=b', secrets: [] });
+    expect(injection.headers).toEqual([['accept', '*/*'], plain]);
+    expect(await send({ ...over, host: 'other.example' })).toEqual({ kind: 'none' });
+  });
+
+  test('does not come in pieces, nor compressed', async () => {
+    await set(at('api.example.com', { substitute: ['header', 'body'] }));
+    const headers: [string, string][] = [
+      ['range', 'bytes=0-9'],
+      ['if-range', '"tag"'],
+      ['accept-encoding', 'gzip, br'],
+      ['accept', '*/*'],
+    ];
+    const injection = changed(await send({ headers }));
+    expect(injection.headers).toEqual([['accept', '*/*'], plain]);
+    expect(injection.body?.(Buffer.from('x')).headers).toEqual(injection.headers);
+    expect(await send({ host: 'other.example', headers })).toEqual({ kind: 'none' });
   });
 });
 
@@ -511,6 +546,15 @@ describe('an AWS key pair', () => {
       kind: 'none',
     });
     expect(await send({ host: 'evil.example', headers: signed(id) })).toMatchObject({ alarm: true });
+  });
+
+  test('is never sent, so answers may still come in pieces', async () => {
+    await vault.set({ name: 'aws', source: { type: 'value', value: keys } });
+    const id = secrets.environment.AWS_ACCESS_KEY_ID ?? '';
+    const whole: [string, string] = ['x-amz-content-sha256', 'UNSIGNED-PAYLOAD'];
+    const headers: [string, string][] = [...signed(id, 's3'), whole, ['range', 'bytes=0-9']];
+    const injection = changed(await send({ host: 'b.s3.amazonaws.com', headers }));
+    expect(injection.headers).toContainEqual(['range', 'bytes=0-9']);
   });
 
   test('cannot sign a stream of signed chunks, and says what to set', async () => {

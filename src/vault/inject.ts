@@ -25,17 +25,20 @@ export async function inject(
   signal: AbortSignal,
   unavailable: (secret: string, failure: unknown) => void,
 ): Promise<Injection> {
-  const here = request.verifiedTls ? candidatesAt(view, request.host, request.port) : [];
+  const bound = candidatesAt(view, request.host, request.port);
+  const here = request.verifiedTls ? bound : [];
   const wanted = here.filter(({ place }) => matchesRequest(place, request));
   for (const placeholder of view.finder.find(request)) {
     const refused = misplaced(view, placeholder, request, here, wanted);
     if (refused !== undefined) return refused;
   }
   const acting = actingOf(wanted, request);
-  if (acting.length === 0) return none;
+  // An earlier request may have left the secret there: every answer is searched for it. What only signs is never sent.
+  const left = bound.filter((candidate) => !isAws(candidate));
+  if (acting.length === 0 && left.length === 0) return none;
 
   const values = new Map<UsableSecret, string>();
-  for (const secret of new Set(acting.map((candidate) => candidate.secret)))
+  for (const secret of new Set([...acting, ...left].map((candidate) => candidate.secret)))
     try {
       const value = await secret.read(signal);
       const uses = acting.filter((candidate) => candidate.secret === secret);
@@ -55,7 +58,7 @@ export async function inject(
         alarm: false,
       };
     }
-  return changed(acting, request, values);
+  return changed({ acting, left }, request, values);
 }
 
 /** All grants for a host and port, in the order in which they are asked: by rank, and an exact name before a wildcard. */
@@ -142,13 +145,21 @@ const isSubstitute = (candidate: Candidate): candidate is Candidate<Substitute> 
   candidate.action.kind === 'substitute';
 
 function changed(
-  acting: readonly Candidate[],
+  { acting, left }: { acting: readonly Candidate[]; left: readonly Candidate[] },
   request: OutgoingRequest,
   values: ReadonlyMap<UsableSecret, string>,
 ): Injection {
   const secretOf = (secret: UsableSecret): string => values.get(secret) as string;
+  const signer = acting.find(isAws);
+  // A value that is none has been refused.
+  const keys = signer === undefined ? undefined : (parseKeyPair(secretOf(signer.secret)) as KeyPair);
+  const shown = formsOf(left.flatMap((candidate) => shownValues(candidate, values)));
+  const scrub = [...shown, ...formsOf([keys?.secretAccessKey ?? '', keys?.sessionToken ?? ''])];
+  if (acting.length === 0 && scrub.length === 0) return none;
   let target = request.target;
   let headers: Headers = request.headers.map(([name, value]) => [name, value]);
+  if (scrub.length > 0) headers = askingForPlain(headers);
+  if (shown.length > 0) headers = askingForAll(headers);
 
   const substitutes = acting.filter(isSubstitute);
   for (const { secret, action } of substitutes)
@@ -175,43 +186,27 @@ function changed(
       body,
     );
   const names = [...new Set(acting.map(({ secret }) => secret.name))];
-  const done = (
-    scrubbed: readonly string[],
-    body?: (body: Buffer) => { body: Buffer; headers: Headers },
-  ): Injection => ({
+  const done = (body?: (body: Buffer) => { body: Buffer; headers: Headers }): Injection => ({
     kind: 'changed',
     target,
     headers,
     secrets: names,
-    scrub: [...new Set(scrubbed)].flatMap(scrubForms),
+    scrub,
     ...(body === undefined ? {} : { body }),
   });
 
-  const signer = acting.find(isAws);
-  const shown = acting
-    .filter((candidate) => !isAws(candidate))
-    .flatMap((candidate) => shownValues(candidate, values));
-  if (signer === undefined)
-    return bodySubstitutes.length === 0
-      ? done(shown)
-      : done(shown, (body) => ({ body: withBody(body), headers }));
+  if (keys === undefined)
+    return bodySubstitutes.length === 0 ? done() : done((body) => ({ body: withBody(body), headers }));
 
-  // A value that is none has been refused.
-  const keys = parseKeyPair(secretOf(signer.secret)) as KeyPair;
   const signed = resign({ ...request, target, headers }, keys, { bodyChanges: bodySubstitutes.length > 0 });
-  const hidden = [
-    ...shown,
-    keys.secretAccessKey,
-    ...(keys.sessionToken === undefined ? [] : [keys.sessionToken]),
-  ];
   switch (signed.kind) {
     case 'refused':
       return { kind: 'refused', reason: 'aws_signature', message: signed.message, alarm: false };
     case 'signed':
       ({ target, headers } = signed);
-      return done(hidden);
+      return done();
     case 'body':
-      return done(hidden, (body) => {
+      return done((body) => {
         const sent = withBody(body);
         return { body: sent, headers: signed.sign(sent) };
       });
@@ -219,6 +214,18 @@ function changed(
       return signed satisfies never;
   }
 }
+
+const formsOf = (values: readonly string[]): Buffer[] => [...new Set(values)].flatMap(scrubForms);
+
+/** What an answer must not show has to be found in it, so it should not come compressed. */
+const askingForPlain = (headers: Headers): Headers => [
+  ...headers.filter(([name]) => sameHeader(name) !== 'accept-encoding'),
+  ['accept-encoding', 'identity'],
+];
+
+/** Nor in pieces, for one that has a half of a secret in it shows nothing to look for. */
+const askingForAll = (headers: Headers): Headers =>
+  headers.filter(([name]) => !['range', 'if-range'].includes(sameHeader(name)));
 
 /** The values that an answer could echo. A pair for Basic that comes encoded already is also looked for as the text that it stands for. */
 function shownValues({ secret, action }: Candidate, values: ReadonlyMap<UsableSecret, string>): string[] {

@@ -596,7 +596,7 @@ describe('a value', () => {
         AbortSignal.timeout(10_000),
       );
     for (const sandbox of ['s1', 's2'])
-      expect(await send(sandbox)).toMatchObject({ headers: [['x', canary]] });
+      expect(await send(sandbox)).toMatchObject({ headers: expect.arrayContaining([['x', canary]]) });
     expect(await send('s3')).toMatchObject({ kind: 'refused', alarm: true });
   });
 });

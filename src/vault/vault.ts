@@ -25,14 +25,17 @@ export type RefusedReason =
 
 /** What becomes of a request. */
 export type Injection =
-  /** Goes on as it is: no secret is bound to it, and it holds no placeholder. */
+  /** Goes on as it is: no secret is bound to its place, and it holds no placeholder. */
   | { kind: 'none' }
-  /** Goes on changed. `scrub`: byte strings that the answer must not show (the secrets, and their usual encodings). */
+  /**
+   * Goes on changed. `scrub`: byte strings that the answer must not show (the secrets, and their usual encodings). Whatever goes to a place that
+   * secrets are bound to is changed, if only to ask for an answer that can be searched: a request before may have left one of them there.
+   */
   | {
       kind: 'changed';
       target: string;
       headers: [name: string, value: string][];
-      /** Names of the secrets put in, for the log. */
+      /** Names of the secrets put in, for the log; may be none. */
       secrets: string[];
       scrub: Buffer[];
       /**

@@ -47,7 +47,10 @@ export function addSecretVerbs(program: Command): void {
     .option('--format <text>', "its form in the header, e.g. 'Bearer %s'")
     .option('--method <methods>', 'only with these, e.g. GET,POST')
     .option('--path <path>', 'only with these, exact or ending in * (repeatable)', collect)
-    .option('--substitute <parts>', 'replace the placeholder in: header, query, path, body')
+    .option(
+      '--substitute <parts>',
+      'replace the placeholder in: header (alone by default), query, path, body',
+    )
     .option('--aws-sigv4', 'sign requests anew; the value is ACCESS_KEY_ID:SECRET')
     .option('--value <value>', 'the same as --token')
     .addHelpText(
