@@ -51,6 +51,9 @@ const upstream = createUpstream(
 );
 const egress = createEgress({
   journal,
+  onTrouble: (error) => {
+    throw error;
+  },
   asker: { ask: async () => false },
   limits: { connections: 4_096, headMs: 10_000, handshakeMs: 10_000, connectMs: 20_000, idleMs: 600_000 },
   upstream: (sandboxId) => upstream.forCaller(sandboxId),

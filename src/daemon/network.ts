@@ -102,6 +102,11 @@ export async function openNetwork(config: Config, store: Store, log: Log): Promi
   const sessions = createEgress({
     journal,
     asker: questions,
+    onTrouble: (error) =>
+      log.error(
+        { error: String((error as Error)?.stack ?? error) },
+        'a connection of a sandbox failed in us',
+      ),
     limits: { connections: egress.connectionsMax, headMs, handshakeMs, connectMs, idleMs: egress.idleMs },
     upstream: (sandboxId) => upstream.forCaller(sandboxId),
     authority,

@@ -59,6 +59,8 @@ export interface Asker {
 
 export interface EgressParts {
   journal: Journal;
+  /** A defect of ours: it costs the one connection, and is told here. */
+  onTrouble: (error: unknown) => void;
   asker: Asker;
   limits: EgressLimits;
 }

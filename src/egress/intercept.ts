@@ -124,8 +124,8 @@ function shakeHands(
     if (world.kind !== 'later' && world.protocol === 'h2') serveHttp2(connection, guest, to, decision, world);
     // Who has said so will speak HTTP.
     else if (hello.alpn.length > 0 || !maySpeakOther(connection, to, decision))
-      serveHttp1(connection, new Wire(guest), to, decision, world);
-    else void serveUnsaid(connection, new Wire(guest), to, decision, world);
+      serveHttp1(connection, new Wire(guest, connection.session.onTrouble), to, decision, world);
+    else void serveUnsaid(connection, new Wire(guest, connection.session.onTrouble), to, decision, world);
   });
 }
 
@@ -139,7 +139,11 @@ function serveHttp1(
   const { pool, protocols } = connection.session;
   let failure = world.kind === 'failed' ? world.error : undefined;
   if (world.kind === 'reached')
-    pool.put(placeOf(to), new Http1Upstream(new Wire(world.tls), world.reached), world.generation);
+    pool.put(
+      placeOf(to),
+      new Http1Upstream(new Wire(world.tls, connection.session.onTrouble), world.reached),
+      world.generation,
+    );
   const route = fixedRoute(connection, to, {
     scheme: 'https',
     holds: () => connection.decide(attemptOf(to)).effect === 'allow',
@@ -182,7 +186,11 @@ async function serveUnsaid(
     if (world.kind === 'failed') throw world.error;
     const there =
       world.kind === 'reached' ? world : await reachTls(connection, to, judgement, [], connection.signal);
-    return { wire: new Wire(there.tls), reached: there.reached, bulk: undefined };
+    return {
+      wire: new Wire(there.tls, connection.session.onTrouble),
+      reached: there.reached,
+      bulk: undefined,
+    };
   };
   const options = {
     protocol: 'tls',

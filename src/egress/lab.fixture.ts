@@ -123,6 +123,8 @@ export async function openLab(options: LabOptions = {}): Promise<Lab> {
   const certificates = openCertificateAuthority({ keyFile: join(folder, 'key'), now: () => new Date() });
   const session = createEgress({
     journal: recorder(entries),
+    // A defect shall fail the test, wherever it shows.
+    onTrouble: (error) => void Promise.reject(error),
     asker: {
       ask(question, _, signal) {
         questions.push(question);
@@ -183,6 +185,7 @@ export const noSecrets: SandboxSecrets = {
   binds: () => false,
   inject: async () => ({ kind: 'none' }),
   placeholders: [],
+  foreignPlaceholders: () => [],
   environment: {},
 };
 

@@ -24,13 +24,16 @@ export async function reachHttp(
 ): Promise<Http1Upstream> {
   if (scheme === 'https') {
     const { tls, reached } = await reachTls(connection, to, judgement, ['http/1.1'], signal);
-    return new Http1Upstream(new Wire(tls), reached);
+    return new Http1Upstream(new Wire(tls, connection.session.onTrouble), reached);
   }
   const { result, reached } = await watched(judgement, (judge) =>
     connection.session.upstream.connect(to, judge, signal, { requests: !upgrade }),
   );
   const { relay } = result;
-  return new Http1Upstream(new Wire(result.socket), relay === undefined ? reached : { ...reached, relay });
+  return new Http1Upstream(
+    new Wire(result.socket, connection.session.onTrouble),
+    relay === undefined ? reached : { ...reached, relay },
+  );
 }
 
 /** A verified TLS connection on which the other end has chosen `alpn`. */
@@ -68,7 +71,7 @@ export async function reachRaw(
   const { result, reached } = await watched(judgement, (judge) =>
     session.upstream.connect(to, judge, signal, { tunnel: options.bulk }),
   );
-  return { wire: new Wire(result.socket), reached, bulk: result.bulk };
+  return { wire: new Wire(result.socket, connection.session.onTrouble), reached, bulk: result.bulk };
 }
 
 async function watched<T extends { address: string }>(

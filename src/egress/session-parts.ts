@@ -13,6 +13,7 @@ export interface SessionParts {
   readonly sandbox: EgressSandbox;
   readonly journal: Journal;
   readonly limits: EgressLimits;
+  readonly onTrouble: (error: unknown) => void;
   readonly upstream: Upstream;
   readonly authority: SandboxAuthority;
   readonly pool: Pool;

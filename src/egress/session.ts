@@ -39,13 +39,14 @@ class Session implements EgressSession {
   #closed = false;
 
   constructor(parts: Parameters<typeof createEgress>[0], sandbox: EgressSandbox) {
-    const { journal, asker, limits } = parts;
+    const { journal, asker, limits, onTrouble } = parts;
     const deadlines = new Deadlines(lookEveryMs(limits));
     this.#parts = {
       sandbox,
       journal,
       asker,
       limits,
+      onTrouble,
       deadlines,
       upstream: parts.upstream(sandbox.id),
       authority: parts.authority.forSandbox(sandbox.id),
@@ -64,15 +65,21 @@ class Session implements EgressSession {
       socket.destroy();
       return;
     }
-    const wire = new Wire(socket);
+    const { onTrouble } = this.#parts;
+    const wire = new Wire(socket, onTrouble);
     this.#wires.add(wire);
     socket.once('close', () => this.#wires.delete(wire));
     const full = this.#wires.size > limits.connections;
-    void readIntent(wire, limits.headMs).then((intent) => {
-      if (intent === undefined || this.#closed) return wire.close();
-      if (full && intent.kind !== 'names') refuseFull(wire, intent, limits);
-      else this.#serve(wire, intent);
-    });
+    readIntent(wire, limits.headMs)
+      .then((intent) => {
+        if (intent === undefined || this.#closed) return wire.close();
+        if (full && intent.kind !== 'names') refuseFull(wire, intent, limits);
+        else return this.#serve(wire, intent);
+      })
+      .catch((error) => {
+        onTrouble(error);
+        wire.cut();
+      });
   }
 
   changed(): void {
@@ -88,7 +95,8 @@ class Session implements EgressSession {
     this.#parts.pool.drop();
   }
 
-  #serve(wire: Wire, intent: Checked): void {
+  /** Rejects for defects of ours only; what was begun is cut then. */
+  async #serve(wire: Wire, intent: Checked): Promise<void> {
     const client = intent.kind === 'names' ? 0 : intent.client;
     const connection = new Connection(this.#parts, client, kindOf[intent.kind]);
     this.#connections.add(connection);
@@ -98,13 +106,13 @@ class Session implements EgressSession {
       case 'names':
         return serveNames(connection, wire);
       case 'caught':
-        return void serveCaught(connection, wire, intent);
-      case 'proxy':
-        void peek(wire, firstByte, { withinMs: this.#parts.limits.headMs }).then((first) => {
-          if (first === undefined) connection.over();
-          else if (first === 4 || first === 5) void serveSocks(connection, wire);
-          else serveProxy(connection, wire);
-        });
+        return serveCaught(connection, wire, intent);
+      case 'proxy': {
+        const first = await peek(wire, firstByte, { withinMs: this.#parts.limits.headMs });
+        if (first === undefined) connection.over();
+        else if (first === 4 || first === 5) return serveSocks(connection, wire);
+        else serveProxy(connection, wire);
+      }
     }
   }
 }

@@ -6,6 +6,10 @@ import { Http1Upstream } from './http1/client.ts';
 import { Pool } from './pool.ts';
 import { Wire } from './wire.ts';
 
+const unexpected = (error: unknown) => {
+  throw error;
+};
+
 /** Both ends of a connection on loopback. */
 async function pair(): Promise<[Socket, Socket]> {
   const server = createServer({ allowHalfOpen: true }).listen(0, '127.0.0.1');
@@ -35,7 +39,7 @@ test('a socket that has closed before it became a wire is a closed one', async (
   const [near] = await pair();
   near.destroy();
   await once(near, 'close');
-  const wire = new Wire(near);
+  const wire = new Wire(near, unexpected);
   expect([wire.closed, told(wire)]).toEqual([true, ['gone']]);
 });
 
@@ -44,7 +48,7 @@ test('an end that came before is told to who takes the wire', async () => {
   near.resume();
   far.end();
   await once(near, 'end');
-  const wire = new Wire(near);
+  const wire = new Wire(near, unexpected);
   expect([wire.ended, wire.closed, told(wire)]).toEqual([true, false, ['end']]);
 });
 
@@ -58,6 +62,35 @@ test.each([
   await once(near, 'end');
   if (how === 'closed') near.destroy();
   const pool = new Pool(new Deadlines(1_000), { idleMs: 1_000 });
-  pool.put('http://a.test', new Http1Upstream(new Wire(near), { address: '192.0.2.1', judged: true }), 0);
+  pool.put(
+    'http://a.test',
+    new Http1Upstream(new Wire(near, unexpected), { address: '192.0.2.1', judged: true }),
+    0,
+  );
   expect(pool.take('http://a.test', '')).toBeUndefined();
+});
+
+test('a reader that throws loses its wire, and nothing else happens', async () => {
+  const [near, far] = await pair();
+  const troubles: unknown[] = [];
+  const wire = new Wire(near, (error) => void troubles.push(error));
+  let gone = 0;
+  wire.take({
+    data: () => {
+      throw new Error('a defect');
+    },
+    end: () => {},
+    drained: () => {},
+    gone: () => {
+      gone++;
+      throw new Error('and another');
+    },
+  });
+  const closed = once(far, 'end');
+  far.on('error', () => {}).resume();
+  far.write('x');
+  await closed;
+  expect(troubles.map(String)).toEqual(['Error: a defect', 'Error: and another']);
+  expect(gone).toBe(1);
+  expect(wire.closed).toBe(true);
 });

@@ -26,10 +26,12 @@ export class Wire {
   #closed = false;
   #error: Error | undefined;
   #goodbye: NodeJS.Timeout | undefined;
+  readonly #onTrouble: (error: unknown) => void;
 
-  /** Owns the socket until `detach`. Reads nothing before `take`. */
-  constructor(socket: Socket) {
+  /** Owns the socket until `detach`. Reads nothing before `take`. `onTrouble`: a reader has thrown, which costs it this wire and nobody else anything. */
+  constructor(socket: Socket, onTrouble: (error: unknown) => void) {
     this.socket = socket;
+    this.#onTrouble = onTrouble;
     socket.pause();
     socket.allowHalfOpen = true;
     socket.on('data', this.#data);
@@ -152,16 +154,16 @@ export class Wire {
   }
 
   readonly #data = (bytes: Buffer) => {
-    if (this.#reader !== nobody) this.#reader.data(bytes);
+    if (this.#reader !== nobody) this.#guarded(() => this.#reader.data(bytes));
     else this.#kept = this.#kept === undefined ? bytes : Buffer.concat([this.#kept, bytes]);
   };
 
   readonly #end = () => {
     this.#ended = true;
-    if (this.#kept === undefined) this.#reader.end();
+    if (this.#kept === undefined) this.#guarded(() => this.#reader.end());
   };
 
-  readonly #drain = () => this.#reader.drained();
+  readonly #drain = () => this.#guarded(() => this.#reader.drained());
 
   readonly #failed = (error: Error) => {
     this.#error ??= error;
@@ -174,8 +176,24 @@ export class Wire {
     this.#kept = undefined;
     const reader = this.#reader;
     this.#reader = nobody;
-    reader.gone(this.#error);
+    this.#guarded(() => reader.gone(this.#error));
   };
+
+  #guarded(work: () => void): void {
+    try {
+      work();
+    } catch (error) {
+      this.#onTrouble(error);
+      const reader = this.#reader;
+      this.close();
+      if (reader === nobody) return;
+      try {
+        reader.gone(undefined);
+      } catch (again) {
+        this.#onTrouble(again);
+      }
+    }
+  }
 }
 
 const nobody: WireReader = {
