@@ -76,17 +76,20 @@ export class RequestGate implements Gate {
     if (decision.dependsOnRequest && meansAnother(request.headers)) return this.#masked(request);
     const { secrets } = this.#connection.session.sandbox;
     const host = bareHost(to.host);
-    const binds = secrets.binds(host, to.port);
+    // Nothing that stands for a secret has any business on a way that is not verified.
+    const forbidden = this.#options.verifiedTls
+      ? secrets.foreignPlaceholders(host, to.port)
+      : secrets.placeholders;
     const admitted = (injection: Sound) =>
       new AdmittedRequest(this.#connection, {
         request,
         attempt,
         decision,
         injection,
-        forbidden: binds ? nothing : secrets.placeholders,
+        forbidden,
         address: this.#options.address,
       });
-    if (!binds && secrets.placeholders.length === 0) return admitted(unchanged);
+    if (!secrets.binds(host, to.port) && secrets.placeholders.length === 0) return admitted(unchanged);
     const { method, target, headers } = request;
     const outgoing = { verifiedTls: this.#options.verifiedTls, host, port: to.port, method, target, headers };
     return Promise.try(() => secrets.inject(outgoing, signal)).then(
@@ -180,12 +183,12 @@ export class AdmittedRequest implements Admitted {
     this.#connection = connection;
     this.#request = request;
     this.#address = admitted.address;
+    this.forbidden = forbidden;
     this.judgement = new Judgement(connection, admitted.attempt, admitted.decision);
     if (injection.kind === 'none') {
       this.target = request.target;
       this.headers = request.headers;
       this.scrub = nothing;
-      this.forbidden = forbidden;
       this.pool = '';
       this.#secrets = [];
       return;
@@ -193,7 +196,6 @@ export class AdmittedRequest implements Admitted {
     this.target = injection.target;
     this.headers = injection.headers;
     this.scrub = injection.scrub;
-    this.forbidden = nothing;
     this.pool = injection.secrets.join(' ');
     this.#secrets = injection.secrets;
     if (injection.body !== undefined) this.body = injection.body;

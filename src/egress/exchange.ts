@@ -85,8 +85,8 @@ export class Exchange implements RequestReader, AnswerReader, ScrubbedSink, Hold
   // What the guest does.
 
   requestBody(bytes: Buffer): void {
-    if (this.#collected !== undefined) return this.#collect(bytes, this.#collected);
     if (this.#isForbidden?.(bytes) === true) return this.#stolen();
+    if (this.#collected !== undefined) return this.#collect(bytes, this.#collected);
     this.#upstream?.output.payload(bytes, this.#head.framing.kind === 'chunked');
   }
 

@@ -539,6 +539,17 @@ test('a placeholder in a body is stopped, with an alarm', async () => {
   expect(bodies[0]).not.toContain('HOLDER');
 });
 
+test('a placeholder in a body that has to be seen whole never gets that far', async () => {
+  let seen = 0;
+  const it = await lab(() => seen++, {
+    decide: () => ({ forbidden: [Buffer.from('PLACEHOLDER')], body: (body) => ({ body, headers: [] }) }),
+  });
+  expect(await ask(it, { ':method': 'POST' }, 'a PLACEHOLDER')).toMatchObject({ status: 403 });
+  await until(() => expect(it.outcomes).toMatchObject([{ status: 403, error: 'placeholder' }]));
+  expect(it.alarms).toHaveLength(1);
+  expect(seen).toBe(0);
+});
+
 test('a body that has to be seen whole is rewritten, or refused when it is too long', async () => {
   const it = await lab(echo, {
     decide: () => ({

@@ -35,6 +35,7 @@ beforeEach(() => {
     binds: () => false,
     inject: async () => ({ kind: 'none' }),
     placeholders: [],
+    foreignPlaceholders: () => [],
     environment: { GITHUB_TOKEN: 'a placeholder' },
   };
   const write = (_: object, message: string) => void warned.push(message);

@@ -6,6 +6,8 @@ import { type Guest, type Lab, ok, openLab, serveHttp, serveRaw } from './lab.fi
 
 const canary = 'CANARY-5a1c';
 const placeholder = 'placeholder-77';
+/** Of a secret that is bound elsewhere. */
+const foreign = 'placeholder-88';
 
 /** One secret for bound.test:443, put into Authorization. */
 function secretsWith(
@@ -13,7 +15,9 @@ function secretsWith(
   seen: OutgoingRequest[] = [],
 ): Partial<SandboxSecrets> {
   return {
-    placeholders: [Buffer.from(placeholder)],
+    placeholders: [Buffer.from(placeholder), Buffer.from(foreign)],
+    foreignPlaceholders: (host, port) =>
+      [foreign, ...(host === 'bound.test' && port === 443 ? [] : [placeholder])].map((it) => Buffer.from(it)),
     binds: (host, port) => host === 'bound.test' && port === 443,
     inject: async (request) => {
       seen.push(request);
@@ -49,6 +53,8 @@ function secretsWith(
 const rules = ['allow bound.test', 'allow evil.test', 'allow raw.test:9000'];
 const lines = (...all: string[]) => `${all.join('\r\n')}\r\n\r\n`;
 const get = (...headers: string[]) => lines('GET /x HTTP/1.1', 'Host: bound.test', ...headers);
+
+const asItIs = { body: (whole: Buffer) => ({ body: whole, headers: [] as [string, string][] }) };
 
 async function bound(lab: Lab, target = 'bound.test:443'): Promise<Guest> {
   const guest = await (await lab.guest()).connect(target);
@@ -145,7 +151,6 @@ describe('where secrets go', () => {
   });
 
   const megabyte = 1024 * 1024;
-  const asItIs = { body: (whole: Buffer) => ({ body: whole, headers: [] as [string, string][] }) };
   const post = (bytes: number) => lines('POST / HTTP/1.1', 'Host: bound.test', `Content-Length: ${bytes}`);
 
   test('a body that is too long to be seen whole is refused, not cut short, and the next request is not lost', async () => {
@@ -225,6 +230,43 @@ describe('where placeholders must not go', () => {
     expect(lab.entries).toMatchObject([
       { error: 'placeholder', status: 403, alarm: expect.any(String), ended: true },
     ]);
+  });
+
+  test.each([
+    ['streams', undefined],
+    ['is seen whole first', asItIs.body],
+  ])('in a body to the host of another secret that %s', async (_, body) => {
+    const lab = await openLab({ rules, secrets: secretsWith(body === undefined ? {} : { body }) });
+    const origin = await serveHttp(ok('fine'), { names: ['bound.test'] });
+    lab.world.set('bound.test:443', { port: origin.port });
+    const post = (text: string) =>
+      `${lines('POST / HTTP/1.1', 'Host: bound.test', `Content-Length: ${text.length}`)}${text}`;
+    const guest = await bound(lab);
+    // An agent that quotes the key that it talks with.
+    await guest.write(post(`my key is ${placeholder}`)).until('fine');
+    expect(
+      await guest
+        .clear()
+        .write(post(`my key is ${foreign}`))
+        .end(),
+    ).toMatch(/^HTTP\/1.1 403 /);
+    expect(origin.text()).toContain(placeholder);
+    expect(origin.text()).not.toContain(foreign);
+    expect(lab.entries[1]).toMatchObject({ error: 'placeholder', alarm: expect.any(String) });
+  });
+
+  test('in a body without TLS, also to the host that it is bound to', async () => {
+    const lab = await openLab({ rules, secrets: secretsWith() });
+    const origin = await serveHttp(ok('fine'));
+    lab.world.set('bound.test:443', { port: origin.port });
+    const guest = await lab.guest();
+    const head = lines(
+      'POST http://bound.test:443/ HTTP/1.1',
+      'Host: bound.test:443',
+      `Content-Length: ${placeholder.length}`,
+    );
+    expect(await guest.write(head + placeholder).end()).toMatch(/^HTTP\/1.1 403 /);
+    expect(origin.text()).not.toContain(placeholder);
   });
 
   test('in bytes that are not HTTP', async () => {

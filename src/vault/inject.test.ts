@@ -329,6 +329,18 @@ describe('a placeholder on a wrong way', () => {
       true,
     ],
     [
+      'in the name of a header',
+      { host: 'evil.example', headers: [[`x-${placeholder}`, '']] },
+      'placeholder_misplaced',
+      true,
+    ],
+    [
+      'in the name of a header, in small letters',
+      { host: 'evil.example', headers: [[placeholder.toLowerCase(), '']] },
+      'placeholder_misplaced',
+      true,
+    ],
+    [
       'written as %XX',
       {
         host: 'evil.example',
@@ -378,6 +390,33 @@ describe('a placeholder on a wrong way', () => {
       reason: 'placeholder_misplaced',
       message: expect.stringContaining('"mine"'),
     });
+  });
+
+  test('in a body is looked for by its bytes, at each place those of secrets that are not bound there', async () => {
+    await set(at('*.example.com', { header: 'x-a' }));
+    const other = 'OTHER-of-mine-0123456789';
+    await set(at('other.example', { header: 'x-a' }), { name: 'other', placeholder: other });
+    const foreignAt = (host: string, port = 443) => secrets.foreignPlaceholders(host, port).map(String);
+    const cases: [string, number, boolean, boolean][] = [
+      ['a.example.com', 443, false, true],
+      ['other.example', 443, true, false],
+      ['a.example.com', 8443, true, true],
+      ['evil.example', 443, true, true],
+    ];
+    for (const [host, port, mine, others] of cases) {
+      const found = foreignAt(host, port);
+      expect([host, port, found.includes(placeholder), found.includes(other)]).toEqual([
+        host,
+        port,
+        mine,
+        others,
+      ]);
+      expect(found.includes(btoa(other))).toBe(others);
+    }
+    expect(secrets.foreignPlaceholders('b.example.com', 443)).toBe(
+      secrets.foreignPlaceholders('a.example.com', 443),
+    );
+    expect(secrets.foreignPlaceholders('evil.example', 443)).toBe(secrets.placeholders);
   });
 
   test("of another sandbox's secret, of which no name is told", async () => {

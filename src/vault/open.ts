@@ -9,14 +9,13 @@ import { checkedBinding, conflictOf, type Grant, grantsOf, misfit } from './gran
 import { inject } from './inject.ts';
 import { type KeyPlace, keyKeeper } from './key.ts';
 import { grantsOfBinding, SandboxVault, VaultContent } from './opensandbox.ts';
-import { matchesHost } from './place.ts';
 import { placeholderFrom, placeholderProblem, secretKeyBeside } from './placeholders.ts';
 import { readSealedFile, type SealingKey, writeSealedFile } from './sealed-file.ts';
 import { type Service, serviceOf } from './services.ts';
 import { parseKeyPair } from './sigv4.ts';
 import { openValues, type Source, type Values } from './sources.ts';
 import type { SandboxSecrets, Vault } from './vault.ts';
-import { type UsableSecret, type View, viewOf } from './view.ts';
+import { isBoundTo, type UsableSecret, type View, viewOf } from './view.ts';
 
 export interface VaultOptions {
   /** The sealed file. */
@@ -193,10 +192,7 @@ class HomeVault implements Vault {
     };
     const { log } = this.#options;
     return {
-      binds: (host, port) =>
-        view().secrets.some(({ grants }) =>
-          grants.some(({ place }) => matchesHost(place, host, port) !== undefined),
-        ),
+      binds: (host, port) => view().secrets.some((secret) => isBoundTo(secret, host, port)),
       inject: (request, signal) =>
         inject(view(), request, signal, (secret, failure) =>
           log.warn(
@@ -208,6 +204,7 @@ class HomeVault implements Vault {
             'secret unavailable',
           ),
         ),
+      foreignPlaceholders: (host, port) => view().foreignPlaceholders(host, port),
       get placeholders() {
         return view().placeholders;
       },

@@ -48,11 +48,11 @@ export function placeholderForms(placeholder: string): string[] {
 
 /** Finds placeholders in the head of a request: as they are, in base64 (Basic, say), with their characters written as %XX. */
 export class Finder {
-  readonly #forms: { form: string; placeholder: string }[];
+  readonly #forms: { form: string; lowered: string; placeholder: string }[];
 
   constructor(placeholders: Iterable<string>) {
     this.#forms = [...placeholders].flatMap((placeholder) =>
-      placeholderForms(placeholder).map((form) => ({ form, placeholder })),
+      placeholderForms(placeholder).map((form) => ({ form, lowered: form.toLowerCase(), placeholder })),
     );
   }
 
@@ -62,10 +62,17 @@ export class Finder {
   }): Set<string> {
     const found = new Set<string>();
     if (this.#forms.length === 0) return found;
-    const text = [request.target, ...request.headers.map(([, value]) => value)].join('\n');
-    const decoded = text.includes('%') ? percentDecoded(text) : text;
-    for (const { form, placeholder } of this.#forms)
-      if (text.includes(form) || (decoded !== text && decoded.includes(form))) found.add(placeholder);
+    const texts = readings([request.target, ...request.headers.map(([, value]) => value)].join('\n'));
+    // Their case has been lost, though it may go on as it was spelt.
+    const names = readings(request.headers.map(([name]) => name).join('\n')).map((text) =>
+      text.toLowerCase(),
+    );
+    for (const { form, lowered, placeholder } of this.#forms)
+      if (texts.some((text) => text.includes(form)) || names.some((text) => text.includes(lowered)))
+        found.add(placeholder);
     return found;
   }
 }
+
+/** As it is, and with what it escapes. */
+const readings = (text: string): string[] => (text.includes('%') ? [text, percentDecoded(text)] : [text]);

@@ -64,6 +64,11 @@ export interface SandboxSecrets {
    * as nothing has changed.
    */
   readonly placeholders: readonly Buffer[];
+  /**
+   * Of these, the ones that have no business at a place: all but those of secrets that are bound to it. Whoever talks there about its own key means
+   * no harm. The same object for the same place, too.
+   */
+  foreignPlaceholders(host: string, port: number): readonly Buffer[];
   /** Variables of the guest that hold placeholders. */
   readonly environment: Readonly<Record<string, string>>;
 }

@@ -215,6 +215,10 @@ export class Exchange implements Holder, ScrubbedSink {
     const gathered = new Gathered();
     guest.on('data', (bytes: Buffer) => {
       this.#bytesOut += bytes.length;
+      if (this.#finds?.(bytes)) {
+        this.#stolen();
+        return;
+      }
       if (!gathered.add(bytes)) {
         tooLong();
         return;
