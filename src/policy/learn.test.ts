@@ -110,7 +110,7 @@ test('with paths, rules are as narrow as what was asked for', () => {
           'GET n.test 443 /a*b/c',
           entry('GET n.test 443', { path: '' }),
         ],
-        ...['PROPFIND w.test 443 /dav', 'GET w.test 443 /%zz', 'tunnel.test 443', 'GET tunnel.test 443 /x'],
+        ...['GET w.test 443 /%zz', 'tunnel.test 443', 'GET tunnel.test 443 /x'],
         `GET l.test 443 /${'a'.repeat(3_000)}`,
       ],
       { paths: true },
@@ -125,11 +125,21 @@ test('with paths, rules are as narrow as what was asked for', () => {
       'n.test:443 | GET | /**',
       'n.test:443 | GET | /simple/**',
       'n.test:443 | GET | /',
-      'w.test:443 | ANY | /dav',
       'w.test:443 | GET',
     ],
     differing: 0,
   });
+});
+
+test('a method that no rule can name opens nothing to others, and is counted as not covered', () => {
+  const log = ['GET a.test 443 /dav', 'FOO a.test 443 /dav', 'FOO a.test 443 /other', 'FOO b.test 443 /'];
+  expect(learned(log, { paths: true })).toEqual({
+    sandbox: 'sb1',
+    rules: ['a.test:443 | GET | /dav'],
+    replayed: 4,
+    differing: 3,
+  });
+  expect(learned(log)).toMatchObject({ rules: ['a.test:443 b.test:443'], differing: 0 });
 });
 
 test('of many paths at one place, what they begin with is kept, unless something there was denied', () => {

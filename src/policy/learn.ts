@@ -168,9 +168,14 @@ function hostRules(targets: readonly string[], protocol: Attempt['protocol'], sa
   return rules;
 }
 
-/** One rule for each set of methods and path. */
+/**
+ * One rule for each set of methods and path. A method that no rule can name gets none: `ANY` would open the path to all others, and the replay tells of
+ * what is missing.
+ */
 function requestRules(place: Place, sandbox: string): NewRule[] {
-  const requests = place.allowed.map(({ attempt }) => attempt.request as NonNullable<Attempt['request']>);
+  const requests = place.allowed
+    .map(({ attempt }) => attempt.request as NonNullable<Attempt['request']>)
+    .filter(({ method }) => methodsKnown.has(method));
   const narrow = new Set(requests.map(({ path }) => patternOf(path)));
   // Where something was denied, what the paths have in common may cover it.
   const isWide = narrow.size > pathsMax && place.denied.length === 0;
@@ -180,17 +185,16 @@ function requestRules(place: Place, sandbox: string): NewRule[] {
     const pattern = isWide ? common : patternOf(path);
     methods.set(pattern, (methods.get(pattern) ?? new Set()).add(method));
   }
-  return [...methods].map(([path, used]): NewRule => {
-    const known = [...used].every((method) => methodsKnown.has(method));
-    return {
+  return [...methods].map(
+    ([path, used]): NewRule => ({
       name: 'learned',
       decision: 'allow',
       resources: [targetOf(place)],
       sandbox,
-      methods: known ? [...used].sort() : ['ANY'],
+      methods: [...used].sort(),
       ...(path === undefined ? {} : { path }),
-    };
-  });
+    }),
+  );
 }
 
 /** The narrowest pattern for a path: itself, or `**` from the segment on that rules cannot spell. None where no pattern matches. */
