@@ -38,6 +38,8 @@ export interface LogEntry {
   status?: number;
   /** Why it failed after it was allowed, e.g. `upstream_tls`. */
   error?: string;
+  /** The same in words, e.g. that a certificate has expired. */
+  detail?: string;
   /** From the sandbox and to it. Absent while it goes on, as is `durationMs`. */
   bytesOut?: number;
   bytesIn?: number;
@@ -196,7 +198,13 @@ function logEntryOf(value: unknown, what: string): LogEntry {
       ...{ seq: 'number', at: 'date', sandbox: 'string', 'sandboxName?': 'string', 'process?': 'object' },
       ...{ kind: 'string', protocol: 'string', host: 'string', port: 'number', 'address?': 'string' },
       ...{ 'method?': 'string', 'path?': 'string', decision: 'string', reason: 'string', 'rule?': 'object' },
-      ...{ 'secrets?': 'array', 'alarm?': 'string', 'status?': 'number', 'error?': 'string' },
+      ...{
+        'secrets?': 'array',
+        'alarm?': 'string',
+        'status?': 'number',
+        'error?': 'string',
+        'detail?': 'string',
+      },
       ...{ 'bytesOut?': 'number', 'bytesIn?': 'number', 'durationMs?': 'number', 'dropped?': 'number' },
     },
     what,

@@ -23,13 +23,15 @@ const sandboxOf = ({ sandboxName, sandbox }: LogEntry) => sandboxName ?? sandbox
 
 /** `2026-01-29T10:15:23Z sandbox=web request GET https://example.com/ allowed`, and then `name=value` for what else is known. */
 export function attemptLine(entry: LogEntry): string {
-  const { rule, reason, status, bytesOut, bytesIn, durationMs, process, error, secrets, alarm } = entry;
+  const { rule, reason, status, bytesOut, bytesIn, durationMs, process, error, detail, secrets, alarm } =
+    entry;
   const action = paint(entry.decision === 'allow' ? 'green' : 'red', actionOf(entry));
   const details: [string, string | number | undefined][] = [
     ['rule', rule?.text],
     ['reason', reason],
     ['status', status],
     ['error', error],
+    ['detail', detail],
     [
       'bytes',
       bytesOut === undefined && bytesIn === undefined ? undefined : `${bytesOut ?? 0}/${bytesIn ?? 0}`,

@@ -117,6 +117,8 @@ export const LogEntry = z.object({
   status: z.int().optional(),
   /** Why it failed after it was allowed, e.g. `upstream_tls`. */
   error: z.string().optional(),
+  /** The same in words, e.g. that a certificate has expired. */
+  detail: z.string().optional(),
   /** Bytes from the guest and to the guest, and milliseconds from first to last; absent while it goes on. */
   bytesOut: z.number().optional(),
   bytesIn: z.number().optional(),

@@ -218,7 +218,10 @@ export class AdmittedRequest implements Admitted {
     const outcome = { bytesOut: 0, bytesIn: Buffer.byteLength(refusal.body), status: refusal.status };
     if (error.code === 'denied' && error.decision !== undefined)
       record(this.#connection, this.#request, error.decision, {}).end(outcome);
-    else this.entry.end({ ...outcome, error: error.code });
+    else {
+      this.entry.note({ detail: error.message });
+      this.entry.end({ ...outcome, error: error.code });
+    }
   }
 }
 

@@ -1,5 +1,6 @@
 // What a guest is told when its request goes nowhere: a status, one line for a program, and lines that a person can act on. No address that a name was
 // resolved to, and nothing of this host.
+import { targetText } from '../policy/names.ts';
 import type { Decision } from '../policy/policy.ts';
 import { bodyBytesMax } from '../vault/vault.ts';
 import type { Refused } from './gate.ts';
@@ -61,9 +62,15 @@ export function upstreamRefusal(
   return refused(
     status,
     ['X-Glovebox-Error', error.code],
-    `Could not reach ${authorityText(to, scheme)}: ${error.message}`,
+    `Could not reach ${authorityText(to, scheme)}: ${withoutPlace(error.message, to)}`,
     false,
   );
+}
+
+/** Messages about the world begin with the place, which the guest has been told by then. */
+function withoutPlace(message: string, { host, port }: Destination): string {
+  const place = targetText(host, port);
+  return message.startsWith(place) ? message.slice(place.length).replace(/^:? /, '') : message;
 }
 
 /** What an error of the connection to the world means for the guest: a refusal where the policy refused all addresses. */

@@ -86,7 +86,9 @@ export function joinReached(
     },
     (error: UpstreamError) => {
       const why = error.code === 'denied' && error.decision !== undefined ? error.decision : decision;
-      connection.record({ to, protocol, kind }, why).end({
+      const entry = connection.record({ to, protocol, kind }, why);
+      if (why === decision) entry.note({ detail: error.message });
+      entry.end({
         bytesOut: 0,
         bytesIn: 0,
         ...(why === decision && { error: connection.signal.aborted ? 'guest_closed' : error.code }),

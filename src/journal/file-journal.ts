@@ -362,7 +362,7 @@ function entryOf(seq: number, at: string, attempt: Attempted): LogEntry {
 
 type Noted = Parameters<OpenEntry['note']>[0];
 
-function cleaned({ process, address, secrets, alarm, status, error }: Noted): More {
+function cleaned({ process, address, secrets, alarm, status, error, detail }: Noted): More {
   const more: More = {};
   if (process !== undefined) more.process = { pid: process.pid, command: plain(process.command, 256) };
   if (address !== undefined) more.address = plain(address, 64);
@@ -370,6 +370,7 @@ function cleaned({ process, address, secrets, alarm, status, error }: Noted): Mo
   if (alarm !== undefined) more.alarm = plain(alarm, 512);
   if (status !== undefined) more.status = status;
   if (error !== undefined) more.error = plain(error, 256);
+  if (detail !== undefined) more.detail = plain(detail, 512);
   return more;
 }
 

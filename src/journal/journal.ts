@@ -4,13 +4,17 @@ import type { LogEntry } from '../contract/network.ts';
 /** What is known when it is decided; numbers, times and what comes later are the journal's and `end`'s. */
 export type Attempted = Omit<
   LogEntry,
-  'seq' | 'at' | 'bytesOut' | 'bytesIn' | 'durationMs' | 'dropped' | 'status' | 'error'
+  'seq' | 'at' | 'bytesOut' | 'bytesIn' | 'durationMs' | 'dropped' | 'status' | 'error' | 'detail'
 >;
 
 /** An attempt that goes on. Cheap: nothing is written before the next flush, so a short attempt costs one line. */
 export interface OpenEntry {
   /** Adds what became known meanwhile, e.g. the process or the dialled address. */
-  note(more: Partial<Pick<LogEntry, 'process' | 'address' | 'secrets' | 'alarm' | 'status' | 'error'>>): void;
+  note(
+    more: Partial<
+      Pick<LogEntry, 'process' | 'address' | 'secrets' | 'alarm' | 'status' | 'error' | 'detail'>
+    >,
+  ): void;
   /** Once; later calls do nothing. */
   end(outcome: { bytesOut: number; bytesIn: number; status?: number; error?: string }): void;
 }

@@ -148,7 +148,8 @@ describe.skipIf(!runtimes.includes('bubblewrap'))('on bubblewrap', () => {
     const told = await ask(host);
     expect(told).toMatchObject({ status, error, stderr: '' });
     expect(told.body).toMatch(new RegExp(`^Could not reach ${host}: .*${why}`));
-    expect(await logged(host)).toMatchObject([{ decision: 'allow', status, error }]);
+    const detail = error === 'upstream_tls' ? { detail: expect.stringContaining(why) } : {};
+    expect(await logged(host)).toMatchObject([{ decision: 'allow', status, error, ...detail }]);
   });
 
   test.concurrent.each([
