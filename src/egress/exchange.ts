@@ -9,8 +9,8 @@ import type { AnswerReader, Http1Upstream } from './http1/client.ts';
 import type { Http1Guest, RequestReader } from './http1/guest.ts';
 import { type Header, Malformed, type RequestHead, type ResponseHead } from './http1/head.ts';
 import { headerLines } from './http1/write.ts';
-import type { Holder } from './http2/memory.ts';
 import { Join } from './join.ts';
+import type { Holder } from './memory.ts';
 import { authorityText } from './place.ts';
 import {
   bodyTooLong,

@@ -19,7 +19,8 @@ import { makeAuthority, makeCertificate } from '../../test/network/pki.ts';
 import type { Host } from '../policy/policy.ts';
 import type { Admission, Admitted, GuestRequest } from './gate.ts';
 import type { Malformed } from './http1/head.ts';
-import { type Http2Relay, relayHttp2, StreamMemory } from './http2.ts';
+import { type Http2Relay, relayHttp2 } from './http2.ts';
+import { HeldMemory } from './memory.ts';
 
 /** Long enough for a busy machine. */
 const until = (check: () => void) => vi.waitFor(check, { timeout: 30_000, interval: 10 });
@@ -41,7 +42,7 @@ interface Lab {
   alarms: string[];
   malformed: string[];
   ended: () => number;
-  memory: StreamMemory;
+  memory: HeldMemory;
   originSockets: Set<Socket>;
 }
 
@@ -55,7 +56,7 @@ async function lab(
     decide?: (request: GuestRequest, signal: AbortSignal) => Wishes | Promise<Wishes> | Admission;
     stillAllowed?: (target: string) => boolean;
     idleMs?: number;
-    memory?: StreamMemory;
+    memory?: HeldMemory;
     origin?: Parameters<typeof createSecureServer>[0];
   } = {},
 ): Promise<Lab> {
@@ -81,7 +82,7 @@ async function lab(
   const alarms: string[] = [];
   const malformed: string[] = [];
   const relays: Http2Relay[] = [];
-  const memory = options.memory ?? new StreamMemory();
+  const memory = options.memory ?? new HeldMemory();
   let ended = 0;
   const admitted = (request: GuestRequest, wishes: Wishes): Admitted => ({
     kind: 'admitted',
@@ -728,7 +729,7 @@ test('streams that hold too much in all are ended, the oldest first', async () =
       };
       more();
     },
-    { memory: new StreamMemory(2 * 512 * 1024) },
+    { memory: new HeldMemory(2 * 512 * 1024) },
   );
   const codes: [number, number][] = [];
   for (const at of [0, 1, 2]) {

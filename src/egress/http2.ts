@@ -10,14 +10,12 @@ import {
 } from 'node:http2';
 import type { TLSSocket } from 'node:tls';
 import type { Admission, Gate, GuestRequest } from './gate.ts';
-import type { Malformed } from './http1/head.ts';
+import { headBytesMax, type Malformed } from './http1/head.ts';
 import { Exchange, type ExchangeHost, guestWindowBytes, worldWindowBytes } from './http2/exchange.ts';
-import { type Http2Head, headBytesMax } from './http2/head.ts';
-import type { StreamMemory } from './http2/memory.ts';
+import type { Http2Head } from './http2/head.ts';
+import type { HeldMemory } from './memory.ts';
 import { authorityText } from './place.ts';
 import type { Destination } from './upstream.ts';
-
-export { StreamMemory } from './http2/memory.ts';
 
 export interface Http2RelayOptions {
   /** Both have shaken hands and agreed on h2. They belong to the relay from now on. */
@@ -32,7 +30,7 @@ export interface Http2RelayOptions {
   /** Silence on all streams together ends the connection after this long. */
   idleMs: number;
   /** One for all connections of a sandbox. */
-  memory: StreamMemory;
+  memory: HeldMemory;
   /** For the record of what is refused before the gate sees it. */
   malformed: (error: Malformed) => void;
   /** Once, when both sockets are closed. */
@@ -81,7 +79,7 @@ function endBoth({ guest, upstream, onEnd }: Http2RelayOptions): Http2Relay {
 class Relay implements Http2Relay, ExchangeHost {
   readonly destination: Destination;
   readonly address: string | undefined;
-  readonly memory: StreamMemory;
+  readonly memory: HeldMemory;
   readonly #options: Http2RelayOptions;
   readonly #guest: ServerHttp2Session;
   readonly #world: ClientHttp2Session;

@@ -3,7 +3,7 @@ import type { Journal } from '../journal/journal.ts';
 import type { SandboxAuthority } from './certificates/certificates.ts';
 import type { Deadlines } from './deadlines.ts';
 import type { Asker, EgressLimits, EgressSandbox } from './egress.ts';
-import type { StreamMemory } from './http2/memory.ts';
+import type { HeldMemory } from './memory.ts';
 import type { Pool } from './pool.ts';
 import type { Programs } from './programs.ts';
 import type { Protocols } from './protocols.ts';
@@ -22,5 +22,5 @@ export interface SessionParts {
   readonly asker: Asker;
   readonly programs: Programs;
   /** What requests hold. */
-  readonly memory: StreamMemory;
+  readonly memory: HeldMemory;
 }

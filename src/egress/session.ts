@@ -5,8 +5,8 @@ import type { CertificateAuthority } from './certificates/certificates.ts';
 import { Connection } from './connection.ts';
 import { Deadlines } from './deadlines.ts';
 import type { EgressLimits, EgressParts, EgressSandbox, EgressSession } from './egress.ts';
-import { StreamMemory } from './http2.ts';
 import { type Checked, readIntent } from './intake.ts';
+import { HeldMemory } from './memory.ts';
 import { serveNames } from './names.ts';
 import { peek } from './opening.ts';
 import { Pool } from './pool.ts';
@@ -53,7 +53,7 @@ class Session implements EgressSession {
       pool: new Pool(deadlines, limits),
       protocols: new Protocols(),
       programs: new Programs(sandbox.processOf),
-      memory: new StreamMemory(),
+      memory: new HeldMemory(),
     };
   }
 

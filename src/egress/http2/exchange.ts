@@ -5,13 +5,13 @@ import { bodyBytesMax } from '../../vault/vault.ts';
 import type { Admission, Admitted, Refused } from '../gate.ts';
 import { Gathered } from '../gathered.ts';
 import { Malformed } from '../http1/head.ts';
+import type { HeldMemory, Holder } from '../memory.ts';
 import { authorityText } from '../place.ts';
 import { bodyTooLong, bodyUnusable, malformedRefusal, requestRefusal, upstreamRefusal } from '../refusal.ts';
 import { createFinder, scrubText } from '../scrub.ts';
 import { decoderFor, ScrubbedAnswer, type ScrubbedSink } from '../scrubbed-answer.ts';
 import type { Destination } from '../upstream.ts';
 import { answerHeaders, type Http2Head, objectOf, readHead, trailersOf } from './head.ts';
-import type { Holder, StreamMemory } from './memory.ts';
 
 const { NGHTTP2_NO_ERROR, NGHTTP2_CANCEL, NGHTTP2_REFUSED_STREAM, NGHTTP2_INTERNAL_ERROR } = constants;
 const endsStream = constants.NGHTTP2_FLAG_END_STREAM;
@@ -29,7 +29,7 @@ const plainAnswer = { endStream: false, sendDate: false };
 export interface ExchangeHost {
   readonly destination: Destination;
   readonly address: string | undefined;
-  readonly memory: StreamMemory;
+  readonly memory: HeldMemory;
   admit(head: Http2Head, signal: AbortSignal): Admission | Promise<Admission>;
   malformed(error: Malformed): void;
   /** Undefined when the world's side takes no more requests: the guest may safely ask again on another connection. */

@@ -1,10 +1,8 @@
 // Heads of HTTP/2 as both sides may see them. nghttp2 has checked the grammar and the pseudo-headers (RFC 9113 §8); what a request means is checked here, as
 // strictly as in HTTP/1.
 import { misleading, staysOnHop } from '../hop.ts';
-import { Malformed } from '../http1/head.ts';
+import { headBytesMax, Malformed, targetBytesMax } from '../http1/head.ts';
 
-export const headBytesMax = 16 * 1024;
-const targetBytesMax = 8 * 1024;
 /** What an entry of a header list counts beside its name and value (RFC 9113 §6.5.2). */
 const entryBytes = 32;
 

@@ -1,13 +1,13 @@
 // HTTP/2 for a guest that speaks nothing else, when the world's end could not be reached: its requests learn why.
 import { performServerHandshake, type ServerHttp2Stream } from 'node:http2';
 import type { TLSSocket } from 'node:tls';
-import type { AdmittedRequest, RequestGate } from './admission.ts';
-import type { Connection } from './connection.ts';
-import type { GuestRequest, Refused } from './gate.ts';
-import { Malformed } from './http1/head.ts';
-import { readHead } from './http2/head.ts';
-import { errorRefusal, malformedRefusal } from './refusal.ts';
-import type { Destination, UpstreamError } from './upstream.ts';
+import type { AdmittedRequest, RequestGate } from '../admission.ts';
+import type { Connection } from '../connection.ts';
+import type { GuestRequest, Refused } from '../gate.ts';
+import { Malformed } from '../http1/head.ts';
+import { errorRefusal, malformedRefusal } from '../refusal.ts';
+import type { Destination, UpstreamError } from '../upstream.ts';
+import { readHead } from './head.ts';
 
 /** One that could not be reached is told of this often on one connection. */
 const answersMax = 8;

@@ -8,7 +8,7 @@ export interface Holder {
 
 const heldBytesMax = 64 * 1024 * 1024;
 
-export class StreamMemory {
+export class HeldMemory {
   readonly #held = new Map<Holder, number>();
   readonly #max: number;
   #total = 0;
