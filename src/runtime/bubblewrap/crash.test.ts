@@ -28,7 +28,7 @@ function runningIn(home: BubblewrapHome): boolean {
 
 describe.runIf(present)('bubblewrap: kill -9 of the daemon', () => {
   test('at any step of create and remove leaves nothing after the next start', {
-    timeout: 180_000,
+    timeout: 360_000,
   }, async () => {
     const home = new BubblewrapHome();
     // Makes the shared layers, so that the steps counted are those of machines alone.
