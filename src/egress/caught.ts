@@ -10,7 +10,7 @@ import { alerts, refuseTls } from './tls-alert.ts';
 import type { Destination } from './upstream.ts';
 import type { Wire } from './wire.ts';
 
-/** Owns the wire. */
+/** Owns the wire; until it says otherwise, to cut the connection is to cut that. */
 export async function serveCaught(
   connection: Connection,
   wire: Wire,
@@ -18,7 +18,6 @@ export async function serveCaught(
 ): Promise<void> {
   const { address, port, name } = caught;
   const there: Destination = { host: name ?? address, port };
-  connection.cutWith(wire);
   const first = connection.decide(attemptOf(there));
   const whenQuiet = first.opaque && first.effect !== 'deny' ? openingWhenQuiet : undefined;
   const { headMs } = connection.session.limits;

@@ -6,9 +6,8 @@ import type { Wire, WireReader } from './wire.ts';
 
 const lineBytesMax = 1_024;
 
-/** Owns the wire. */
+/** Owns the wire; to cut the connection is to cut that. */
 export function serveNames(connection: Connection, wire: Wire): void {
-  connection.cutWith(wire);
   wire.take(new Names(connection, wire));
 }
 

@@ -4,7 +4,6 @@ import { createSecureServer, connect as http2Connect } from 'node:http2';
 import { createServer, type Server, type Socket } from 'node:net';
 import { connect as tlsConnect } from 'node:tls';
 import { describe, expect, onTestFinished, test, vi } from 'vitest';
-import type { Policy } from '../policy/policy.ts';
 import {
   type Guest,
   type Lab,
@@ -133,31 +132,15 @@ describe('what may not be looked into', () => {
   });
 
   test('not where rules speak of requests, for those could not be seen', async () => {
-    const decision = {
-      effect: 'allow',
-      reason: 'rule',
-      message: '',
-      dependsOnRequest: true,
-      opaque: true,
-      bypass: true,
-    } as const;
-    const policy: Policy = {
-      decide: () => decision,
-      addresses: (_, __, dial) => ({ dial: [...dial] }),
-      mayResolve: () => true,
-      ports: [],
-      opens: true,
-    };
-    const { lab } = await labWith({ policy });
-    const guest = await (await lab.guest()).connect('good.test:443');
-    await expect(guest.tls({ rejectUnauthorized: false, servername: 'good.test' })).rejects.toThrow(
-      /access denied/i,
-    );
+    const { lab, tls } = await labWith({ rules: ['allow GET good.test /x', 'bypass good.test'] });
+    const guest = await inside(lab);
+    expect(guest.socket).toMatchObject({ authorized: true });
+    await guest.write(get('good.test', '/y')).until('HTTP/1.1 403');
+    expect(tls.text()).toBe('');
     const raw = await (await lab.guest()).connect('good.test:443');
     await raw.write('SSH-2.0-x\r\n').end();
-    expect(lab.reached).toEqual([]);
     expect(lab.entries).toMatchObject([
-      { decision: 'deny', reason: 'request-needed' },
+      { decision: 'deny', method: 'GET', path: '/y' },
       { decision: 'deny', reason: 'request-needed' },
     ]);
   });
@@ -404,7 +387,15 @@ describe('limits', () => {
       Guest,
     ];
     for (const guest of [first, second, third]) await guest.write(url('good.test')).until('GET /x');
-    const fourth = await lab.guest();
+    // Who speaks no HTTP is not answered in HTTP.
+    for (const intent of [
+      undefined,
+      { kind: 'caught', client: 1, address: '93.184.216.34', port: 80 },
+    ] as const) {
+      const other = await lab.guest(intent);
+      expect(await other.write(Buffer.from([5, 1, 0])).end()).toBe('');
+    }
+    const fourth = (await lab.guest()).write(url('good.test'));
     expect(await fourth.until('\r\n\r\n')).toMatch(/^HTTP\/1.1 503 /);
     fourth.socket.end();
     first.socket.end();

@@ -14,7 +14,7 @@ import { Programs } from './programs.ts';
 import { Protocols } from './protocols.ts';
 import { serveProxy } from './proxy.ts';
 import type { SessionParts } from './session-parts.ts';
-import { serveSocks } from './socks.ts';
+import { isSocks, serveSocks } from './socks.ts';
 import type { Upstream } from './upstream.ts';
 import { Wire } from './wire.ts';
 
@@ -73,8 +73,8 @@ class Session implements EgressSession {
     readIntent(wire, limits.headMs)
       .then((intent) => {
         if (intent === undefined || this.#closed) return wire.close();
-        if (full && intent.kind !== 'names') refuseFull(wire, intent, limits);
-        else return this.#serve(wire, intent);
+        if (full && intent.kind !== 'names') return refuseFull(wire, intent, limits);
+        return this.#serve(wire, intent);
       })
       .catch((error) => {
         onTrouble(error);
@@ -110,7 +110,7 @@ class Session implements EgressSession {
       case 'proxy': {
         const first = await peek(wire, firstByte, { withinMs: this.#parts.limits.headMs });
         if (first === undefined) connection.over();
-        else if (first === 4 || first === 5) return serveSocks(connection, wire);
+        else if (isSocks(first)) return serveSocks(connection, wire);
         else serveProxy(connection, wire);
       }
     }
@@ -125,8 +125,11 @@ const firstByte = (bytes: Buffer): number | undefined => bytes[0];
 const lookEveryMs = ({ headMs, idleMs }: EgressLimits): number =>
   Math.min(1_000, Math.max(10, Math.min(headMs, idleMs) / 4));
 
-function refuseFull(wire: Wire, intent: Checked, limits: EgressLimits): void {
+/** Only HTTP has words for it. */
+async function refuseFull(wire: Wire, intent: Checked, limits: EgressLimits): Promise<void> {
   if (intent.kind !== 'proxy') return wire.close();
+  const first = await peek(wire, firstByte, { withinMs: limits.headMs });
+  if (first === undefined || isSocks(first)) return wire.close();
   const body = `This sandbox has ${limits.connections} connections open, which is the limit.\n`;
   wire.send(
     `HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nContent-Length: ${body.length}\r\n` +

@@ -7,15 +7,17 @@ import { joinTunnel } from './proxy.ts';
 import type { Destination } from './upstream.ts';
 import type { Wire } from './wire.ts';
 
+/** Whether a client whose first byte this is speaks SOCKS, in whatever version. */
+export const isSocks = (first: number): boolean => first === 4 || first === 5;
+
 const reply = { succeeded: 0, notAllowed: 2, commandUnknown: 7, addressUnknown: 8 } as const;
 
 /** The request of a client, or why there is none. `bytes`: how long it is. */
 type Parsed<T> = { bytes: number } & T;
 
-/** Owns the wire, on which the first byte of a SOCKS client waits. */
+/** Owns the wire, on which the first byte of a SOCKS client waits; until it says otherwise, to cut the connection is to cut that. */
 export async function serveSocks(connection: Connection, wire: Wire): Promise<void> {
   const withinMs = connection.session.limits.headMs;
-  connection.cutWith(wire);
   const end = () => {
     wire.goodbye();
     connection.over();
