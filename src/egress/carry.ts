@@ -72,8 +72,6 @@ function carryTls(
         // Where it has to be looked into from now on, it may not go on unseen.
         holds: (now) => wayOf(connection, to, now, hello) === 'pass',
       });
-    case 'request-needed':
-      return refuseTls(connection, wire, to, alerts.accessDenied, { reason: way, rule: decision.rule });
     case 'ech':
       return refuseTls(connection, wire, to, alerts.accessDenied, { reason: way });
     case 'not-http':
@@ -86,14 +84,11 @@ function wayOf(
   to: Destination,
   decision: Decision,
   hello: Hello,
-): 'inspect' | 'pass' | 'request-needed' | 'ech' | 'not-http' {
+): 'inspect' | 'pass' | 'ech' | 'not-http' {
   const { secrets, inspect } = connection.session.sandbox;
   const binds = secrets.binds(bareHost(to.host), to.port);
-  if (decision.bypass && !binds) {
-    if (decision.dependsOnRequest) return 'request-needed';
-    // The name that it means is another one, or may be.
-    return hello.ech ? 'ech' : 'pass';
-  }
+  // With ECH, the name that it means is another one, or may be.
+  if (decision.bypass && !binds) return hello.ech ? 'ech' : 'pass';
   const needed = binds || decision.dependsOnRequest;
   if (inspect === 'needed' && !needed && !hello.ech) return 'pass';
   const speaksHttp = hello.alpn.length === 0 || hello.alpn.includes('h2') || hello.alpn.includes('http/1.1');
@@ -108,11 +103,8 @@ function carryRaw(
   decision: Decision,
   opening: 'other' | 'silent' | 'word',
 ): void {
-  if (decision.opaque && !decision.dependsOnRequest) {
-    const options = {
-      protocol: 'tcp',
-      holds: (now: Decision) => now.opaque && !now.dependsOnRequest,
-    } as const;
+  if (decision.opaque) {
+    const options = { protocol: 'tcp', holds: (now: Decision) => now.opaque } as const;
     if (opening !== 'silent')
       return tunnel(connection, wire, to, decision, { ...options, isUncertain: opening === 'word' });
     const judgement = judgementOf(connection, to, decision);

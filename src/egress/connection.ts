@@ -74,10 +74,7 @@ export class Connection {
   /** `decide`, with the person asked where it says so: never `ask`. */
   settle(attempt: Attempt, protocol: string): Decision | Promise<Decision> {
     const decision = this.decide(attempt);
-    if (decision.effect !== 'ask') return decision;
-    // Each of its requests will be asked about.
-    if (decision.dependsOnRequest && attempt.request === undefined) return { ...decision, effect: 'allow' };
-    return this.#ask(attempt, decision, protocol);
+    return decision.effect === 'ask' ? this.#ask(attempt, decision, protocol) : decision;
   }
 
   record(

@@ -195,7 +195,7 @@ async function serveUnsaid(
   const options = {
     protocol: 'tls',
     kind: connection.kind,
-    holds: (now: Decision) => now.opaque && !now.dependsOnRequest,
+    holds: (now: Decision) => now.opaque,
     judgement,
   } as const;
   if (opening.kind !== 'silent')
@@ -271,9 +271,7 @@ function serveHttp2(
 }
 
 const maySpeakOther = (connection: Connection, to: Destination, decision: Decision): boolean =>
-  decision.opaque &&
-  !decision.dependsOnRequest &&
-  !connection.session.sandbox.secrets.binds(bareHost(to.host), to.port);
+  decision.opaque && !connection.session.sandbox.secrets.binds(bareHost(to.host), to.port);
 
 /** A connection that was allowed and brought no request. */
 function recordUnused(

@@ -58,7 +58,6 @@ export type RuleText = string;
 
 export interface LabOptions {
   rules?: RuleText[];
-  policy?: Policy;
   limits?: Partial<EgressLimits>;
   secrets?: Partial<SandboxSecrets>;
   inspect?: EgressSandbox['inspect'];
@@ -81,7 +80,7 @@ export async function openLab(options: LabOptions = {}): Promise<Lab> {
   const id = options.id ?? 'sandbox-1';
   const world = new Map<string, Place>();
   const [entries, reached, questions]: [Recorded[], string[], Lab['questions']] = [[], [], []];
-  let policy = options.policy ?? policyOf(options.rules ?? []);
+  let policy = policyOf(options.rules ?? []);
   const sockets = new Set<Socket>();
   const counted = <T extends Socket>(socket: T): T => {
     sockets.add(socket);

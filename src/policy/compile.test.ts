@@ -412,6 +412,22 @@ test('only a rule that names host and port lets through what is neither HTTP nor
   expect(policyOf([], proxy({})).decide(attemptOf('a.test:22')).opaque).toBe(false);
 });
 
+test.each([
+  ['a question about some requests', [rule('ask', 'a.test:8443', { methods: ['GET'] })]],
+  [
+    'a question about all but some',
+    [rule('deny', 'a.test', { methods: ['PUT'] }), rule('ask', 'a.test:8443')],
+  ],
+  [
+    'an allowance of some',
+    [rule('allow', 'a.test:8443', { methods: ['GET'] }), rule('bypass', 'a.test:8443')],
+  ],
+])('a connection that depends on its requests is allowed, not asked about, nor passed on unseen: %s', (_, rules) => {
+  expect(policyOf(rules).decide(attemptOf('a.test:8443'))).toMatchObject({
+    ...{ effect: 'allow', reason: 'request-needed', dependsOnRequest: true, opaque: false, bypass: false },
+  });
+});
+
 test('bypass holds for what is allowed and does not depend on requests', () => {
   const bypass = (target: string, rules: ReturnType<typeof rule>[], more: Partial<PolicySources> = {}) =>
     policyOf(rules, more).decide(attemptOf(target)).bypass;

@@ -21,7 +21,7 @@ export interface Attempt {
 export type Reason =
   | 'rule' // a rule says so
   | 'default' // no rule speaks of it
-  | 'request-needed' // it depends on method and path, which are not known yet
+  | 'request-needed' // it depends on method and path, which are not known yet: always an `allow`, for each request will be judged
   | 'metadata' // a cloud's metadata service
   | 'host-address' // an address of this very host
   | 'private-address' // loopback, private, link-local, shared or otherwise not of the public internet
@@ -38,9 +38,9 @@ export interface Decision {
   remedy?: string;
   /** Another request to the same place may be decided otherwise: each has to be looked at, so what cannot be looked into has to be refused. */
   dependsOnRequest: boolean;
-  /** The rule names this host and this port, other than 80 and 443, so that what is neither HTTP nor TLS may pass. */
+  /** The rule names this host and this port, other than 80 and 443, so that what is neither HTTP nor TLS may pass. Never where it `dependsOnRequest`. */
   opaque: boolean;
-  /** Pass it on without looking inside. */
+  /** Pass it on without looking inside. Never where it `dependsOnRequest`. */
   bypass: boolean;
 }
 
@@ -48,7 +48,10 @@ export interface Decision {
 export type Source = 'global' | 'sandbox' | 'proxy-config' | 'network-policy';
 
 export interface Policy {
-  /** The effect on a connection (no `request`), or on one request. Never throws. */
+  /**
+   * The effect on a connection (no `request`), or on one request. A connection of which some requests may pass, or be asked about, is `allow` with
+   * the reason `request-needed`, never `ask`. Never throws.
+   */
   decide(attempt: Attempt): Decision;
   /**
    * Of what a name has been resolved to (or the literal address itself), the addresses that may be dialled, in the same order and in their one
