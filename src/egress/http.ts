@@ -156,7 +156,7 @@ export function recordMalformed(
   connection: Connection,
   to: Destination,
   protocol: 'http' | 'https',
-  { status }: Malformed,
+  { status }: Pick<Malformed, 'status'>,
 ): void {
   connection
     .record({ to, protocol }, { effect: 'deny', reason: 'malformed' })

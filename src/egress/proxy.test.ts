@@ -46,6 +46,21 @@ test('a plain request that is denied gets a reason, nothing is looked up, and th
   ]);
 });
 
+test.each([
+  ['without a URL', 'GET / HTTP/1.1\r\nHost: a.test\r\n\r\n', 400],
+  ['for no host', 'GET http://../ HTTP/1.1\r\nHost: ..\r\n\r\n', 400],
+  ['without a Host', 'GET http://a.test/ HTTP/1.1\r\n\r\n', 400],
+  ['of a method that is none', 'TRACE http://a.test/ HTTP/1.1\r\nHost: a.test\r\n\r\n', 405],
+  ['to connect to nothing', 'CONNECT a.test HTTP/1.1\r\nHost: a.test\r\n\r\n', 400],
+])('a malformed request, %s, is on record once, as one to the proxy', async (_, request, status) => {
+  const lab = await labWith('allow a.test');
+  expect(await (await lab.guest()).write(request).end()).toMatch(new RegExp(`^HTTP/1.1 ${status} `));
+  const place = { host: '127.0.0.1', port: 3128, protocol: 'http' };
+  expect(lab.entries).toMatchObject([
+    { ...place, decision: 'deny', reason: 'malformed', status, ended: true },
+  ]);
+});
+
 test('CONNECT to what is not allowed is refused and dials nothing', async () => {
   const lab = await labWith('allow allowed.test');
   const guest = await lab.guest();

@@ -1,10 +1,11 @@
 // The guest's HTTP proxy: plain requests with a URL, and CONNECT, decided before a word of what is inside has been read.
 
+import { proxyPort } from '../contract/guest-wire.ts';
 import type { Decision } from '../policy/policy.ts';
 import { RequestGate } from './admission.ts';
 import { attemptOf, carry } from './carry.ts';
 import type { Connection } from './connection.ts';
-import { absoluteForm, type HttpRoute, serveHttp } from './http.ts';
+import { absoluteForm, type HttpRoute, recordMalformed, serveHttp } from './http.ts';
 import type { Http1Guest, RequestReader } from './http1/guest.ts';
 import { Malformed, type RequestHead } from './http1/head.ts';
 import { openingOf, openingWhenQuiet, peek } from './opening.ts';
@@ -14,6 +15,9 @@ import { malformedRefusal, policyRefusal } from './refusal.ts';
 import type { Destination } from './upstream.ts';
 import type { Wire } from './wire.ts';
 
+/** Nobody knows where a malformed request was meant to go; it has come to the proxy, as guests know it. */
+const itself: Destination = { host: { kind: 'address', address: '127.0.0.1', family: 4 }, port: proxyPort };
+
 /** Owns the wire. */
 export function serveProxy(connection: Connection, wire: Wire): void {
   const route: HttpRoute = {
@@ -22,8 +26,7 @@ export function serveProxy(connection: Connection, wire: Wire): void {
     locate,
     dial: (to, judgement, signal, options) => reachHttp(connection, 'http', to, judgement, signal, options),
     connect: (head, guest) => new ConnectRequest(connection, guest, head),
-    // Nobody knows where it was meant to go.
-    onMalformed: () => {},
+    onMalformed: (error) => recordMalformed(connection, itself, 'http', error),
     holds: () => true,
   };
   serveHttp(connection, wire, route);
@@ -52,7 +55,10 @@ class ConnectRequest implements RequestReader {
 
   begin(): void {
     const to = this.#target();
-    if (typeof to === 'string') return this.#guest.refuse(malformedRefusal(400, to));
+    if (typeof to === 'string') {
+      recordMalformed(this.#connection, itself, 'http', { status: 400 });
+      return this.#guest.refuse(malformedRefusal(400, to));
+    }
     const decision = this.#connection.settle(attemptOf(to), 'https');
     if (!(decision instanceof Promise)) return this.#decided(to, decision);
     this.#guest.patience();
