@@ -1,14 +1,14 @@
 // Two connections as one: bytes both ways, each direction ending by itself, a slow reader holding its writer. What may not pass is looked for on the way.
 import type { Deadlines, Expiring } from './deadlines.ts';
 import { createFinder, createScrubber, type Scrubber } from './scrub.ts';
-import type { BulkReader } from './tunnel-bytes.ts';
+import type { BulkReader, LargeBuffers } from './tunnel-bytes.ts';
 import type { Wire, WireReader } from './wire.ts';
 
 export interface JoinOptions {
   deadlines: Deadlines;
   idleMs: number;
   /** Reads the world's end, where its socket was made with one. */
-  bulk?: BulkReader | undefined;
+  bulk?: { reader: BulkReader; large: LargeBuffers } | undefined;
   /** Byte strings that the guest must not send. */
   forbidden?: readonly Buffer[];
   /** Whether what the guest sends turns out to be what may not pass here. */
@@ -44,7 +44,8 @@ export class Join implements Expiring {
       this.#scrubber = createScrubber(options.scrub);
     this.deadline = options.deadlines.now() + options.idleMs;
     options.deadlines.watch(this);
-    options.bulk?.start(world.socket, (bytes) => this.#bulkToGuest(bytes));
+    const { bulk } = options;
+    bulk?.reader.start(world.socket, bulk.large, (bytes) => this.#bulkToGuest(bytes));
     world.take(this.#from(world, guest, (bytes) => this.#toGuest(bytes)));
     if (this.#over) return;
     guest.take(this.#from(guest, world, (bytes) => this.#toWorld(bytes)));

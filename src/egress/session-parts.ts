@@ -7,6 +7,7 @@ import type { HeldMemory } from './memory.ts';
 import type { Pool } from './pool.ts';
 import type { Programs } from './programs.ts';
 import type { Protocols } from './protocols.ts';
+import type { LargeBuffers } from './tunnel-bytes.ts';
 import type { Upstream } from './upstream.ts';
 
 export interface SessionParts {
@@ -23,4 +24,6 @@ export interface SessionParts {
   readonly programs: Programs;
   /** What requests hold. */
   readonly memory: HeldMemory;
+  /** What tunnels read into. */
+  readonly largeBuffers: LargeBuffers;
 }

@@ -15,6 +15,7 @@ import { Protocols } from './protocols.ts';
 import { serveProxy } from './proxy.ts';
 import type { SessionParts } from './session-parts.ts';
 import { isSocks, serveSocks } from './socks.ts';
+import { LargeBuffers } from './tunnel-bytes.ts';
 import type { Upstream } from './upstream.ts';
 import { Wire } from './wire.ts';
 
@@ -54,6 +55,7 @@ class Session implements EgressSession {
       protocols: new Protocols(),
       programs: new Programs(sandbox.processOf),
       memory: new HeldMemory(),
+      largeBuffers: new LargeBuffers(),
     };
   }
 

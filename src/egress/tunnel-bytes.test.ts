@@ -2,7 +2,7 @@ import { createHash, randomBytes } from 'node:crypto';
 import { createServer, type Socket } from 'node:net';
 import { expect, onTestFinished, test, vi } from 'vitest';
 import { dialAddresses } from './sockets.ts';
-import type { BulkReader } from './tunnel-bytes.ts';
+import { type BulkReader, LargeBuffers } from './tunnel-bytes.ts';
 
 /** Long enough for a busy machine. */
 const until = (check: () => void) => vi.waitFor(check, { timeout: 30_000, interval: 10 });
@@ -42,7 +42,7 @@ test('every byte arrives in order, in small reads first and large ones then, and
   const hash = createHash('sha256');
   const reads: number[] = [];
   const ended = new Promise((end) => socket.once('end', end));
-  bulk.start(socket, (bytes) => {
+  bulk.start(socket, new LargeBuffers(), (bytes) => {
     hash.update(bytes);
     reads.push(bytes.length);
     return true;
@@ -56,6 +56,30 @@ test('every byte arrives in order, in small reads first and large ones then, and
   expect(await heard.promise).toBe('still open');
 });
 
+test('of one sandbox, only so many read into large buffers at once', async () => {
+  const large = new LargeBuffers(1);
+  const down = randomBytes(2 * 1024 * 1024);
+  const largestRead = async (end: boolean): Promise<{ most: number; socket: Socket }> => {
+    const { socket, bulk } = await bulkTo((server) => (end ? server.end(down) : server.write(down)));
+    let most = 0;
+    let sum = 0;
+    bulk.start(socket, large, (bytes) => {
+      most = Math.max(most, bytes.length);
+      sum += bytes.length;
+      return true;
+    });
+    await until(() => expect(sum).toBe(down.length));
+    return { most, socket };
+  };
+  const first = await largestRead(false);
+  expect(first.most).toBeGreaterThan(16 * 1024);
+  expect((await largestRead(true)).most).toBeLessThanOrEqual(16 * 1024);
+  const closed = new Promise((resolve) => first.socket.once('close', resolve));
+  first.socket.destroy();
+  await closed;
+  expect((await largestRead(true)).most).toBeGreaterThan(16 * 1024);
+});
+
 test('nothing is read before it starts, nor after bytes that were not taken, until it goes on', async () => {
   const { socket, bulk, server } = await bulkTo((socket) => {
     const more = () => {
@@ -66,7 +90,7 @@ test('nothing is read before it starts, nor after bytes that were not taken, unt
   });
   expect(socket.bytesRead).toBe(0);
   const take = vi.fn(() => false);
-  bulk.start(socket, take);
+  bulk.start(socket, new LargeBuffers(), take);
   await until(() => expect(take).toHaveBeenCalledTimes(1));
   // The sender is stuck: what the kernel holds stays as it is.
   await until(() => expect(server.writableNeedDrain).toBe(true));

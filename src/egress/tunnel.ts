@@ -58,7 +58,7 @@ export function joinReached(
   },
 ): void {
   const { protocol, kind, judgement, holds } = options;
-  const { deadlines, limits, sandbox } = connection.session;
+  const { deadlines, largeBuffers, limits, sandbox } = connection.session;
   let reached: Reached | undefined;
   connection.allowed = () => judgement.holds(reached) && holds(connection.decide(attemptOf(to)));
   connection.cutWith(wire);
@@ -72,7 +72,7 @@ export function joinReached(
       const join = new Join(wire, there.wire, {
         deadlines,
         idleMs: limits.idleMs,
-        bulk: there.bulk,
+        bulk: there.bulk && { reader: there.bulk, large: largeBuffers },
         isRefused: options.isUncertain === true ? createLateLook() : undefined,
         forbidden: options.readable ? sandbox.secrets.placeholders : [],
         onOver({ bytesOut, bytesIn, error }) {
