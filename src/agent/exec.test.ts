@@ -379,7 +379,8 @@ describe('ending', () => {
     const seconds = uniqueSeconds();
     const process = await guest.exec({
       execId: nextExecId(),
-      shell: `trap 'echo got it; exit 9' USR1; setsid sleep ${seconds} & echo ready; while :; do sleep 0.02; done`,
+      // The one that leaves says when it has: before, a signal to the group would reach it, too.
+      shell: `trap 'echo got it; exit 9' USR1; setsid sh -c 'echo ready; exec sleep ${seconds}' & while :; do sleep 0.02; done`,
       env: {},
       stdin: 'none',
     });
