@@ -149,6 +149,10 @@ describe('the agent', () => {
     expect(networks.files('one')).toEqual({ 'ca.crt': 'authority of one' });
     await networks.attach('one', { guest: guestOf(), walls: 'captured', fresh: true }, never);
     expect(warned).toEqual(['the authority could not be put into the trust store of the image']);
+    // The built-in image is not even looked at.
+    networks.open({ ...infoOf('two'), image: 'host' }, {});
+    await networks.attach('two', { guest: guestOf(), walls: 'captured', fresh: true }, never);
+    expect(warned).toHaveLength(1);
   });
 });
 

@@ -15,6 +15,8 @@ import { installTrust, trustEnvironment } from './trust.ts';
 
 /** Caught beside the ports that rules name. */
 const webPorts = [80, 443];
+/** The built-in image: its trust store is this machine's own, read-only. Looking would only wake the larger part of an idle agent. */
+const hostImage = 'host';
 /** An agent that does not answer keeps nobody waiting. */
 const agentMs = 10_000;
 
@@ -103,7 +105,7 @@ export class Networks implements SandboxNetwork {
       );
     }
     await this.#tell(sandboxId, it, signal);
-    if (!fresh) return;
+    if (!fresh || it.info.image === hostImage) return;
     try {
       await installTrust(guest, it.authority.certificate, signal);
     } catch (error) {
