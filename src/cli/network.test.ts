@@ -850,6 +850,9 @@ test('what the server refuses of a policy file is told with line and column, too
   expect(await glovebox(['create', '--network-policy-file', 'missing.json'])).toMatchObject({
     ...{ code: 1, stderr: expect.stringMatching(/there is no file missing\.json\nhint: /) },
   });
+  expect(await glovebox(['create', '--network-policy-file', '.'])).toMatchObject({
+    ...{ code: 1, stderr: expect.stringMatching(/\. cannot be read: it is a folder\nhint: /) },
+  });
 });
 
 test('completion knows the verbs, sandboxes, presets, rules, questions and services', async () => {

@@ -18,8 +18,11 @@ export interface PolicyFile {
 /** Throws a usage error with `FILE:LINE:COLUMN` for what cannot be meant. */
 export async function readPolicyFile(file: string): Promise<PolicyFile> {
   const text = await readFile(file, 'utf8').catch((error: NodeJS.ErrnoException) => {
-    if (error.code !== 'ENOENT') throw error;
-    throw new CliError(`there is no file ${file}`, { hint: 'Check the value of --network-policy-file.' });
+    const missing = error.code === 'ENOENT';
+    const why = error.code === 'EISDIR' ? 'it is a folder' : error.message;
+    throw new CliError(missing ? `there is no file ${file}` : `${file} cannot be read: ${why}`, {
+      hint: 'Check the value of --network-policy-file.',
+    });
   });
   if (text.length > fileBytesMax) throw usageError(`${file}: more than ${fileBytesMax} bytes`);
   const places = new JsonPlaces(file, text);
