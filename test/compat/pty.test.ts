@@ -88,8 +88,9 @@ describe.each(runtimes)('%s', (runtime) => {
       () => second.replayed,
       (seen) => seen.includes('50 132'),
     );
-    second.type('sleep 60\n');
-    await second.shows('sleep 60');
+    // The program says itself that it runs: its echo is seen before the shell has made it the terminal's foreground.
+    second.type("sh -c 'echo asleep $((1 + 1)); exec sleep 60'\n");
+    await second.shows('asleep 2');
     second.type('\x03');
     second.type('exit 7\n');
     expect(await second.closed).toBe(1000);
