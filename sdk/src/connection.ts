@@ -116,13 +116,14 @@ export class Connection {
     const transport = await this.#ready();
     let refusals = 0;
     for (let attempt = 1; ; attempt++) {
-      const { url, apiKey } = await this.#server();
+      const { url, apiKey, ownerKey } = await this.#server();
       const target = new URL(`${url}${path}`);
       for (const [name, value] of Object.entries(options.query ?? {})) {
         if (value !== undefined) target.searchParams.append(name, String(value));
       }
       const headers: Record<string, string> = { accept: '*/*', ...options.headers };
       if (apiKey) headers['OPEN-SANDBOX-API-KEY'] = apiKey;
+      if (ownerKey) headers['Glovebox-Owner'] = ownerKey;
       const body =
         options.json === undefined ? options.body : new TextEncoder().encode(JSON.stringify(options.json));
       if (options.json !== undefined) headers['content-type'] = 'application/json';

@@ -6,6 +6,8 @@ export interface Where {
   /** Without a slash at the end and without `/v1`. */
   url: string;
   apiKey: string | undefined;
+  /** What shows a daemon of this machine that the request comes from its own user. */
+  ownerKey?: string | undefined;
 }
 
 interface Platform {
@@ -46,7 +48,8 @@ async function fromHome(home: string): Promise<Where> {
         if (error.code === 'ENOENT') return undefined;
         throw error;
       }));
-    return { url, apiKey: apiKey?.trim() };
+    const ownerKey = await readFile(`${home}/owner-key`, 'utf8').catch(() => undefined);
+    return { url, apiKey: apiKey?.trim(), ownerKey: ownerKey?.trim() };
   } catch (cause) {
     const { code, message } = cause as NodeJS.ErrnoException;
     throw new UnavailableError(

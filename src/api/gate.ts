@@ -2,6 +2,7 @@
 import { createHash, timingSafeEqual } from 'node:crypto';
 import type { IncomingMessage } from 'node:http';
 import { BlockList, isIP } from 'node:net';
+import { ownerHeader } from '../contract/admin.ts';
 import { apiKeyHeader, egressAuthHeader, secureAccessHeader } from '../contract/opensandbox.ts';
 import type { Access } from '../contract/routes.ts';
 import { Failure } from '../lib/failure.ts';
@@ -16,6 +17,7 @@ const tokenHeaders = [secureAccessHeader.toLowerCase(), execdTokenHeader, egress
 /** Request headers that are for the daemon alone and never reach a guest. */
 export const ownHeaders: ReadonlySet<string> = new Set([
   apiKeyHeader.toLowerCase(),
+  ownerHeader.toLowerCase(),
   secureAccessHeader.toLowerCase(),
   execdTokenHeader,
   egressAuthHeader.toLowerCase(),
@@ -40,6 +42,12 @@ function equal(given: string, secret: string): boolean {
 function headerOf(request: IncomingMessage, name: string): string | undefined {
   const value = request.headers[name];
   return typeof value === 'string' && value !== '' ? value : undefined;
+}
+
+/** Whether a request has shown that it comes from the user whose daemon this is. */
+export function isOwner(request: IncomingMessage, ownerKey: string): boolean {
+  const given = headerOf(request, ownerHeader.toLowerCase());
+  return given !== undefined && equal(given, ownerKey);
 }
 
 export interface GateOptions {

@@ -4,9 +4,13 @@ import type { ImageInfo, SystemInfo } from '../contract/admin.ts';
 import type { OperationId, Routes } from '../contract/routes.ts';
 import type { Log } from '../lib/log.ts';
 import type { SandboxService } from '../sandbox/sandbox.ts';
+import type { AgentService } from './agents.ts';
 import type { Answer, Exchange } from './exchange.ts';
 import type { NetworkService } from './network.ts';
+import type { PortService } from './ports.ts';
+import type { TemplateService } from './templates.ts';
 import type { Wire } from './wire.ts';
+import type { WorkspaceService } from './workspaces.ts';
 
 type Parsed<R, K extends string> = K extends keyof R
   ? R[K] extends z.ZodType
@@ -66,9 +70,15 @@ export const defaultLimits: ApiLimits = {
 export interface ApiOptions {
   service: SandboxService;
   network: NetworkService;
+  workspaces: WorkspaceService;
+  agents: AgentService;
+  templates: TemplateService;
+  ports: PortService;
   images: Images;
   /** Undefined serves everybody who can connect; only the configuration may decide so. */
   apiKey: string | undefined;
+  /** What a request has to bring to count as one of the daemon's own user. */
+  ownerKey: string;
   limits?: Partial<ApiLimits>;
   /** Host of the endpoints that are handed out, with or without a port; else the one that the request came to. */
   eip?: string;

@@ -6,6 +6,7 @@ import { type Area, httpStatusOf } from '../contract/errors.ts';
 import type { OperationId, Route } from '../contract/routes.ts';
 import { Failure } from '../lib/failure.ts';
 import { adminHandlers } from './admin.ts';
+import { agentHandlers } from './agents.ts';
 import { type Answer, checked, Exchange } from './exchange.ts';
 import { commandHandlers } from './execd/command.ts';
 import { fileHandlers } from './execd/files.ts';
@@ -15,14 +16,18 @@ import { ptyHandlers } from './execd/pty.ts';
 import { transferHandlers } from './execd/transfer.ts';
 import { admit, isLoopback, refuseForeignPage } from './gate.ts';
 import { type ApiLimits, type ApiOptions, defaultLimits, type Handlers } from './handlers.ts';
+import { keepingHandlers } from './keeping.ts';
 import { networkHandlers } from './network.ts';
 import { egressHandlers } from './opensandbox/egress.ts';
 import { lifecycleHandlers } from './opensandbox/lifecycle.ts';
+import { portHandlers } from './ports.ts';
 import { proxyRequest, proxyUpgrade } from './proxy.ts';
 import { parseQuery } from './query.ts';
 import { Refusal } from './refusal.ts';
 import { find, parsePort, type Target } from './router.ts';
+import { templateHandlers } from './templates.ts';
 import { type Upgrade, WireServer } from './wire.ts';
+import { workspaceHandlers } from './workspaces.ts';
 
 export interface Listening {
   /** Where programs of this machine reach it. */
@@ -53,6 +58,11 @@ export function createApi(options: ApiOptions): Api {
     ...metricsHandlers(options),
     ...networkHandlers(options),
     ...egressHandlers(options),
+    ...keepingHandlers(options),
+    ...agentHandlers(options),
+    ...templateHandlers(options),
+    ...workspaceHandlers(options),
+    ...portHandlers(options),
   };
   return { listen: (where) => new ApiServer(options, limits, handlers).listen(where) };
 }

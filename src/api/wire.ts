@@ -14,6 +14,8 @@ const pingEveryMs = 30_000;
 export class Wire {
   /** Aborted when the connection is over or the daemon stops. */
   readonly signal: AbortSignal;
+  /** Resolves, never rejects, when the connection is over. */
+  readonly ended: Promise<void>;
   readonly #socket: WebSocket;
   readonly #over = new AbortController();
   #work: Promise<void> = Promise.resolve();
@@ -23,6 +25,7 @@ export class Wire {
   constructor(socket: WebSocket, exchange: Exchange) {
     this.#socket = socket;
     this.signal = this.#over.signal;
+    this.ended = new Promise((resolve) => socket.once('close', () => resolve()));
     const heartbeat = setInterval(() => this.#beat(), pingEveryMs);
     heartbeat.unref();
     socket.on('pong', () => {

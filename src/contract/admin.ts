@@ -14,6 +14,8 @@ export const runtimeExtension = 'glovebox.runtime';
 /** `false`: connections are not caught, so the guest's own servers can have ports 80 and 443, and only programs that use the proxy get out. */
 export const transparentExtension = 'glovebox.transparent';
 export const nameLabel = 'glovebox.name';
+/** Sent with what `owner-key` in the home folder holds: the request comes from the user whose daemon it is, who may show sandboxes any folder of theirs. */
+export const ownerHeader = 'Glovebox-Owner';
 
 export const ImageInfo = z.object({
   name: z.string(),
@@ -39,6 +41,9 @@ export const RuntimeInfo = z.object({
     imagePull: z.boolean(),
     /** What becomes of connections: caught whatever their address; only through the proxy; past every rule. */
     network: z.enum(['captured', 'loopback', 'open']),
+    /** Whether sandboxes can be stopped and started again, with what they wrote. */
+    keep: z.boolean(),
+    mounts: z.object({ owner: z.boolean(), overlay: z.boolean(), hidden: z.boolean() }),
   }),
   problems: z.array(z.object({ message: z.string(), hint: z.string(), fatal: z.boolean() })),
 });

@@ -1,7 +1,10 @@
 // The lifecycle and egress APIs of OpenSandbox as they cross the wire (specifications: sandbox-lifecycle and egress, both version 0.1.0, and
 // their npm client 0.1.11). Answers of the lifecycle API may carry one property more than the specification names: `glovebox`. Properties that are absent are omitted, never null.
 import { z } from 'zod';
+import { AgentDefinition, SetupFile, SetupStep } from './agents.ts';
 import { NewRule } from './network.ts';
+import { PublishPort } from './ports.ts';
+import { WorkspaceRequest } from './workspace.ts';
 
 export const secureAccessHeader = 'OpenSandbox-Secure-Access';
 export const egressAuthHeader = 'OPENSANDBOX-EGRESS-AUTH';
@@ -117,6 +120,42 @@ export const CreateSandboxRequest = z.strictObject({
         .max(1024)
         .default([])
         .describe('Network rules for this sandbox alone, in force before its first process runs.'),
+      keep: z
+        .boolean()
+        .optional()
+        .describe('It can be stopped and started again, and a restart of the host leaves it stopped.'),
+      autoStopAfterSeconds: z
+        .int()
+        .min(1)
+        .max(31_536_000)
+        .nullish()
+        .describe(
+          'Of kept ones: stops by itself when nothing has run in it and nobody was attached for so long.',
+        ),
+      agent: z
+        .union([z.string().min(1).max(40), AgentDefinition])
+        .optional()
+        .describe('Name of an agent of the registry, or a definition: what it needs is prepared.'),
+      workspaces: z
+        .array(WorkspaceRequest)
+        .max(32)
+        .default([])
+        .describe('Folders of the host, the main one first.'),
+      ports: z.array(PublishPort).max(64).default([]),
+      files: z.array(SetupFile).max(256).default([]),
+      setup: z.array(SetupStep).max(256).default([]),
+      user: z
+        .string()
+        .min(1)
+        .max(128)
+        .optional()
+        .describe('What commands run as instead of what the image says.'),
+      cwd: z
+        .string()
+        .min(1)
+        .max(4096)
+        .optional()
+        .describe('Where they run; by default in the main workspace.'),
     })
     .optional()
     .describe('What OpenSandbox has no field for.'),
@@ -126,7 +165,9 @@ export type CreateSandboxRequest = z.infer<typeof CreateSandboxRequest>;
 const instant = z.iso.datetime({ offset: true });
 
 export const SandboxStatus = z.object({
-  state: z.enum(['Pending', 'Running', 'Pausing', 'Paused', 'Resuming', 'Stopping', 'Terminated', 'Failed']),
+  state: z.enum([
+    ...['Pending', 'Running', 'Pausing', 'Paused', 'Resuming', 'Stopped', 'Stopping', 'Terminated', 'Failed'],
+  ] as const),
   reason: z.string().optional(),
   message: z.string().optional(),
   lastTransitionAt: instant.optional(),
@@ -144,6 +185,15 @@ export const SandboxExtras = z.object({
   }),
   /** Of the main process, once it has ended. */
   exitCode: z.int().optional(),
+  keep: z.boolean(),
+  autoStopAfterSeconds: z.number().optional(),
+  agent: z.string().optional(),
+  workspaces: z.array(WorkspaceRequest),
+  ports: z.array(PublishPort),
+  lastUsedAt: z.iso.datetime({ offset: true }).optional(),
+  /** Who is attached, and commands that run beside the main process. */
+  holds: z.int(),
+  commands: z.int(),
 });
 
 export const CreateSandboxResponse = z.object({

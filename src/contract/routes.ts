@@ -2,11 +2,15 @@
 // What is not described here is not served, but for the proxy to a guest's own ports (api/proxy.ts).
 import { z } from 'zod';
 import { ImageInfo, SystemInfo } from './admin.ts';
+import { AgentInfo } from './agents.ts';
 import * as vault from './credential-vault.ts';
 import * as execd from './execd.ts';
 import * as network from './network.ts';
 import * as lifecycle from './opensandbox.ts';
+import { PublishedPort, PublishPort, UnpublishPort } from './ports.ts';
 import { ProcessInfo, SignalProcess, StartProcess } from './process.ts';
+import { TemplateInfo, templateName } from './template.ts';
+import * as workspace from './workspace.ts';
 
 /** Who may call it: anybody; who has the API key; or also who has the sandbox's own access token. */
 export type Access = 'open' | 'key' | 'sandbox';
@@ -18,7 +22,18 @@ export interface Route {
    * without a leading /v1.
    */
   path: string;
-  area: 'sandbox' | 'execd' | 'egress' | 'image' | 'policy' | 'network' | 'secret' | 'request';
+  area:
+    | 'sandbox'
+    | 'execd'
+    | 'egress'
+    | 'image'
+    | 'template'
+    | 'agent'
+    | 'workspace'
+    | 'policy'
+    | 'network'
+    | 'secret'
+    | 'request';
   access: Access;
   summary: string;
   query?: z.ZodObject;
@@ -499,6 +514,220 @@ const files = {
   }),
 };
 
+const oneOf = (area: Route['area'], summary: string) => ({ area, summary, access: 'key' }) as const;
+const inRuntime = z.object({
+  runtime: z.string().min(1).max(64).optional().describe('The default one when absent.'),
+});
+const ofWorkspace = z.object({
+  path: z.string().max(4096).optional().describe('The workspace; the first one when absent.'),
+});
+
+const keeping = {
+  startSandbox: route({
+    ...oneOf('sandbox', 'Start a stopped sandbox again; one that runs is left as it is'),
+    method: 'POST',
+    path: '/sandboxes/{sandboxId}/start',
+    status: 200,
+    answer: lifecycle.Sandbox,
+  }),
+  stopSandbox: route({
+    ...oneOf('sandbox', 'End what runs in a kept sandbox; what it wrote stays'),
+    method: 'POST',
+    path: '/sandboxes/{sandboxId}/stop',
+    status: 200,
+    answer: lifecycle.Sandbox,
+  }),
+  saveSandbox: route({
+    ...oneOf('sandbox', 'Make a template of what is on its disk, without its workspaces'),
+    method: 'POST',
+    path: '/sandboxes/{sandboxId}/save',
+    body: z.strictObject({ name: templateName }),
+    status: 201,
+    answer: TemplateInfo,
+  }),
+  holdSandbox: route({
+    ...oneOf(
+      'sandbox',
+      'As long as this is open somebody is attached, and the sandbox does not stop by itself',
+    ),
+    method: 'GET',
+    path: '/sandboxes/{sandboxId}/hold',
+    status: 101,
+    webSocket: '',
+    endless: true,
+  }),
+  listPorts: route({
+    ...oneOf('sandbox', 'Ports that it has on the host'),
+    method: 'GET',
+    path: '/sandboxes/{sandboxId}/ports',
+    status: 200,
+    answer: z.object({ items: z.array(PublishedPort) }),
+  }),
+  publishPorts: route({
+    ...oneOf('sandbox', 'Publish ports on the host: all of them, or none'),
+    method: 'POST',
+    path: '/sandboxes/{sandboxId}/ports',
+    body: z.array(PublishPort).min(1).max(64),
+    status: 201,
+    answer: z.object({ items: z.array(PublishedPort) }),
+  }),
+  unpublishPorts: route({
+    ...oneOf('sandbox', 'Take ports off the host; a sandbox port alone stands for all that lead to it'),
+    method: 'POST',
+    path: '/sandboxes/{sandboxId}/ports/unpublish',
+    body: z.array(UnpublishPort).min(1).max(64),
+    status: 200,
+    answer: z.object({ unpublished: z.int() }),
+  }),
+};
+
+const agents = {
+  listAgents: route({
+    ...oneOf('agent', 'Agents that sandboxes can be made for'),
+    method: 'GET',
+    path: '/agents',
+    status: 200,
+    answer: z.object({ items: z.array(AgentInfo) }),
+  }),
+  getAgent: route({
+    ...oneOf('agent', 'One of them'),
+    method: 'GET',
+    path: '/agents/{name}',
+    status: 200,
+    answer: AgentInfo,
+  }),
+};
+
+const templates = {
+  listTemplates: route({
+    ...oneOf('template', 'Templates of all runtimes that can be asked'),
+    method: 'GET',
+    path: '/templates',
+    status: 200,
+    answer: z.object({ items: z.array(TemplateInfo) }),
+  }),
+  buildTemplate: route({
+    ...oneOf('template', 'Build a template; the answer tells of its progress and its end'),
+    method: 'POST',
+    path: '/templates/build',
+    query: inRuntime.extend({
+      name: templateName,
+      file: z
+        .string()
+        .min(1)
+        .max(4096)
+        .default('Dockerfile')
+        .describe('In the context: a Dockerfile, or a template file when it ends in .toml.'),
+      target: z.string().max(128).optional().describe('Of a Dockerfile.'),
+      noCache: flag.optional(),
+      arg: z.array(z.string().max(65_536)).default([]).describe('KEY=VALUE, of a Dockerfile.'),
+    }),
+    body: 'application/x-tar',
+    status: 200,
+    answer: 'application/x-ndjson',
+  }),
+  loadTemplate: route({
+    ...oneOf('template', 'A template from a `docker save` archive, an OCI layout or a root file system'),
+    method: 'POST',
+    path: '/templates/load',
+    query: inRuntime.extend({ name: templateName }),
+    body: 'application/octet-stream',
+    status: 201,
+    answer: TemplateInfo,
+  }),
+  exportTemplate: route({
+    ...oneOf('template', 'A template as a tar that can be loaded elsewhere'),
+    method: 'GET',
+    path: '/templates/{name}/export',
+    query: inRuntime,
+    status: 200,
+    answer: 'application/x-tar',
+  }),
+  removeTemplate: route({
+    ...oneOf('template', 'Remove a template'),
+    method: 'DELETE',
+    path: '/templates/{name}',
+    query: inRuntime,
+    status: 204,
+  }),
+};
+
+const workspaces = {
+  listWorkspaces: route({
+    ...oneOf('workspace', 'Folders of the host in a sandbox'),
+    method: 'GET',
+    path: '/sandboxes/{sandboxId}/workspaces',
+    status: 200,
+    answer: z.object({ items: z.array(workspace.WorkspaceInfo) }),
+  }),
+  listChanges: route({
+    ...oneOf('workspace', 'What the guest did to an overlaid folder'),
+    method: 'GET',
+    path: '/sandboxes/{sandboxId}/workspaces/changes',
+    query: ofWorkspace,
+    status: 200,
+    answer: z.object({ items: z.array(workspace.WorkspaceChange) }),
+  }),
+  diffWorkspace: route({
+    ...oneOf('workspace', 'The same as a patch in the form of git'),
+    method: 'GET',
+    path: '/sandboxes/{sandboxId}/workspaces/diff',
+    query: ofWorkspace,
+    status: 200,
+    answer: 'text/x-diff',
+  }),
+  applyWorkspace: route({
+    ...oneOf(
+      'workspace',
+      'Bring changes of an overlay to the host; what both sides changed is merged or left',
+    ),
+    method: 'POST',
+    path: '/sandboxes/{sandboxId}/workspaces/apply',
+    body: workspace.ApplyWorkspace,
+    bodyBytesMax: 80 * 1024 * 1024,
+    status: 200,
+    answer: workspace.ApplyResult,
+  }),
+  discardWorkspace: route({
+    ...oneOf('workspace', 'Forget changes of an overlay'),
+    method: 'POST',
+    path: '/sandboxes/{sandboxId}/workspaces/discard',
+    body: workspace.DiscardWorkspace,
+    status: 200,
+    answer: z.object({ discarded: z.array(z.string()) }),
+  }),
+  listCheckpoints: route({
+    ...oneOf('workspace', 'States of the overlays that can be gone back to, newest last'),
+    method: 'GET',
+    path: '/sandboxes/{sandboxId}/workspaces/checkpoints',
+    status: 200,
+    answer: z.object({ items: z.array(workspace.Checkpoint) }),
+  }),
+  addCheckpoint: route({
+    ...oneOf('workspace', 'Remember the state of the overlays'),
+    method: 'POST',
+    path: '/sandboxes/{sandboxId}/workspaces/checkpoints',
+    body: z.strictObject({ label: z.string().max(200).default('') }),
+    status: 201,
+    answer: workspace.Checkpoint,
+  }),
+  undoWorkspace: route({
+    ...oneOf('workspace', 'Go back to a checkpoint'),
+    method: 'POST',
+    path: '/sandboxes/{sandboxId}/workspaces/undo',
+    body: workspace.UndoWorkspace,
+    status: 200,
+    answer: z.object({ checkpoint: workspace.Checkpoint, restored: z.array(z.string()) }),
+  }),
+  syncStatus: route({
+    ...oneOf('workspace', 'How the synchronised folders are'),
+    method: 'GET',
+    path: '/sandboxes/{sandboxId}/workspaces/sync',
+    status: 200,
+    answer: workspace.SyncStatus,
+  }),
+};
+
 /** Id of a sandbox, the beginning of one, or a name. */
 const reference = z.string().min(1).max(128);
 const oneSandbox = z.object({ sandbox: reference.optional() });
@@ -798,6 +1027,10 @@ const credentialVault = {
 
 export const routes = {
   ...sandboxes,
+  ...keeping,
+  ...agents,
+  ...templates,
+  ...workspaces,
   ...admin,
   ...policies,
   ...networks,

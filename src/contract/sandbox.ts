@@ -1,4 +1,6 @@
 // What a sandbox is to everyone outside it: kept on disk and shown by the doors.
+import type { PublishPort } from './ports.ts';
+import type { WorkspaceRequest } from './workspace.ts';
 
 /** How much of the host a sandbox may use. Absent means the driver's default, never "unlimited by mistake". */
 export interface Limits {
@@ -18,6 +20,7 @@ export type SandboxState =
   | 'Pausing'
   | 'Paused'
   | 'Resuming'
+  | 'Stopped'
   | 'Stopping'
   | 'Terminated'
   | 'Failed';
@@ -41,4 +44,16 @@ export interface SandboxInfo {
   expiresAt?: Date;
   /** Of the main process, once it has ended. */
   exitCode?: number;
+  /** It can be stopped and started again, and what it wrote stays until it is removed. Others are over when they end. */
+  keep: boolean;
+  /** Of kept ones: stops by itself when nothing has run in it and nobody was attached for so long. */
+  autoStopAfterMs?: number;
+  /** Name of the agent that it was made for. */
+  agent?: string;
+  /** Folders of the host, the main one first. */
+  workspaces: WorkspaceRequest[];
+  /** Ports on the host, as they were asked for. */
+  published: PublishPort[];
+  /** When something last ran in it or was attached. */
+  lastUsedAt?: Date;
 }

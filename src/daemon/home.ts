@@ -14,14 +14,13 @@ export async function prepareHome(home: string): Promise<void> {
   }
 }
 
-/** The key of this home, made at the first start. */
-export async function apiKeyOf(path: string): Promise<string> {
+/** A key of this home (`api-key`, `owner-key`), made at the first start. */
+export async function keyOf(path: string): Promise<string> {
   try {
     const key = (await readFile(path, 'utf8')).trim();
     if (key !== '') return key;
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'ENOENT')
-      throw Failure.from(error, `read the API key ${path}`);
+    if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw Failure.from(error, `read the key ${path}`);
   }
   const key = randomBytes(32).toString('base64url');
   await writeWhole(path, `${key}\n`);

@@ -5,7 +5,7 @@ import { createApi } from '../api/server.ts';
 import type { SystemInfo } from '../contract/admin.ts';
 import { type Log, openLog } from '../lib/log.ts';
 import type { Config } from './config.ts';
-import { apiKeyOf, forgetAddress, prepareHome, writeAddress } from './home.ts';
+import { forgetAddress, keyOf, prepareHome, writeAddress } from './home.ts';
 import { lockHome } from './lock.ts';
 import { openPlatform, type Platform } from './platform.ts';
 
@@ -38,7 +38,7 @@ export async function startDaemon(config: Config): Promise<Daemon> {
     service: platform.sandboxes,
     network: platform.network,
     images: platform.images,
-    apiKey: config.server.apiKey ?? (await apiKeyOf(config.paths.apiKeyFile)),
+    apiKey: config.server.apiKey ?? (await keyOf(config.paths.apiKeyFile)),
     limits: {
       concurrency: config.server.requestsMax ?? 0,
       keepAliveMs: config.server.keepAliveMs,

@@ -8,6 +8,18 @@ export interface Mount {
   hostPath: string;
   guestPath: string;
   readOnly: boolean;
+  /**
+   * Files of this user of the host are the guest's own: those of the user that commands run as unless they say otherwise. What that user writes belongs to
+   * this user on the host. Absent: owners are those of the host, which are strangers to the guest where its ids are a range of their own.
+   */
+  owner?: { uid: number; gid: number };
+  /**
+   * The guest sees the folder and writes into `upper`, which is a layer of the kernel's overlay file system (whiteouts, opaque folders). Both are empty
+   * folders of ours on one file system at first; `work` is the kernel's.
+   */
+  overlay?: { upper: string; work: string };
+  /** Paths below `guestPath`, relative, that are not there for the guest: files are empty and cannot be opened, or are not found. Folders and files. */
+  hidden?: readonly string[];
 }
 
 export interface ImageCredentials {
@@ -41,7 +53,7 @@ export interface ImageDefaults {
   entrypoint: string[];
 }
 
-export type MachineExitReason = 'exited' | 'out-of-memory' | 'removed' | 'lost';
+export type MachineExitReason = 'exited' | 'out-of-memory' | 'removed' | 'stopped' | 'lost';
 
 export interface MachineExit {
   reason: MachineExitReason;
@@ -54,6 +66,21 @@ export interface MachineExit {
 export interface Pausing {
   pause(signal: AbortSignal): Promise<void>;
   resume(signal: AbortSignal): Promise<void>;
+}
+
+/** Ends everything inside and keeps what it wrote to its own disk, so that `Runtime.start` can go on from there. */
+export interface Keeping {
+  /** Idempotent. `exited` resolves with reason `stopped`; the machine object is of no more use but for `remove` and `saving`. */
+  stop(signal: AbortSignal): Promise<void>;
+}
+
+/** Makes an image of the runtime's own kind from what is on the machine's disk: mounts are not part of it. Running or stopped. */
+export interface Saving {
+  /**
+   * Replaces an image of the same name; machines made from it keep their files. Failures: `invalid` (name), `full`, `unsupported`. On failure or
+   * abort the store is as before.
+   */
+  save(name: string, defaults: ImageDefaults, signal: AbortSignal): Promise<void>;
 }
 
 /**
@@ -76,6 +103,8 @@ export interface Machine {
   /** Kills everything inside and takes away all that the driver made for it. Idempotent; also for machines already stopped. */
   remove(signal: AbortSignal): Promise<void>;
   readonly pausing?: Pausing;
+  readonly keeping?: Keeping;
+  readonly saving?: Saving;
 }
 
 /** What a back end can do here, shown in the API. A missing ability makes a request that needs it fail, never be ignored. */
@@ -90,6 +119,10 @@ export interface Capabilities {
   imagePull: boolean;
   /** What new machines get. */
   network: NetworkWalls;
+  /** Whether machines can be stopped and started again. */
+  keep: boolean;
+  /** What mounts can be beside plain ones. */
+  mounts: { owner: boolean; overlay: boolean; hidden: boolean };
 }
 
 export interface RuntimeCheck {
@@ -100,8 +133,47 @@ export interface RuntimeCheck {
   problems: { message: string; hint: string; fatal: boolean }[];
 }
 
+/** An image that was saved, built or loaded by us, as its runtime keeps it. */
+export interface KeptImage {
+  name: string;
+  id: string;
+  sizeBytes: number;
+  createdAt: Date;
+  /** What it was made from, as far as it is known. */
+  base?: string;
+}
+
+/** The runtime's own store of images, as far as templates need it. Names are those of `MachineSpec.image`. */
+export interface RuntimeImages {
+  /** Those that were saved, built or loaded by us; not what else the store holds. */
+  list(signal: AbortSignal): Promise<KeptImage[]>;
+  /** Whether there is an image of this name, of us or of others, without fetching it. */
+  has(name: string, signal: AbortSignal): Promise<boolean>;
+  /** Failures: `not-found`; `conflict` while a machine uses it, or another image is built on it. */
+  remove(name: string, signal: AbortSignal): Promise<void>;
+  /** A tar: `docker save`, an OCI layout, or a root file system. Failures: `invalid`, `full`; then the store is as before. */
+  load(name: string, source: AsyncIterable<Uint8Array>, signal: AbortSignal): Promise<KeptImage>;
+  /** A tar that `load` takes, here and on other hosts. Failure('unsupported') for what lives of this host's own files. */
+  export(name: string, signal: AbortSignal): AsyncIterable<Uint8Array>;
+  /** From a Dockerfile and its context (a tar). Absent where the runtime has no builder. */
+  build?(
+    name: string,
+    build: {
+      context: AsyncIterable<Uint8Array>;
+      dockerfile: string;
+      args: Record<string, string>;
+      target?: string;
+      noCache: boolean;
+    },
+    onOutput: (text: string) => void,
+    signal: AbortSignal,
+  ): Promise<KeptImage>;
+}
+
 export interface Runtime {
   readonly name: string;
+  /** Absent where it keeps no images. */
+  readonly images?: RuntimeImages;
   check(signal: AbortSignal): Promise<RuntimeCheck>;
   /**
    * Starts a machine whose agent will dial `spec.runFolder`/agent.sock. Resolves once its first process runs (the agent's hello may
@@ -109,6 +181,11 @@ export interface Runtime {
    * Failures: `not-found` (image), `unavailable` (back end missing), `unsupported`, `invalid`, `full`.
    */
   create(spec: MachineSpec, signal: AbortSignal): Promise<Machine>;
+  /**
+   * Starts a machine again that was stopped, or ended by itself, on the disk that it kept; `spec` is as it was made with, but for mounts, which may be
+   * others. Failure('not-found') when nothing was kept. On failure or abort it is as before. Absent where machines keep nothing.
+   */
+  start?(spec: MachineSpec, signal: AbortSignal): Promise<Machine>;
   /** Every machine of this daemon's home, stopped ones and half-made ones included, so that they can be adopted or removed. */
   list(signal: AbortSignal): Promise<Machine[]>;
 }

@@ -1,8 +1,11 @@
 // What the doors (API, later MCP and others) can ask of sandboxes: the shapes and the service's interface. The work is in sandboxes.ts and executions.ts.
+import type { SetupFile, SetupStep } from '../contract/agents.ts';
 import type { ExecExit } from '../contract/guest.ts';
 import type { NewRule } from '../contract/network.ts';
 import type { NetworkPolicy } from '../contract/opensandbox.ts';
+import type { PublishPort } from '../contract/ports.ts';
 import type { Limits, SandboxInfo, SandboxState } from '../contract/sandbox.ts';
+import type { WorkspaceRequest } from '../contract/workspace.ts';
 import type { ExecSpec, Guest, Output } from '../guest/guest.ts';
 import type { ImageCredentials, Mount, RuntimeCheck } from '../runtime/runtime.ts';
 
@@ -24,6 +27,20 @@ export interface CreateRequest {
   timeoutMs?: number;
   networkPolicy?: NetworkPolicy;
   rules?: NewRule[];
+  /** See SandboxInfo. Failure('unsupported') where the runtime cannot. */
+  keep?: boolean;
+  autoStopAfterMs?: number;
+  agent?: string;
+  workspaces?: WorkspaceRequest[];
+  /** The request comes from the user whose daemon this is, who may show any folder of theirs; others those that the configuration allows. */
+  byOwner?: boolean;
+  published?: PublishPort[];
+  /** Written and run, in this order, before it counts as Running; a step that fails fails the creation, and its message holds the end of its output. */
+  files?: SetupFile[];
+  setup?: SetupStep[];
+  /** What commands run as, and where, instead of what the image says. The folder defaults to the main workspace. */
+  user?: string;
+  cwd?: string;
 }
 
 export interface SandboxFilter {
@@ -102,6 +119,16 @@ export interface SandboxService {
   renew(id: string, expiresAt: Date): SandboxInfo;
   /** RFC 7396: null deletes. */
   patchMetadata(id: string, patch: Record<string, string | null>): SandboxInfo;
+  /** Of kept ones. Everything inside ends; what it wrote stays. Idempotent. Failure('conflict') for others. */
+  stop(id: string, signal: AbortSignal): Promise<void>;
+  /** Of kept ones: from Stopped to Running, with its start steps run again; does nothing to a running one and resumes a paused one. */
+  start(id: string, signal: AbortSignal): Promise<void>;
+  /** Makes an image of its disk, without its mounts. Failure('unsupported') where the runtime cannot. */
+  save(id: string, name: string, signal: AbortSignal): Promise<void>;
+  /** Somebody is attached, whatever runs: it does not stop by itself until this is disposed of. */
+  hold(id: string): Disposable;
+  /** How many hold it, and commands that run in it beside its main process. */
+  activity(id: string): { holds: number; commands: number };
   /** The way inside. Failure('conflict') unless Running. */
   guest(id: string): Guest;
   executions(id: string): Executions;

@@ -10,10 +10,15 @@ import type { ApiLimits } from '../handlers.ts';
 import { Refusal } from '../refusal.ts';
 import { refuseLabel } from './metadata.ts';
 
-export function createRequestOf(body: CreateSandboxRequest, limits: ApiLimits): CreateRequest {
+/** `byOwner`: the request has shown that it comes from the user whose daemon this is. */
+export function createRequestOf(
+  body: CreateSandboxRequest,
+  limits: ApiLimits,
+  byOwner = false,
+): CreateRequest {
   refuseAbsent(body);
-  const { image, timeout, platform, extensions = {}, metadata = {} } = body;
-  if (image === undefined) throw new Failure('invalid', 'image: is missing');
+  const { image, timeout, platform, extensions = {}, metadata = {}, glovebox = {} } = body;
+  if (image === undefined && glovebox.agent === undefined) throw new Failure('invalid', 'image: is missing');
   for (const [key, value] of Object.entries(metadata)) refuseLabel(key, value);
   refuseExtensions(extensions);
   const most = limits.sandboxTimeoutSecondsMax;
@@ -27,8 +32,8 @@ export function createRequestOf(body: CreateSandboxRequest, limits: ApiLimits): 
   for (const [name, value] of env)
     if (value.includes('\0')) throw new Failure('invalid', `env.${name}: must not contain NUL`);
   return {
-    image: image.uri,
-    ...(image.auth ? { imageCredentials: image.auth } : {}),
+    image: image?.uri ?? '',
+    ...(image?.auth ? { imageCredentials: image.auth } : {}),
     ...(platform ? { platform } : {}),
     ...(runtime === undefined ? {} : { runtime }),
     entrypoint: body.entrypoint ?? [],
@@ -39,7 +44,29 @@ export function createRequestOf(body: CreateSandboxRequest, limits: ApiLimits): 
     mounts: mountsOf(body.volumes ?? []),
     ...(timeout == null ? {} : { timeoutMs: timeout * 1000 }),
     ...(body.networkPolicy == null ? {} : { networkPolicy: body.networkPolicy }),
-    ...(body.glovebox === undefined ? {} : { rules: body.glovebox.rules }),
+    byOwner,
+    ...ownParts(glovebox),
+  };
+}
+
+/** What OpenSandbox has no field for. */
+function ownParts(own: Partial<NonNullable<CreateSandboxRequest['glovebox']>>): Partial<CreateRequest> {
+  const { rules, keep, autoStopAfterSeconds, workspaces = [], ports, files, setup, user, cwd } = own;
+  if (autoStopAfterSeconds != null && keep !== true)
+    throw new Failure(
+      'invalid',
+      'glovebox.autoStopAfterSeconds: only what is kept can stop and start; set keep, too',
+    );
+  return {
+    ...(rules === undefined ? {} : { rules }),
+    ...(keep === undefined ? {} : { keep }),
+    ...(autoStopAfterSeconds == null ? {} : { autoStopAfterMs: autoStopAfterSeconds * 1000 }),
+    ...(workspaces.length === 0 ? {} : { workspaces }),
+    ...(ports === undefined ? {} : { published: ports }),
+    ...(files === undefined ? {} : { files }),
+    ...(setup === undefined ? {} : { setup }),
+    ...(user === undefined ? {} : { user }),
+    ...(cwd === undefined ? {} : { cwd }),
   };
 }
 

@@ -10,8 +10,9 @@ import {
 } from '../../contract/opensandbox.ts';
 import type { SandboxState } from '../../contract/sandbox.ts';
 import { Failure } from '../../lib/failure.ts';
-import type { SandboxFilter, SandboxInfo } from '../../sandbox/sandbox.ts';
+import type { SandboxFilter, SandboxInfo, SandboxService } from '../../sandbox/sandbox.ts';
 import type { Exchange } from '../exchange.ts';
+import { isOwner } from '../gate.ts';
 import type { ApiLimits, ApiOptions, Handlers } from '../handlers.ts';
 import { Refusal } from '../refusal.ts';
 import { parsePort } from '../router.ts';
@@ -34,8 +35,17 @@ export function lifecycleHandlers(options: ApiOptions, limits: ApiLimits): Lifec
   const { service } = options;
   return {
     createSandbox: async ({ body, exchange }) => {
-      const info = await service.create(createRequestOf(body, limits), exchange.signal);
-      return { status: 202, json: createdOf(info), headers: { Location: `/v1/sandboxes/${info.id}` } };
+      const byOwner = isOwner(exchange.request, options.ownerKey);
+      const plain = createRequestOf(body, limits, byOwner);
+      const agent = body.glovebox?.agent;
+      const request =
+        agent === undefined ? plain : await options.agents.prepare(plain, agent, exchange.signal);
+      const info = await service.create(request, exchange.signal);
+      return {
+        status: 202,
+        json: createdOf(info, service),
+        headers: { Location: `/v1/sandboxes/${info.id}` },
+      };
     },
 
     listSandboxes: ({ query: { state, metadata, page, pageSize } }) => {
@@ -47,13 +57,13 @@ export function lifecycleHandlers(options: ApiOptions, limits: ApiLimits): Lifec
       return {
         status: 200,
         json: {
-          items: all.slice((page - 1) * pageSize, page * pageSize).map(sandboxOf),
+          items: all.slice((page - 1) * pageSize, page * pageSize).map((it) => sandboxOf(it, service)),
           pagination: { page, pageSize, totalItems: all.length, totalPages, hasNextPage: page < totalPages },
         },
       };
     },
 
-    getSandbox: ({ sandboxId }) => ({ status: 200, json: sandboxOf(service.get(sandboxId)) }),
+    getSandbox: ({ sandboxId }) => ({ status: 200, json: sandboxOf(service.get(sandboxId), service) }),
 
     deleteSandbox: async ({ sandboxId, lifetime }) => {
       await service.remove(sandboxId, lifetime);
@@ -63,7 +73,7 @@ export function lifecycleHandlers(options: ApiOptions, limits: ApiLimits): Lifec
     patchMetadata: ({ sandboxId, body }) => {
       service.get(sandboxId);
       for (const [key, value] of Object.entries(body)) refuseLabel(key, value ?? '');
-      return { status: 200, json: sandboxOf(service.patchMetadata(sandboxId, body)) };
+      return { status: 200, json: sandboxOf(service.patchMetadata(sandboxId, body), service) };
     },
 
     pauseSandbox: async ({ sandboxId, lifetime }) => {
@@ -123,7 +133,8 @@ function stateOf(text: string): SandboxState {
   );
 }
 
-function createdOf(info: SandboxInfo): CreateSandboxResponse {
+function createdOf(info: SandboxInfo, service: SandboxService): CreateSandboxResponse {
+  const { holds, commands } = service.activity(info.id);
   return {
     id: info.id,
     status: {
@@ -142,10 +153,18 @@ function createdOf(info: SandboxInfo): CreateSandboxResponse {
       runtime: info.runtime,
       limits: info.limits,
       ...(info.exitCode === undefined ? {} : { exitCode: info.exitCode }),
+      keep: info.keep,
+      ...(info.autoStopAfterMs === undefined ? {} : { autoStopAfterSeconds: info.autoStopAfterMs / 1000 }),
+      ...(info.agent === undefined ? {} : { agent: info.agent }),
+      workspaces: info.workspaces,
+      ports: info.published,
+      ...(info.lastUsedAt ? { lastUsedAt: info.lastUsedAt.toISOString() } : {}),
+      holds,
+      commands,
     },
   };
 }
 
-function sandboxOf(info: SandboxInfo): Sandbox {
-  return { ...createdOf(info), image: { uri: info.image } };
+export function sandboxOf(info: SandboxInfo, service: SandboxService): Sandbox {
+  return { ...createdOf(info, service), image: { uri: info.image } };
 }

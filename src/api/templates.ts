@@ -1,0 +1,82 @@
+// Templates: requests to calls of the template service. The shapes are those of contract/template.ts.
+import type { BuildEvent, TemplateInfo } from '../contract/template.ts';
+import { Failure } from '../lib/failure.ts';
+import type { ApiOptions, Handlers } from './handlers.ts';
+import { sendLines } from './lines.ts';
+
+export interface BuildRequest {
+  name: string;
+  /** Default: the daemon's default runtime. */
+  runtime?: string;
+  /** Path in the context: a Dockerfile, or a template file when it ends in `.toml`. */
+  file: string;
+  /** A tar of the folder that the build may use. */
+  context: AsyncIterable<Uint8Array>;
+  args: Record<string, string>;
+  target?: string;
+  noCache: boolean;
+}
+
+export interface TemplateService {
+  list(signal: AbortSignal): Promise<TemplateInfo[]>;
+  /** Ends with `done` or `failed`, and throws only when the caller's signal fires; then nothing of it stays. */
+  build(request: BuildRequest, signal: AbortSignal): AsyncIterable<BuildEvent>;
+  save(sandboxId: string, name: string, signal: AbortSignal): Promise<TemplateInfo>;
+  load(
+    name: string,
+    runtime: string | undefined,
+    source: AsyncIterable<Uint8Array>,
+    signal: AbortSignal,
+  ): Promise<TemplateInfo>;
+  export(name: string, runtime: string | undefined, signal: AbortSignal): AsyncIterable<Uint8Array>;
+  remove(name: string, runtime: string | undefined, signal: AbortSignal): Promise<void>;
+}
+
+type TemplateHandlers = Handlers<
+  'listTemplates' | 'buildTemplate' | 'loadTemplate' | 'exportTemplate' | 'removeTemplate' | 'saveSandbox'
+>;
+
+export function templateHandlers({ templates }: ApiOptions): TemplateHandlers {
+  return {
+    listTemplates: async ({ exchange }) => ({
+      status: 200,
+      json: { items: await templates.list(exchange.signal) },
+    }),
+    buildTemplate: ({ query, exchange }) => {
+      const { name, file, arg, runtime, target, noCache = false } = query;
+      const request = {
+        ...{ name, file, noCache, args: argumentsOf(arg), context: exchange.body() },
+        ...(runtime === undefined ? {} : { runtime }),
+        ...(target === undefined ? {} : { target }),
+      };
+      return sendLines(exchange, templates.build(request, exchange.signal));
+    },
+    loadTemplate: async ({ query, exchange }) => ({
+      status: 201,
+      json: await templates.load(query.name, query.runtime, exchange.body(), exchange.signal),
+    }),
+    exportTemplate: ({ params, query, exchange }) => ({
+      status: 200,
+      type: 'application/x-tar',
+      bytes: templates.export(params.name ?? '', query.runtime, exchange.signal),
+    }),
+    removeTemplate: async ({ params, query, lifetime }) => {
+      await templates.remove(params.name ?? '', query.runtime, lifetime);
+      return { status: 204 };
+    },
+    saveSandbox: async ({ sandboxId, body, lifetime }) => ({
+      status: 201,
+      json: await templates.save(sandboxId, body.name, lifetime),
+    }),
+  };
+}
+
+function argumentsOf(pairs: readonly string[]): Record<string, string> {
+  return Object.fromEntries(
+    pairs.map((pair) => {
+      const at = pair.indexOf('=');
+      if (at < 1) throw new Failure('invalid', `arg: ${JSON.stringify(pair)} is not KEY=VALUE`);
+      return [pair.slice(0, at), pair.slice(at + 1)];
+    }),
+  );
+}
