@@ -15,11 +15,13 @@ export function keepingHandlers({
       return { status: 200, json: sandboxOf(service.get(sandboxId), service) };
     },
     holdSandbox: async ({ sandboxId, accept }) => {
-      using held = service.hold(sandboxId);
-      const wire = await accept();
-      await wire.ended;
-      void held;
-      return 'taken';
+      const held = service.hold(sandboxId);
+      try {
+        await (await accept()).ended;
+      } finally {
+        held[Symbol.dispose]();
+      }
+      return 'taken' as const;
     },
   };
 }

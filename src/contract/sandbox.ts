@@ -14,6 +14,13 @@ export interface Limits {
   gpu?: number | 'all';
 }
 
+/** A folder or file of the host inside a sandbox, as it is. */
+export interface PlainMount {
+  hostPath: string;
+  guestPath: string;
+  readOnly: boolean;
+}
+
 export type SandboxState =
   | 'Pending'
   | 'Running'

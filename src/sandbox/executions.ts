@@ -27,6 +27,10 @@ export interface ExecutionsOptions {
   guest: () => Guest;
   /** What the image and the sandbox's creator set for every command. */
   defaults: () => ImageDefaults;
+  /** Called before a command starts, which waits for it. Never rejects. */
+  beforeStart: (label: string) => Promise<void>;
+  /** How many commands run beside the main process, whenever that changes. */
+  onRunning: (count: number) => void;
   /** Where background commands are remembered. */
   save: (record: ExecutionRecord) => void;
   forget: (execId: string) => void;
@@ -173,6 +177,7 @@ export class SandboxExecutions implements Executions {
     if (this.#kept.has(execId))
       throw new Failure('conflict', `there is a command ${execId} in this sandbox already`);
     const guest = this.#options.guest();
+    await this.#options.beforeStart(shown(spec.argv ?? [spec.shell ?? '']).join(' '));
     const info = {
       id: execId,
       command: shown(spec.argv ?? [spec.shell ?? '']),
@@ -183,12 +188,12 @@ export class SandboxExecutions implements Executions {
     };
     // All that may fail here comes before the command: nothing runs that nobody knows of.
     const execution = this.#execution(info, await this.#log(execId, background));
-    this.#kept.set(execId, execution);
+    this.#keep(execution);
     try {
       if (background) this.#options.save(recordOf(execution.info));
       execution.follow(await guest.exec(request, signal));
     } catch (error) {
-      this.#kept.delete(execId);
+      this.#drop(execId);
       await this.#forget(execution);
       throw error;
     }
@@ -245,12 +250,26 @@ export class SandboxExecutions implements Executions {
       tty: record?.tty ?? false,
     };
     const execution = this.#execution(info, log);
-    this.#kept.set(execId, execution);
+    this.#keep(execution);
     const process =
       summary === undefined ? undefined : await guest.attach(execId, log.end, signal).catch(() => undefined);
     // One command that cannot be taken up does not keep the others from it.
     if (process === undefined) await execution.settle({ code: null, signal: null, reason: 'unknown' });
     else execution.follow(process);
+  }
+
+  /** Everything inside has been ended; what is kept of it stays to be read. */
+  async halt(): Promise<void> {
+    for (const execution of [...this.#kept.values()])
+      await execution.settle({ code: 137, signal: 'SIGKILL', reason: 'killed' });
+  }
+
+  /** The sandbox starts again, and its main process with it. */
+  async forgetMain(): Promise<void> {
+    const main = this.#kept.get(mainExecId);
+    if (main === undefined) return;
+    this.#drop(mainExecId);
+    await this.#forget(main);
   }
 
   /** The sandbox is over: whatever had not ended has an unknown end, and nothing is kept. */
@@ -270,7 +289,26 @@ export class SandboxExecutions implements Executions {
   }
 
   #execution(info: Omit<ExecutionInfo, 'start' | 'end'>, log: OutputLog): KeptExecution {
-    return new KeptExecution(info, log, { guest: this.#options.guest, onEnded: () => this.#trim() });
+    const onEnded = () => {
+      this.#count();
+      this.#trim();
+    };
+    return new KeptExecution(info, log, { guest: this.#options.guest, onEnded });
+  }
+
+  #keep(execution: KeptExecution): void {
+    this.#kept.set(execution.id, execution);
+    this.#count();
+  }
+
+  #drop(execId: string): void {
+    this.#kept.delete(execId);
+    this.#count();
+  }
+
+  #count(): void {
+    const running = [...this.#kept.values()].filter((it) => !it.ended && it.id !== mainExecId);
+    this.#options.onRunning(running.length);
   }
 
   /** Newest first: what is beyond the bounds loses its output, then itself. */

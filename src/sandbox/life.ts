@@ -14,24 +14,31 @@
 //                          ▼          ▼       remove(), expiry               ▼
 //                       Stopping ◀─────────────────────────────────────── Stopping ──▶ (none), its death remembered
 //
+// A kept sandbox is Stopped instead of Terminated or Failed, and by stop(); start() takes it through Resuming to Running again.
+//
 // Each step is saved before its effect, so that a daemon that starts again knows what was meant and finishes it.
 import { mkdir, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type AgentBoot, guestProtocol } from '../contract/guest.ts';
+import type { PublishPort } from '../contract/ports.ts';
 import type { Guest } from '../guest/guest.ts';
 import { Failure } from '../lib/failure.ts';
 import type { Log } from '../lib/log.ts';
-import type { ImageDefaults, Machine, MachineSpec, Runtime } from '../runtime/runtime.ts';
+import type { ImageDefaults, Keeping, Machine, MachineSpec, Mount, Runtime } from '../runtime/runtime.ts';
 import type { SandboxRecord, Store } from '../store/store.ts';
+import { Activity } from './activity.ts';
 import { type AgentDoor, openDoor } from './door.ts';
 import { SandboxExecutions } from './executions.ts';
 import type { SandboxNetwork } from './network.ts';
+import { type Inside, requireProgram, runSteps, writeFiles } from './preparation.ts';
 import { type CreateRequest, mainExecId, type SandboxInfo, type SandboxState } from './sandbox.ts';
+import type { SandboxPorts, SandboxWorkspaces } from './workspaces.ts';
 
 /** From the first step of a machine to its agent's hello; pulling the image is the runtime's own time and not part of it. */
 const helloDeadlineMs = 60_000;
 const removeDeadlineMs = 120_000;
 const freezeDeadlineMs = 30_000;
+const stopDeadlineMs = 60_000;
 
 export interface Folders {
   /** Sockets and boot files: one folder for each sandbox. */
@@ -46,6 +53,8 @@ export interface LifeOptions {
   runtime: Runtime;
   store: Store;
   network: SandboxNetwork;
+  workspaces: SandboxWorkspaces;
+  ports: SandboxPorts;
   folders: Folders;
   log: Log;
   now: () => Date;
@@ -61,8 +70,25 @@ export interface RemovalReason {
   message: string;
 }
 
+/** Why a kept sandbox is stopped. */
+export interface StopReason {
+  reason: 'stopped' | 'idle';
+  message: string;
+}
+
+/** States of sandboxes whose end needs no more telling. */
+const over: SandboxState[] = ['Stopping', 'Stopped', 'Terminated', 'Failed'];
+/** Tells a start from a thaw, for both go through Resuming. */
+const startingReason = 'starting';
+
+/** What OpenSandbox's clients send for a sandbox without a main process. */
+function keepsItself(entrypoint: readonly string[]): boolean {
+  return entrypoint.join(' ') === 'tail -f /dev/null';
+}
+
 export class Life {
   readonly executions: SandboxExecutions;
+  readonly activity: Activity;
   readonly #record: SandboxRecord;
   readonly #options: LifeOptions;
   readonly #runFolder: string;
@@ -85,13 +111,23 @@ export class Life {
     this.#found = options.found;
     const { id } = record.info;
     this.#runFolder = join(options.folders.run, id);
+    this.activity = new Activity({
+      idleAfterMs: record.info.autoStopAfterMs,
+      now: options.now,
+      onIdle: () => void this.#stopIdle(),
+      onUsed: (lastUsedAt) => this.#used(lastUsedAt),
+    });
     this.executions = new SandboxExecutions({
       folder: join(options.folders.logs, id),
       guest: () => this.#inside(),
       defaults: () => ({
         ...this.#image,
         env: { ...this.#image.env, ...options.network.environment(id), ...record.env },
+        ...(this.#cwd === undefined ? {} : { cwd: this.#cwd }),
+        ...(record.user === undefined ? {} : { user: record.user }),
       }),
+      beforeStart: (label) => this.#beforeCommand(label),
+      onRunning: (count) => this.activity.setCommands(count),
       save: (execution) => options.store.saveExecution(id, execution),
       forget: (execId) => options.store.forgetExecution(id, execId),
       now: options.now,
@@ -102,6 +138,17 @@ export class Life {
 
   get info(): SandboxInfo {
     return this.#record.info;
+  }
+
+  /** Where commands run unless they say otherwise; absent: where the image says. */
+  get #cwd(): string | undefined {
+    return this.#record.cwd ?? this.info.workspaces[0]?.path;
+  }
+
+  /** Only what is kept has workspaces that can go back in time, and only while it is used. */
+  async #beforeCommand(label: string): Promise<void> {
+    if (this.info.state === 'Running' && this.info.workspaces.length > 0)
+      await this.#options.workspaces.beforeCommand(this.info, label);
   }
 
   /** Made by an earlier daemon and not compared with its runtime yet. */
@@ -124,6 +171,7 @@ export class Life {
     if (state !== 'Running')
       throw new Failure('conflict', `sandbox ${id} is ${state}: ${message}`, {
         ...(state === 'Paused' ? { hint: 'Resume it first.' } : {}),
+        ...(state === 'Stopped' ? { hint: 'Start it first.' } : {}),
       });
     if (this.#guest === undefined)
       throw new Failure('unavailable', `sandbox ${id}: its agent has not dialled in again yet`, {
@@ -132,9 +180,10 @@ export class Life {
     return this.#guest;
   }
 
-  /** As `guest`, and during the last step of a creation, when the main process is started. */
+  /** As `guest`, and during the last steps of a creation or a start, when the first commands run. */
   #inside(): Guest {
-    return this.info.state === 'Pending' && this.#guest !== undefined ? this.#guest : this.guest();
+    const begins = this.info.state === 'Pending' || this.info.state === 'Resuming';
+    return begins && this.#guest !== undefined ? this.#guest : this.guest();
   }
 
   /** Pending → Running. On failure or abort everything is taken away again. */
@@ -157,44 +206,86 @@ export class Life {
   }
 
   async #boot(request: CreateRequest, signal: AbortSignal): Promise<void> {
-    const { id } = this.info;
-    const { network } = this.#options;
+    const { runtime, network, workspaces } = this.#options;
     network.open(this.info, request);
-    await this.#openDoor();
+    const folders = await workspaces.open(this.info, signal);
+    const credentials = request.imageCredentials ? { imageCredentials: request.imageCredentials } : {};
+    await this.#openDoor({ boots: true });
     signal.throwIfAborted();
-    const spec: MachineSpec = {
-      id,
-      image: request.image,
-      limits: request.limits,
-      mounts: request.mounts,
+    const machine = await runtime.create({ ...this.#spec(folders), ...credentials }, signal);
+    this.#machine = machine;
+    if (this.info.keep && machine.keeping === undefined)
+      throw new Failure('unsupported', `runtime ${this.info.runtime} cannot keep this sandbox over a stop`, {
+        hint: 'Leave out `keep`, or the limit of its disk; see `glovebox doctor`.',
+      });
+    await this.#begin(machine, { fresh: true, signal }, async (inside, patient) => {
+      await writeFiles(request.files ?? [], inside, patient);
+      await runSteps(request.setup ?? [], inside, patient);
+      if (request.requires !== undefined) await requireProgram(request.requires, inside, patient);
+    });
+    this.#transition('Running', 'running', 'the agent answers');
+    await this.#opened(machine);
+  }
+
+  #spec(folders: Mount[]): MachineSpec {
+    const { id, image, limits, platform, metadata } = this.info;
+    const { mounts, user } = this.#record;
+    return {
+      ...{ id, image, limits, mounts: [...mounts, ...folders], labels: metadata },
       runFolder: this.#runFolder,
       stateFolder: join(this.#options.folders.machines, id),
-      labels: request.metadata,
-      onProgress: (line) => {
-        // Seen by whoever asks while it is Pending; not worth a write to the disk.
-        this.info.message = line;
-        this.#options.log.info({ sandbox: id, line }, 'progress');
-      },
-      ...(request.imageCredentials ? { imageCredentials: request.imageCredentials } : {}),
-      ...(request.platform ? { platform: request.platform } : {}),
+      onProgress: (line) => this.#progress(line),
+      ...(platform ? { platform } : {}),
+      ...(user === undefined ? {} : { user }),
     };
-    const machine = await this.#options.runtime.create(spec, signal);
-    this.#machine = machine;
+  }
+
+  /** Seen by whoever asks meanwhile; not worth a write to the disk. */
+  #progress(line: string): void {
+    this.info.message = line;
+    this.#options.log.info({ sandbox: this.info.id, line }, 'progress');
+  }
+
+  /** From a machine that was just started to one that can be used: its agent answers, its surroundings are there, its first commands have run. */
+  async #begin(
+    machine: Machine,
+    { fresh, signal }: { fresh: boolean; signal: AbortSignal },
+    prepare: (inside: Inside, signal: AbortSignal) => Promise<void>,
+  ): Promise<void> {
+    const { id, entrypoint } = this.info;
     this.#image = machine.image;
     const patient = AbortSignal.any([signal, AbortSignal.timeout(helloDeadlineMs)]);
     await this.#awaitAgent(machine, patient);
     await rm(join(this.#runFolder, 'boot.json'), { force: true });
-    await network.attach(id, { guest: this.#inside(), walls: machine.network, fresh: true }, patient);
-    if (request.entrypoint.length > 0)
+    const guest = this.#inside();
+    await this.#options.network.attach(id, { guest, walls: machine.network, fresh }, patient);
+    await this.#options.workspaces.attach(this.info, { guest, fresh }, signal);
+    const died = machine.exited.then((exit) => {
+      throw new Failure('unavailable', `sandbox ${id} ended while it was prepared: ${exit.message}`);
+    });
+    died.catch(() => {});
+    const inside: Inside = {
+      ...{ guest, executions: this.executions },
+      user: this.#record.user ?? this.#image.user ?? '',
+      onProgress: (line) => this.#progress(line),
+    };
+    await Promise.race([prepare(inside, signal), died]);
+    if (entrypoint.length > 0 && !keepsItself(entrypoint))
       await this.executions.start(
-        { execId: mainExecId, argv: request.entrypoint, stdin: 'none', background: true },
+        { execId: mainExecId, argv: entrypoint, stdin: 'none', background: true },
         patient,
       );
-    this.#transition('Running', 'running', 'the agent answers');
-    this.#watch(machine);
   }
 
-  async #openDoor(): Promise<void> {
+  /** It can be used, and may end from now on. */
+  async #opened(machine: Machine): Promise<void> {
+    this.#watch(machine);
+    await this.#options.ports.attach(this.info, () => this.guest());
+    this.activity.watch();
+  }
+
+  /** `boots`: an agent that starts anew finds what it needs to dial in. */
+  async #openDoor({ boots }: { boots: boolean }): Promise<void> {
     const boot: AgentBoot = {
       protocol: guestProtocol,
       sandboxId: this.info.id,
@@ -202,7 +293,7 @@ export class Life {
     };
     // The guest's users differ from ours, so the folder is open; the home folder above it is not.
     await mkdir(this.#runFolder, { recursive: true, mode: 0o755 });
-    if (this.info.state === 'Pending') {
+    if (boots) {
       const files = { 'boot.json': JSON.stringify(boot), ...this.#options.network.files(this.info.id) };
       for (const [name, content] of Object.entries(files))
         await writeFile(join(this.#runFolder, name), content, { mode: 0o644 });
@@ -267,8 +358,13 @@ export class Life {
     end: { reason: string; exitCode: number | undefined; message: string },
   ): Promise<void> {
     await this.#exclusive(async () => {
-      if (['Stopping', 'Terminated', 'Failed'].includes(this.info.state) || this.#machine !== machine) return;
+      if (over.includes(this.info.state) || this.#machine !== machine) return;
       if (end.exitCode !== undefined) this.info.exitCode = end.exitCode;
+      if (this.info.keep && machine.keeping !== undefined) {
+        this.#note('Stopped', end.reason, end.message);
+        await this.#halt(machine.keeping);
+        return;
+      }
       const well = end.reason === 'exited' && end.exitCode === 0;
       this.#note(well ? 'Terminated' : 'Failed', end.reason, end.message);
       this.#untidy = true;
@@ -279,6 +375,136 @@ export class Life {
         'taking an ended sandbox apart failed',
       ),
     );
+  }
+
+  /** Running or Paused → Stopped. Does nothing to a stopped one. */
+  stop(why: StopReason, signal: AbortSignal): Promise<void> {
+    return this.#exclusive(() => this.#stop(why, signal));
+  }
+
+  async #stop(why: StopReason, signal: AbortSignal): Promise<void> {
+    const { id, state } = this.info;
+    if (state === 'Stopped') return;
+    if (state !== 'Running' && state !== 'Paused')
+      throw new Failure('conflict', `sandbox ${id} is ${state}: ${this.info.message}`);
+    const keeping = this.#keeping();
+    signal.throwIfAborted();
+    this.#transition('Stopped', why.reason, why.message);
+    await this.#halt(keeping);
+  }
+
+  #keeping(): Keeping {
+    const keeping = this.#machine?.keeping;
+    if (this.info.keep && keeping !== undefined) return keeping;
+    throw new Failure('conflict', `sandbox ${this.info.id} was not made to be stopped and started again`, {
+      hint: 'Remove it, or make it with `keep`.',
+    });
+  }
+
+  /** Nobody used it for long; whoever comes meanwhile keeps it. */
+  async #stopIdle(): Promise<void> {
+    await this.#exclusive(async () => {
+      if (this.info.state !== 'Running' || !this.activity.idle) return;
+      const why = { reason: 'idle', message: 'stopped: nothing ran in it and nobody was attached' } as const;
+      await this.#stop(why, new AbortController().signal);
+    }).catch((error) =>
+      this.#options.log.error(
+        { sandbox: this.info.id, error: String(error) },
+        'stopping an idle sandbox failed',
+      ),
+    );
+  }
+
+  /** Everything inside ends; the disk, the record and the logs stay. What fails is tried again by the next start or removal. */
+  async #halt(keeping: Keeping): Promise<void> {
+    const { network, workspaces, ports } = this.#options;
+    const { id } = this.info;
+    this.activity.rest();
+    await ports.detach(id);
+    await workspaces.detach(id);
+    await keeping.stop(AbortSignal.timeout(stopDeadlineMs));
+    this.#guest = undefined;
+    network.detach(id);
+    await this.#door?.close();
+    this.#door = undefined;
+    await this.executions.halt();
+  }
+
+  /** Stopped → Running. On failure or abort it is Stopped again. Does nothing to a running one; a paused one goes on. */
+  start(signal: AbortSignal): Promise<void> {
+    if (this.info.state === 'Paused') return this.resume(signal);
+    return this.#exclusive(async () => {
+      const { id, state } = this.info;
+      if (state === 'Running') return;
+      if (state !== 'Stopped')
+        throw new Failure('conflict', `sandbox ${id} is ${state}: ${this.info.message}`);
+      const all = AbortSignal.any([signal, this.#removal.signal]);
+      const { reason, message } = this.info;
+      this.#transition('Resuming', startingReason, 'being started again');
+      try {
+        await this.#startAgain(all);
+      } catch (error) {
+        const keeping = this.#machine?.keeping;
+        if (keeping !== undefined)
+          await this.#halt(keeping).catch((trouble) =>
+            this.#options.log.error(
+              { sandbox: id, error: String(trouble) },
+              'undoing a half-done start failed',
+            ),
+          );
+        this.#note('Stopped', reason, message);
+        throw Failure.from(error, `start sandbox ${id}`);
+      }
+    });
+  }
+
+  async #startAgain(signal: AbortSignal): Promise<void> {
+    const { runtime, network, workspaces } = this.#options;
+    const start = runtime.start?.bind(runtime);
+    if (start === undefined)
+      throw new Failure('unsupported', `runtime ${this.info.runtime} cannot start sandboxes again`);
+    network.adopt(this.info);
+    const folders = await workspaces.mounts(this.info, signal);
+    await this.#openDoor({ boots: true });
+    const machine = await start(this.#spec(folders), signal);
+    this.#machine = machine;
+    await this.executions.forgetMain();
+    await this.#begin(machine, { fresh: false, signal }, (inside, patient) =>
+      runSteps(this.#record.startSteps, inside, patient),
+    );
+    this.#transition('Running', 'running', 'started again');
+    await this.#opened(machine);
+  }
+
+  /** Makes an image of its disk. */
+  save(name: string, signal: AbortSignal): Promise<void> {
+    return this.#exclusive(async () => {
+      const { id, state, runtime } = this.info;
+      if (!['Running', 'Paused', 'Stopped'].includes(state))
+        throw new Failure('conflict', `sandbox ${id} is ${state}: ${this.info.message}`);
+      const saving = this.#machine?.saving;
+      if (saving === undefined)
+        throw new Failure('unsupported', `runtime ${runtime} cannot make images of sandboxes`);
+      await saving.save(name, this.#image, signal);
+    });
+  }
+
+  /** A moment of use is not worth more than a try to record it. */
+  #used(lastUsedAt: Date): void {
+    if (!this.info.keep) return;
+    this.info.lastUsedAt = lastUsedAt;
+    try {
+      this.#options.store.saveSandbox(this.#record);
+    } catch (error) {
+      this.#options.log.warn(
+        { sandbox: this.info.id, error: String(error) },
+        'its last use could not be recorded',
+      );
+    }
+  }
+
+  setPublished(published: PublishPort[]): void {
+    this.#change({ published });
   }
 
   pause(signal: AbortSignal): Promise<void> {
@@ -377,6 +603,7 @@ export class Life {
       );
     await this.#dismantle();
     await this.executions.dispose();
+    await this.#options.workspaces.forget(this.info);
     await this.#options.network.forget(this.info.id);
     const { id, reason, message } = this.info;
     this.#options.store.burySandbox({ id, reason, message, at: this.#options.now() });
@@ -387,6 +614,9 @@ export class Life {
   /** Takes away the machine and the door; the record and the logs stay. */
   async #dismantle(): Promise<void> {
     const { id } = this.info;
+    this.activity.rest();
+    await this.#options.ports.detach(id);
+    await this.#options.workspaces.detach(id);
     await this.#machine?.remove(AbortSignal.timeout(removeDeadlineMs));
     this.#machine = undefined;
     this.#guest = undefined;
@@ -413,13 +643,25 @@ export class Life {
       if (state === 'Stopping') return this.#takeAway({ reason: 'removed', message: this.info.message });
       this.#untidy = true;
       if (state === 'Terminated' || state === 'Failed') return this.#dismantle();
+      const halted = state === 'Stopped' || (state === 'Resuming' && this.info.reason === startingReason);
+      if (halted && machine?.keeping !== undefined) {
+        // It may have been on its way there, or back.
+        this.#untidy = false;
+        this.#image = machine.image;
+        this.#note(
+          'Stopped',
+          this.info.reason === startingReason ? 'stopped' : this.info.reason,
+          this.info.message,
+        );
+        return this.#halt(machine.keeping);
+      }
       if (machine === undefined) {
         this.#note('Failed', 'lost', 'its machine was gone when the daemon started');
         return this.#dismantle();
       }
       this.#image = machine.image;
       this.#untidy = false;
-      await this.#openDoor();
+      await this.#openDoor({ boots: false });
       const paused = machine.paused;
       if (paused) this.#door?.hold();
       this.#note(paused ? 'Paused' : 'Running', 'adopted', 'found again after the daemon started');
@@ -444,10 +686,13 @@ export class Life {
       const guest = await door.connected(AbortSignal.any([this.#removal.signal, ...patience]));
       const all = AbortSignal.any([this.#removal.signal, ...patience]);
       await this.#options.network.attach(this.info.id, { guest, walls: machine.network, fresh: false }, all);
+      await this.#options.workspaces.attach(this.info, { guest, fresh: false }, all);
       const records = this.#options.store.executions(this.info.id);
       await this.executions.adopt(records, guest, all);
       this.#guest = guest;
       if (records.some((it) => it.execId === mainExecId)) this.#watch(machine);
+      await this.#options.ports.attach(this.info, () => this.guest());
+      this.activity.watch();
     } catch (error) {
       const { message } = Failure.from(error, 'take up the sandbox again');
       this.#options.log.warn({ sandbox: this.info.id, error: message }, 'taking up a sandbox again failed');
@@ -463,6 +708,9 @@ export class Life {
 
   /** Leaves the sandbox running and lets go of it: the daemon is stopping. */
   async release(): Promise<void> {
+    this.activity.rest();
+    await this.#options.ports.detach(this.info.id);
+    await this.#options.workspaces.detach(this.info.id);
     await this.#door?.leave();
   }
 

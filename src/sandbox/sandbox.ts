@@ -4,12 +4,24 @@ import type { ExecExit } from '../contract/guest.ts';
 import type { NewRule } from '../contract/network.ts';
 import type { NetworkPolicy } from '../contract/opensandbox.ts';
 import type { PublishPort } from '../contract/ports.ts';
-import type { Limits, SandboxInfo, SandboxState } from '../contract/sandbox.ts';
+import type { Limits, PlainMount, SandboxInfo, SandboxState } from '../contract/sandbox.ts';
 import type { WorkspaceRequest } from '../contract/workspace.ts';
 import type { ExecSpec, Guest, Output } from '../guest/guest.ts';
-import type { ImageCredentials, Mount, RuntimeCheck } from '../runtime/runtime.ts';
+
+export type { Output };
+
+import type { ImageCredentials, RuntimeCheck } from '../runtime/runtime.ts';
 
 export type { SandboxInfo, SandboxState };
+
+/** A program that has to be in the image. */
+export interface RequiredProgram {
+  /** Its name, looked for in the PATH of commands, or a path. */
+  binary: string;
+  /** What its absence is told as. */
+  message: string;
+  hint?: string;
+}
 
 export interface CreateRequest {
   image: string;
@@ -23,7 +35,7 @@ export interface CreateRequest {
   metadata: Record<string, string>;
   extensions: Record<string, string>;
   limits: Limits;
-  mounts: Mount[];
+  mounts: PlainMount[];
   timeoutMs?: number;
   networkPolicy?: NetworkPolicy;
   rules?: NewRule[];
@@ -38,6 +50,8 @@ export interface CreateRequest {
   /** Written and run, in this order, before it counts as Running; a step that fails fails the creation, and its message holds the end of its output. */
   files?: SetupFile[];
   setup?: SetupStep[];
+  /** Looked for behind the steps; Failure('not-found') with details.agentBinary when it is not there. */
+  requires?: RequiredProgram;
   /** What commands run as, and where, instead of what the image says. The folder defaults to the main workspace. */
   user?: string;
   cwd?: string;

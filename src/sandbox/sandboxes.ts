@@ -4,14 +4,17 @@ import { mkdir, readdir, realpath, rm } from 'node:fs/promises';
 import { isAbsolute, join, sep } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { nameLabel } from '../contract/admin.ts';
+import type { PublishPort } from '../contract/ports.ts';
+import type { PlainMount } from '../contract/sandbox.ts';
 import type { Guest } from '../guest/guest.ts';
 import { Failure } from '../lib/failure.ts';
 import type { Log } from '../lib/log.ts';
-import type { Machine, Mount, Runtime, RuntimeCheck } from '../runtime/runtime.ts';
+import type { Machine, Runtime, RuntimeCheck } from '../runtime/runtime.ts';
 import type { SandboxRecord, Store } from '../store/store.ts';
 import { type Folders, Life } from './life.ts';
 import type { SandboxNetwork } from './network.ts';
 import type { CreateRequest, Executions, SandboxFilter, SandboxInfo, SandboxService } from './sandbox.ts';
+import type { SandboxPorts, SandboxWorkspaces } from './workspaces.ts';
 
 /** Removals that failed, and runtimes that could not be asked at start, are tried again this often. */
 const sweepEveryMs = 30_000;
@@ -27,6 +30,8 @@ export interface SandboxesOptions {
   defaultRuntime: string;
   store: Store;
   network: SandboxNetwork;
+  workspaces: SandboxWorkspaces;
+  ports: SandboxPorts;
   folders: Folders;
   /** Host folders below which a sandbox may mount; none when empty. */
   allowedHostPaths: string[];
@@ -63,18 +68,23 @@ export class Sandboxes implements SandboxService {
 
   async create(request: CreateRequest, signal: AbortSignal): Promise<SandboxInfo> {
     const runtimeName = request.runtime ?? this.#options.defaultRuntime;
-    this.#runtime(runtimeName);
+    const runtime = this.#runtime(runtimeName);
+    if (request.keep && runtime.start === undefined)
+      throw new Failure('unsupported', `runtime ${runtimeName} cannot keep sandboxes over a stop`, {
+        hint: 'Leave out `keep`, or use another runtime; see `glovebox doctor`.',
+      });
     if (this.#lives.size >= sandboxesMax)
       throw new Failure(
         'exhausted',
         `there are ${sandboxesMax} sandboxes already; the most is ${sandboxesMax}`,
       );
     const mounts = await Promise.all(request.mounts.map((mount) => this.#allowedMount(mount)));
+    const { byOwner = false, workspaces: wanted = [], setup = [], user, cwd } = request;
+    const workspaces = await this.#options.workspaces.check(wanted, { byOwner, runtime }, signal);
     // From here to the record nothing waits, so that nobody else takes the name meanwhile.
     const name = request.metadata[nameLabel];
     if (name !== undefined) this.#refuseTakenName(name);
     const now = this.#options.now();
-    const keepsItself = request.entrypoint.join(' ') === 'tail -f /dev/null';
     const info: SandboxInfo = {
       id: randomUUID(),
       runtime: runtimeName,
@@ -88,14 +98,24 @@ export class Sandboxes implements SandboxService {
       extensions: request.extensions,
       limits: request.limits,
       createdAt: now,
+      keep: request.keep ?? false,
+      workspaces,
+      published: request.published ?? [],
+      ...(request.autoStopAfterMs === undefined ? {} : { autoStopAfterMs: request.autoStopAfterMs }),
+      ...(request.agent === undefined ? {} : { agent: request.agent }),
       ...(request.platform ? { platform: request.platform } : {}),
       ...(request.timeoutMs === undefined ? {} : { expiresAt: new Date(now.getTime() + request.timeoutMs) }),
     };
-    const record = { info, env: request.env, agentToken: secret(), accessToken: secret() };
+    const record: SandboxRecord = {
+      ...{ info, env: request.env, agentToken: secret(), accessToken: secret(), mounts },
+      startSteps: setup.filter((it) => it.when === 'start'),
+      ...(user === undefined ? {} : { user }),
+      ...(cwd === undefined ? {} : { cwd }),
+    };
     this.#options.store.saveSandbox(record);
     const life = this.#add(record, { found: false });
     try {
-      await life.create({ ...request, mounts, entrypoint: keepsItself ? [] : request.entrypoint }, signal);
+      await life.create(request, signal);
     } finally {
       this.#schedule();
     }
@@ -130,6 +150,32 @@ export class Sandboxes implements SandboxService {
 
   async resume(id: string, signal: AbortSignal): Promise<void> {
     await this.#life(id).resume(signal);
+  }
+
+  async stop(id: string, signal: AbortSignal): Promise<void> {
+    await this.#life(id).stop({ reason: 'stopped', message: 'stopped on request' }, signal);
+  }
+
+  async start(id: string, signal: AbortSignal): Promise<void> {
+    await this.#life(id).start(signal);
+  }
+
+  async save(id: string, name: string, signal: AbortSignal): Promise<void> {
+    await this.#life(id).save(name, signal);
+  }
+
+  hold(id: string): Disposable {
+    return this.#life(id).activity.hold();
+  }
+
+  activity(id: string): { holds: number; commands: number } {
+    const { holds, commands } = this.#life(id).activity;
+    return { holds, commands };
+  }
+
+  /** What it has published on the host, for later starts. */
+  setPublished(id: string, published: PublishPort[]): void {
+    this.#life(id).setPublished(published);
   }
 
   renew(id: string, expiresAt: Date): SandboxInfo {
@@ -213,7 +259,7 @@ export class Sandboxes implements SandboxService {
   }
 
   /** The mount with its true host path, when the operator allows it; symlinks are resolved before the comparison. */
-  async #allowedMount(mount: Mount): Promise<Mount> {
+  async #allowedMount(mount: PlainMount): Promise<PlainMount> {
     if (!isAbsolute(mount.hostPath) || !isAbsolute(mount.guestPath))
       throw new Failure(
         'invalid',
@@ -242,6 +288,8 @@ export class Sandboxes implements SandboxService {
       runtime,
       store: this.#options.store,
       network: this.#options.network,
+      workspaces: this.#options.workspaces,
+      ports: this.#options.ports,
       folders: this.#options.folders,
       log: this.#options.log,
       now: this.#options.now,

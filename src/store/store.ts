@@ -1,7 +1,8 @@
 // What survives a restart of the daemon. Each call is durable against a crash of the daemon when it returns.
+import type { SetupStep } from '../contract/agents.ts';
 import type { Rule } from '../contract/network.ts';
 import type { NetworkPolicy } from '../contract/opensandbox.ts';
-import type { SandboxInfo } from '../contract/sandbox.ts';
+import type { PlainMount, SandboxInfo } from '../contract/sandbox.ts';
 
 /** A background command that was started; its output lies beside it in the sandbox's log folder. */
 export interface ExecutionRecord {
@@ -17,6 +18,13 @@ export interface SandboxRecord {
   env: Record<string, string>;
   agentToken: string;
   accessToken: string;
+  /** Folders that the creator mounted, beside its workspaces. */
+  mounts: PlainMount[];
+  /** Run at every start. */
+  startSteps: SetupStep[];
+  /** What commands run as, and where, instead of what the image says. */
+  user?: string;
+  cwd?: string;
 }
 
 /** How a sandbox that is gone came to its end. */

@@ -1,9 +1,8 @@
 // Paths as execd's clients write them, made absolute: `$VAR` and `${VAR}` stand for the variables that commands get, `~` and `~user` for home
 // folders, and a relative path begins at `/`.
 import type { Guest } from '../../guest/guest.ts';
+import { userOf } from '../../guest/home.ts';
 import { Failure } from '../../lib/failure.ts';
-
-const passwdBytesMax = 1024 * 1024;
 
 export interface Inside {
   guest: Guest;
@@ -42,24 +41,8 @@ export function expandVariables(path: string, environment: Record<string, string
   );
 }
 
-/** As the sandbox's own /etc/passwd has it; the empty name is the agent's user, whose home is `/` where that file says nothing. */
 async function homeOf(user: string, guest: Guest, signal: AbortSignal): Promise<string> {
-  const uid = user === '' ? (await guest.stat('/proc/self', { follow: true }, signal)).uid : undefined;
-  const lines = (await textOf('/etc/passwd', guest, signal)).split('\n').map((line) => line.split(':'));
-  const home = lines.find(([name, , id]) => (uid === undefined ? name === user : id === String(uid)))?.[5];
-  if (home?.startsWith('/')) return home;
-  if (uid !== undefined) return '/';
+  const found = await userOf(user, guest, signal);
+  if (found !== undefined) return found.home;
   throw new Failure('invalid', `path ~${user}: there is no such user in the sandbox`);
-}
-
-async function textOf(path: string, guest: Guest, signal: AbortSignal): Promise<string> {
-  try {
-    const { bytes } = await guest.read(path, { length: passwdBytesMax }, signal);
-    const chunks: Uint8Array[] = [];
-    for await (const chunk of bytes) chunks.push(chunk);
-    return Buffer.concat(chunks).toString();
-  } catch (error) {
-    if (error instanceof Failure && error.code === 'not-found') return '';
-    throw error;
-  }
 }

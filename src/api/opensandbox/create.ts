@@ -3,8 +3,8 @@ import { posix } from 'node:path';
 import { runtimeExtension, transparentExtension } from '../../contract/admin.ts';
 import type { CreateSandboxRequest } from '../../contract/opensandbox.ts';
 import { parseLimits } from '../../contract/quantity.ts';
+import type { PlainMount } from '../../contract/sandbox.ts';
 import { Failure } from '../../lib/failure.ts';
-import type { Mount } from '../../runtime/runtime.ts';
 import type { CreateRequest } from '../../sandbox/sandbox.ts';
 import type { ApiLimits } from '../handlers.ts';
 import { Refusal } from '../refusal.ts';
@@ -17,8 +17,9 @@ export function createRequestOf(
   byOwner = false,
 ): CreateRequest {
   refuseAbsent(body);
-  const { image, timeout, platform, extensions = {}, metadata = {}, glovebox = {} } = body;
-  if (image === undefined && glovebox.agent === undefined) throw new Failure('invalid', 'image: is missing');
+  const { image, timeout, platform, extensions = {}, metadata = {} } = body;
+  if (image === undefined && body.glovebox?.agent === undefined)
+    throw new Failure('invalid', 'image: is missing');
   for (const [key, value] of Object.entries(metadata)) refuseLabel(key, value);
   refuseExtensions(extensions);
   const most = limits.sandboxTimeoutSecondsMax;
@@ -45,7 +46,7 @@ export function createRequestOf(
     ...(timeout == null ? {} : { timeoutMs: timeout * 1000 }),
     ...(body.networkPolicy == null ? {} : { networkPolicy: body.networkPolicy }),
     byOwner,
-    ...ownParts(glovebox),
+    ...ownParts(body.glovebox ?? {}),
   };
 }
 
@@ -106,7 +107,7 @@ function refuseExtensions(extensions: Record<string, string>): void {
   }
 }
 
-function mountsOf(volumes: NonNullable<CreateSandboxRequest['volumes']>): Mount[] {
+function mountsOf(volumes: NonNullable<CreateSandboxRequest['volumes']>): PlainMount[] {
   const names = new Set<string>();
   return volumes.map(({ name, host, pvc, ossfs, mountPath, readOnly, subPath }) => {
     if (names.has(name)) throw new Failure('invalid', `volumes: the name ${name} is there twice`);

@@ -199,5 +199,12 @@ function reviveSandbox(json: string): SandboxRecord {
   info.createdAt = new Date(info.createdAt);
   info.lastTransitionAt = new Date(info.lastTransitionAt);
   if (info.expiresAt !== undefined) info.expiresAt = new Date(info.expiresAt);
+  if (info.lastUsedAt !== undefined) info.lastUsedAt = new Date(info.lastUsedAt);
+  // Records of earlier versions know nothing of these.
+  info.keep ??= false;
+  info.workspaces ??= [];
+  info.published ??= [];
+  record.mounts ??= [];
+  record.startSteps ??= [];
   return record;
 }
