@@ -12,6 +12,7 @@ import {
   type ImageInfo,
   imageInfoOf,
   nameLabel,
+  type PortMapping,
   runtimeExtension,
   type SandboxInfo,
   type SandboxState,
@@ -19,6 +20,7 @@ import {
   sandboxInfoOf,
   systemInfoOf,
   transparentExtension,
+  type Workspace,
 } from './wire.ts';
 
 interface Aborting {
@@ -51,8 +53,31 @@ export interface NetworkPolicy {
   egress?: readonly { action: 'allow' | 'deny'; target: string }[];
 }
 
+/** A file that is written when the sandbox is made; `~/` is the home of the user that commands run as. */
+export interface SetupFile {
+  path: string;
+  content: string;
+  /** Octal, default `0644`. */
+  mode?: string;
+  /** Leave a file that is there already. */
+  keep?: boolean;
+}
+
+/** A shell line that runs while the sandbox is made, or at every start, before anything else in it. */
+export interface SetupStep {
+  run: string;
+  when?: 'create' | 'start';
+  user?: string;
+  env?: Record<string, string>;
+  label?: string;
+  timeoutSeconds?: number;
+}
+
 export interface CreateOptions {
-  /** A reference for Docker, or the name of an imported image. Default `host`: the host's own system folders, read-only. */
+  /**
+   * A reference for Docker, or the name of an imported image. Default: what the agent wants, else `host`: the host's own system folders,
+   * read-only.
+   */
   image?: string;
   /** For pulling the image; not kept. */
   imageCredentials?: { username: string; password: string };
@@ -79,6 +104,24 @@ export interface CreateOptions {
    * they are, as soon as something is allowed.
    */
   transparent?: boolean;
+  /** It can be stopped and started again, and stays until it is removed. Default: false. */
+  keep?: boolean;
+  /** Of kept ones: stops when nothing ran in it and nobody held it for so long. Default, and null: never. */
+  autoStop?: Duration | null;
+  /** Name of an agent that the server knows, or a definition of one: what it needs is prepared. */
+  agent?: string | object;
+  /**
+   * Folders of the host at the same path inside, the main one first. `mount` (default): the folder itself; `clone`: a private clone of the git
+   * repository; `overlay`: the sandbox writes into a layer of its own; `sync`: two copies that are kept alike.
+   */
+  workspaces?: readonly (Pick<Workspace, 'path'> & Partial<Workspace>)[];
+  /** Ports on the host. */
+  ports?: readonly PortMapping[];
+  files?: readonly SetupFile[];
+  setup?: readonly SetupStep[];
+  /** What commands run as, and where, instead of what the image says. */
+  user?: string;
+  cwd?: string;
   signal?: AbortSignal;
 }
 
@@ -127,14 +170,13 @@ export class SandboxClient {
     }
     const {
       imageCredentials: auth,
-      image = 'host',
+      image = options.agent === undefined ? 'host' : undefined,
       entrypoint,
       env,
       metadata,
       runtime,
       volumes,
       platform,
-      rules,
       networkPolicy,
       transparent,
     } = options;
@@ -145,7 +187,7 @@ export class SandboxClient {
     const answer = await this.#connection.json('POST', '/v1/sandboxes', {
       ...{ doing, signal },
       json: {
-        image: { uri: image, ...(auth ? { auth } : {}) },
+        ...(image === undefined ? {} : { image: { uri: image, ...(auth ? { auth } : {}) } }),
         // What OpenSandbox's clients send for a sandbox without a main process.
         entrypoint: entrypoint?.length ? entrypoint : ['tail', '-f', '/dev/null'],
         ...{ timeout: seconds, env, platform },
@@ -154,7 +196,7 @@ export class SandboxClient {
         ...(Object.keys(extensions).length > 0 ? { extensions } : {}),
         ...(volumes?.length ? { volumes: volumes.map(wireVolume) } : {}),
         networkPolicy,
-        ...(rules?.length ? { glovebox: { rules } } : {}),
+        glovebox: ownParts(options),
       },
     });
     return new Sandbox({ connection: this.#connection, id: sandboxInfoOf(answer, doing).id, owned: true });
@@ -288,6 +330,26 @@ export class Images {
       signal: options.signal,
     });
   }
+}
+
+/** What OpenSandbox has no field for; undefined where nothing of it is asked for, so that its own servers take the request. */
+function ownParts(options: CreateOptions): object | undefined {
+  const { rules, keep, autoStop, agent, workspaces, ports, files, setup, user, cwd } = options;
+  const parts = {
+    ...(rules?.length ? { rules } : {}),
+    ...(keep ? { keep } : {}),
+    ...(autoStop == null
+      ? {}
+      : { autoStopAfterSeconds: Math.ceil(milliseconds(autoStop, 'autoStop') / 1000) }),
+    ...(agent === undefined ? {} : { agent }),
+    ...(workspaces?.length ? { workspaces } : {}),
+    ...(ports?.length ? { ports } : {}),
+    ...(files?.length ? { files } : {}),
+    ...(setup?.length ? { setup } : {}),
+    ...(user === undefined ? {} : { user }),
+    ...(cwd === undefined ? {} : { cwd }),
+  };
+  return Object.keys(parts).length > 0 ? parts : undefined;
 }
 
 function limitsOf({ cpu, memory, pids, disk, gpu }: Resources): Record<string, string> {

@@ -225,8 +225,8 @@ export class Connection {
     const found =
       this.#where ??
       (url === undefined
-        ? discover(home).then((it) => ({ url: it.url, apiKey: apiKey ?? it.apiKey }))
-        : Promise.resolve({ url, apiKey })
+        ? discover(home).then((it) => ({ ...it, apiKey: apiKey ?? it.apiKey }))
+        : Promise.resolve<Where>({ url, apiKey })
       ).then((it) => ({ ...it, url: checkedUrl(it.url) }));
     this.#where = found;
     // What was not there may be there the next time.

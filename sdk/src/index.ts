@@ -6,6 +6,8 @@ export {
   type NetworkPolicy,
   type Resources,
   SandboxClient,
+  type SetupFile,
+  type SetupStep,
   type Volume,
 } from './client.ts';
 export type { ConnectionOptions } from './connection.ts';
@@ -31,6 +33,7 @@ export {
   ValidationError,
 } from './errors.ts';
 export type { FileContent, Files, ReadOptions, WriteOptions } from './files.ts';
+export type { Hold } from './hold.ts';
 export type {
   Answer,
   LogEntry,
@@ -73,10 +76,13 @@ export type {
   ExitStatus,
   FileInfo,
   ImageInfo,
+  PortMapping,
   ProcessInfo,
   RuntimeInfo,
   SandboxInfo,
   SandboxLimits,
   SandboxState,
   SystemInfo,
+  TemplateInfo,
+  Workspace,
 } from './wire.ts';

@@ -137,7 +137,7 @@ function connect(url: URL, options: SocketOptions): Promise<Socket> {
       upgrade: 'websocket',
       'sec-websocket-version': '13',
       'sec-websocket-key': key,
-      'sec-websocket-protocol': options.protocol,
+      ...(options.protocol === '' ? {} : { 'sec-websocket-protocol': options.protocol }),
     },
     ...(options.signal ? { signal: options.signal } : {}),
   });
@@ -148,7 +148,7 @@ function connect(url: URL, options: SocketOptions): Promise<Socket> {
     const { headers } = incoming;
     if (
       headers['sec-websocket-accept'] !== accept ||
-      headers['sec-websocket-protocol'] !== options.protocol
+      (headers['sec-websocket-protocol'] ?? '') !== options.protocol
     ) {
       socket.destroy();
       reject(new Error(`${url.host} does not speak the sub-protocol ${options.protocol}`));

@@ -3,6 +3,7 @@ import { type CreateOptions, type ListOptions, SandboxClient } from './client.ts
 import type { Connection, ConnectionOptions, RequestOptions } from './connection.ts';
 import { CommandError, errorOf, SandboxError, throwIfAborted } from './errors.ts';
 import { Files } from './files.ts';
+import { Hold } from './hold.ts';
 import { SandboxNetwork } from './network.ts';
 import { Ports } from './ports.ts';
 import { cleanupDeadlineMs, Process, type StartOptions, unlessAborted } from './process.ts';
@@ -16,6 +17,8 @@ import {
   processInfoOf,
   type SandboxInfo,
   sandboxInfoOf,
+  type TemplateInfo,
+  templateInfoOf,
 } from './wire.ts';
 
 interface Aborting {
@@ -167,6 +170,41 @@ export class Sandbox {
 
   async resume(options: Aborting = {}): Promise<void> {
     await this.#connection.send('POST', `${this.#path}/resume`, this.#asking(`resume ${this.id}`, options));
+  }
+
+  /**
+   * Starts it when it is stopped, with what it had written and its start steps run again; lets a paused one go on; leaves a running one as it
+   * is. Throws ConflictError for one that has ended and was not kept.
+   */
+  async wake(options: Aborting = {}): Promise<SandboxInfo> {
+    const doing = `start ${this.id}`;
+    return sandboxInfoOf(
+      await this.#connection.json('POST', `${this.#path}/start`, this.#asking(doing, options)),
+      doing,
+    );
+  }
+
+  /** Ends what runs inside; what it wrote stays for `wake()`. Throws ConflictError for one that is not kept. */
+  async stop(options: Aborting = {}): Promise<SandboxInfo> {
+    const doing = `stop ${this.id}`;
+    return sandboxInfoOf(
+      await this.#connection.json('POST', `${this.#path}/stop`, this.#asking(doing, options)),
+      doing,
+    );
+  }
+
+  /** Makes a template of its disk, without its workspaces. Throws UnsupportedError where the runtime cannot. */
+  async save(name: string, options: Aborting = {}): Promise<TemplateInfo> {
+    const doing = `save ${this.id} as '${name}'`;
+    const answer = await this.#connection.json('POST', `${this.#path}/save`, {
+      ...{ ...this.#asking(doing, options), json: { name } },
+    });
+    return templateInfoOf(answer, doing);
+  }
+
+  /** As long as the hold is not released, the sandbox does not stop by itself. It outlives a restart of the server. */
+  async hold(options: Aborting = {}): Promise<Hold> {
+    return await Hold.take(this.#connection, this.id, options.signal);
   }
 
   /** Lets it live for this long from now. Resolves with when it will be removed. Throws ConflictError for one that never expires. */

@@ -122,7 +122,10 @@ export class MessageQueue implements AsyncIterableIterator<string | Uint8Array> 
 function connectWeb(url: URL, options: SocketOptions): Promise<Socket> {
   return new Promise((resolve, reject) => {
     const Constructor = WebSocket as unknown as new (url: URL, init: object) => WebSocket;
-    const socket = new Constructor(url, { headers: options.headers, protocols: [options.protocol] });
+    const socket = new Constructor(url, {
+      headers: options.headers,
+      protocols: options.protocol === '' ? [] : [options.protocol],
+    });
     socket.binaryType = 'arraybuffer';
     const messages = new MessageQueue(() => {});
     let closed: Socket['closed'];

@@ -118,6 +118,7 @@ export type SandboxState =
   | 'Pausing'
   | 'Paused'
   | 'Resuming'
+  | 'Stopped'
   | 'Stopping'
   | 'Terminated'
   | 'Failed';
@@ -154,6 +155,67 @@ export interface SandboxInfo {
   createdAt: Date;
   /** Absent for a sandbox that lives until it is removed. */
   expiresAt?: Date;
+  /** It can be stopped and started again with what it wrote. */
+  keep: boolean;
+  /** Of kept ones: it stops when nothing ran in it and nobody was attached for so long. */
+  autoStopAfterSeconds?: number;
+  /** The agent that it was made for. */
+  agent?: string;
+  /** Folders of the host, the main one first. */
+  workspaces: Workspace[];
+  /** Ports on the host, as they were asked for. */
+  ports: PortMapping[];
+  /** When something last ran in it or was attached. */
+  lastUsedAt?: Date;
+  /** How many are attached, and commands that run beside its main process. */
+  holds: number;
+  commands: number;
+}
+
+/** A folder of the host, at the same path inside. */
+export interface Workspace {
+  path: string;
+  /** See `CreateOptions.workspaces`. */
+  mode: 'mount' | 'clone' | 'overlay' | 'sync';
+  readOnly: boolean;
+  hide?: string[];
+}
+
+/** A port of the host that leads to one of the sandbox, in the words of `docker run -p`. */
+export interface PortMapping {
+  /** Default: 127.0.0.1. */
+  hostIp?: string;
+  /** Default or 0: any free one. */
+  hostPort?: number;
+  sandboxPort: number;
+  /** Default: `tcp4`. */
+  protocol?: 'tcp' | 'tcp4' | 'tcp6';
+}
+
+/** An image of a runtime's own store that sandboxes can be made from. */
+export interface TemplateInfo {
+  name: string;
+  runtime: string;
+  id: string;
+  sizeBytes: number;
+  createdAt: Date;
+  base?: string;
+}
+
+export function templateInfoOf(value: unknown, what: string): TemplateInfo {
+  const wire = expectFields<Omit<TemplateInfo, 'createdAt'> & { createdAt: string }>(
+    value,
+    {
+      ...{ name: 'string', runtime: 'string', id: 'string', sizeBytes: 'number', createdAt: 'date' },
+      'base?': 'string',
+    },
+    what,
+  );
+  const { name, runtime, id, sizeBytes, base } = wire;
+  return {
+    ...{ name, runtime, id, sizeBytes, createdAt: new Date(wire.createdAt) },
+    ...(base ? { base } : {}),
+  };
 }
 
 export const nameLabel = 'glovebox.name';
@@ -168,7 +230,12 @@ interface WireSandbox {
   metadata?: Record<string, string>;
   createdAt: string;
   expiresAt?: string;
-  glovebox?: { runtime?: string; limits?: SandboxLimits; exitCode?: number };
+  glovebox?: Partial<
+    Pick<
+      SandboxInfo,
+      'runtime' | 'limits' | 'exitCode' | 'keep' | 'autoStopAfterSeconds' | 'agent' | 'workspaces' | 'ports'
+    > & { lastUsedAt: string; holds: number; commands: number }
+  >;
 }
 
 export function sandboxInfoOf(value: unknown, what: string): SandboxInfo {
@@ -186,7 +253,8 @@ export function sandboxInfoOf(value: unknown, what: string): SandboxInfo {
     what,
   );
   const name = wire.metadata?.[nameLabel];
-  const { runtime, limits, exitCode } = wire.glovebox ?? {};
+  // A server of OpenSandbox's own has none of this.
+  const { runtime, limits, exitCode, lastUsedAt, autoStopAfterSeconds, agent, ...own } = wire.glovebox ?? {};
   const image = wire.image?.uri;
   return {
     id: wire.id,
@@ -203,6 +271,14 @@ export function sandboxInfoOf(value: unknown, what: string): SandboxInfo {
     metadata: wire.metadata ?? {},
     createdAt: new Date(wire.createdAt),
     ...(wire.expiresAt ? { expiresAt: new Date(wire.expiresAt) } : {}),
+    keep: own.keep ?? false,
+    ...(autoStopAfterSeconds === undefined ? {} : { autoStopAfterSeconds }),
+    ...(agent === undefined ? {} : { agent }),
+    workspaces: own.workspaces ?? [],
+    ports: own.ports ?? [],
+    ...(lastUsedAt ? { lastUsedAt: new Date(lastUsedAt) } : {}),
+    holds: own.holds ?? 0,
+    commands: own.commands ?? 0,
   };
 }
 
@@ -290,6 +366,9 @@ export interface RuntimeInfo {
     /** Of connections: caught whatever their address; only through the proxy; past every rule. */
     network: 'captured' | 'loopback' | 'open';
     imagePull: boolean;
+    /** Whether sandboxes can be stopped and started again, with what they wrote. */
+    keep: boolean;
+    mounts: { owner: boolean; overlay: boolean; hidden: boolean };
   };
   problems: { message: string; hint: string; fatal: boolean }[];
 }
