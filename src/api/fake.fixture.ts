@@ -275,6 +275,9 @@ function* cut(bytes: Uint8Array): Iterable<Uint8Array> {
 }
 
 export class FakeService implements SandboxService {
+  /** How often each sandbox is held at the moment. */
+  readonly held = new Map<string, number>();
+  readonly saved: { id: string; name: string }[] = [];
   readonly sandboxes = new Map<string, SandboxInfo>();
   readonly created: CreateRequest[] = [];
   readonly guests = new Map<string, FakeGuest>();
@@ -299,6 +302,9 @@ export class FakeService implements SandboxService {
       extensions: {},
       limits: {},
       createdAt: at,
+      keep: false,
+      workspaces: [],
+      published: [],
       ...changes,
     });
     const guest = new FakeGuest();
@@ -314,14 +320,41 @@ export class FakeService implements SandboxService {
     return info;
   }
 
+  async stop(id: string): Promise<void> {
+    if (!this.get(id).keep) throw new Failure('conflict', `sandbox ${id} was not made to be stopped`);
+    this.get(id).state = 'Stopped';
+  }
+
+  async start(id: string): Promise<void> {
+    this.get(id).state = 'Running';
+  }
+
+  async save(id: string, name: string): Promise<void> {
+    this.get(id);
+    this.saved.push({ id, name });
+  }
+
+  hold(id: string): Disposable {
+    this.get(id);
+    const change = (by: number) => this.held.set(id, (this.held.get(id) ?? 0) + by);
+    change(1);
+    return { [Symbol.dispose]: () => change(-1) };
+  }
+
+  activity(id: string): { holds: number; commands: number } {
+    return { holds: this.held.get(id) ?? 0, commands: 0 };
+  }
+
   async create(request: CreateRequest, signal: AbortSignal): Promise<SandboxInfo> {
     signal.throwIfAborted();
     if (request.image === 'missing') throw new Failure('not-found', 'there is no image missing');
     this.created.push(request);
     const id = `made-${this.created.length}`;
     const { image, entrypoint, metadata, extensions, limits, timeoutMs, platform } = request;
+    const { keep = false, workspaces = [], published = [], autoStopAfterMs } = request;
     this.add(id, {
-      ...{ image, entrypoint, metadata, extensions, limits },
+      ...{ image, entrypoint, metadata, extensions, limits, keep, workspaces, published },
+      ...(autoStopAfterMs === undefined ? {} : { autoStopAfterMs }),
       ...(platform ? { platform } : {}),
       ...(timeoutMs === undefined ? {} : { expiresAt: new Date(this.now.getTime() + timeoutMs) }),
     });
@@ -671,6 +704,7 @@ export interface TestAnswer {
 }
 
 export const testKey = 'the-key-of-this-test';
+export const testOwnerKey = 'the-owner-of-this-test';
 
 /** An API on a port of its own with one running sandbox, `s`. */
 export async function startTestApi(options: Partial<ApiOptions> = {}): Promise<TestApi> {
@@ -682,8 +716,10 @@ export async function startTestApi(options: Partial<ApiOptions> = {}): Promise<T
   const server = await createApi({
     service,
     network,
+    ...fakeDoors(service),
     images: fakeImages(),
     apiKey: testKey,
+    ownerKey: testOwnerKey,
     log: { debug: () => undefined, info: write, warn: write, error: write },
     version: '0.0.0-test',
     system: async () => ({
@@ -718,6 +754,75 @@ export async function startTestApi(options: Partial<ApiOptions> = {}): Promise<T
     call,
     execd: (method, path, body, headers) => call(method, `/sandboxes/s/proxy/44772${path}`, body, headers),
     [Symbol.asyncDispose]: () => server.close(AbortSignal.timeout(2_000)),
+  };
+}
+
+/** What is around sandboxes, as far as handlers can be told apart by it. */
+function fakeDoors(service: FakeService): Pick<ApiOptions, 'workspaces' | 'agents' | 'templates' | 'ports'> {
+  const checkpoint = { id: 'c1', at: '2026-01-01T00:00:00.000Z', label: '', automatic: false, changed: 0 };
+  const template = {
+    ...{ name: 'kept', runtime: 'memory', id: 'sha256:1', sizeBytes: 1 },
+    createdAt: '2026-01-01T00:00:00.000Z',
+  };
+  const agent = {
+    ...{
+      name: 'shell',
+      description: '',
+      command: ['bash', '-l'],
+      install: [],
+      setup: [],
+      env: {},
+      files: [],
+    },
+    ...{ hosts: [], rules: [], credentials: [], source: 'built-in' as const, available: [] },
+  };
+  return {
+    workspaces: {
+      list: async (id) => service.get(id).workspaces.map((it) => ({ ...it, hide: it.hide ?? [] })),
+      changes: async () => [],
+      diff: async function* () {
+        yield Buffer.from('diff --git a/a b/a\n');
+      },
+      apply: async (_, { dryRun }) => ({
+        applied: dryRun ? [] : ['a'],
+        merged: [],
+        conflicts: [],
+        refused: [],
+      }),
+      discard: async (_, { paths = [] }) => paths,
+      checkpoints: async () => [checkpoint],
+      checkpoint: async (_, label) => ({ ...checkpoint, label }),
+      undo: async () => ({ checkpoint, restored: ['a'] }),
+      syncStatus: async () => ({ items: [] }),
+    },
+    agents: {
+      list: () => [agent],
+      get: (name) => (name === agent.name ? agent : undefined),
+      prepare: async (request, name) => ({ ...request, agent: typeof name === 'string' ? name : name.name }),
+    },
+    templates: {
+      list: async () => [template],
+      build: async function* () {
+        yield { type: 'done', template };
+      },
+      save: async (id, name) => {
+        await service.save(id, name);
+        return { ...template, name };
+      },
+      load: async (name) => ({ ...template, name }),
+      export: async function* () {
+        yield Buffer.from('tar');
+      },
+      remove: async () => undefined,
+    },
+    ports: {
+      list: () => [],
+      publish: async (_, ports) =>
+        ports.map(({ sandboxPort, hostPort = 1 }) => ({
+          ...{ hostIp: '127.0.0.1', hostPort, sandboxPort, protocol: 'tcp4' as const },
+        })),
+      unpublish: async (_, ports) => ports.length,
+    },
   };
 }
 

@@ -60,6 +60,8 @@ const make = () =>
     },
     forget: (execId) => void records.delete(execId),
     now: () => new Date(0),
+    beforeStart: async () => undefined,
+    onRunning: () => undefined,
     onTrouble: (error) => {
       throw error;
     },

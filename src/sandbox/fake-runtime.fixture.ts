@@ -8,16 +8,19 @@ import { Dialer } from '../channel/dialer.ts';
 import { encodeMessage, MessageReader } from '../channel/messages.ts';
 import { dialSocket } from '../channel/node-socket.ts';
 import { type AgentBoot, type GuestReply, type GuestRequest, laneOf } from '../contract/guest.ts';
+import { Failure } from '../lib/failure.ts';
 import type {
+  Keeping,
   Machine,
   MachineExit,
   MachineExitReason,
   MachineSpec,
   Runtime,
   RuntimeCheck,
+  Saving,
 } from '../runtime/runtime.ts';
 
-export type Operation = 'create' | 'list' | 'remove' | 'pause' | 'resume';
+export type Operation = 'create' | 'list' | 'remove' | 'pause' | 'resume' | 'start' | 'stop' | 'save';
 
 /** One request of the daemon, and the ways to answer it. */
 export interface FakeCall {
@@ -68,6 +71,8 @@ export class FakeRuntime implements Runtime {
   /** What exists, whoever made it; outlives a Sandboxes object, as machines outlive a daemon. */
   readonly machines = new Map<string, FakeMachine>();
   readonly calls: Operation[] = [];
+  /** Names of the images that were made of machines. */
+  readonly saved: string[] = [];
   /** Awaited before an operation has its effect: may throw, or wait. */
   readonly before: Partial<Record<Operation, (signal: AbortSignal) => Promise<void>>> = {};
   /** The agent of machines that are made from now on; none that dials in when undefined. */
@@ -81,12 +86,23 @@ export class FakeRuntime implements Runtime {
       isolation: 'none',
       imagePull: false,
       network: 'captured',
+      keep: true,
+      mounts: { owner: false, overlay: false, hidden: false },
     } as const;
     return { usable: true, capabilities, problems: [] };
   }
 
   async create(spec: MachineSpec, signal: AbortSignal): Promise<Machine> {
     await this.step('create', signal);
+    const machine = new FakeMachine(spec, this);
+    this.machines.set(spec.id, machine);
+    return machine;
+  }
+
+  async start(spec: MachineSpec, signal: AbortSignal): Promise<Machine> {
+    if (!this.machines.has(spec.id))
+      throw new Failure('not-found', `start machine ${spec.id}: nothing was kept`);
+    await this.step('start', signal);
     const machine = new FakeMachine(spec, this);
     this.machines.set(spec.id, machine);
     return machine;
@@ -111,6 +127,8 @@ export class FakeMachine implements Machine {
   readonly network = 'captured';
   readonly exited: Promise<MachineExit>;
   readonly pausing: { pause(signal: AbortSignal): Promise<void>; resume(signal: AbortSignal): Promise<void> };
+  readonly keeping: Keeping;
+  readonly saving: Saving;
   readonly #runtime: FakeRuntime;
   readonly #exited = Promise.withResolvers<MachineExit>();
   readonly #dialer: Dialer | undefined;
@@ -127,6 +145,18 @@ export class FakeMachine implements Machine {
       resume: async (signal) => {
         await runtime.step('resume', signal);
         this.paused = false;
+      },
+    };
+    this.keeping = {
+      stop: async (signal) => {
+        await runtime.step('stop', signal);
+        this.die('stopped');
+      },
+    };
+    this.saving = {
+      save: async (name, _defaults, signal) => {
+        await runtime.step('save', signal);
+        runtime.saved.push(name);
       },
     };
     const { token }: AgentBoot = JSON.parse(readFileSync(join(spec.runFolder, 'boot.json'), 'utf8'));

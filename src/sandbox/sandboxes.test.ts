@@ -13,6 +13,7 @@ import { FakeRuntime, honest } from './fake-runtime.fixture.ts';
 import type { SandboxNetwork } from './network.ts';
 import type { CreateRequest } from './sandbox.ts';
 import { Sandboxes } from './sandboxes.ts';
+import type { SandboxPorts, SandboxWorkspaces } from './workspaces.ts';
 
 const never = new AbortController().signal;
 const request: CreateRequest = {
@@ -34,6 +35,8 @@ let now: () => Date;
 let broken: Set<keyof Store>;
 /** What the network around sandboxes was told. */
 let told: string[];
+/** What the folders and ports of the host around sandboxes were told. */
+let surroundings: string[];
 let logged: { message: string; fields: Record<string, unknown> }[];
 
 beforeEach(() => {
@@ -51,6 +54,7 @@ beforeEach(() => {
   now = () => new Date();
   logged = [];
   told = [];
+  surroundings = [];
 });
 
 afterEach(async () => {
@@ -80,6 +84,25 @@ const network: SandboxNetwork = {
   forget: async (id) => void told.push(`forget ${id}`),
 };
 
+/** Folders and ports of the host that note what they are told. */
+const workspaces: SandboxWorkspaces = {
+  check: async (requests) => [...requests],
+  open: async ({ id, workspaces: wanted }) => {
+    if (wanted.length > 0) surroundings.push(`open ${id}`);
+    return wanted.map(({ path, readOnly }) => ({ hostPath: path, guestPath: path, readOnly }));
+  },
+  mounts: async ({ workspaces: wanted }) =>
+    wanted.map(({ path, readOnly }) => ({ hostPath: path, guestPath: path, readOnly })),
+  attach: async ({ id }, { fresh }) => void surroundings.push(`attach ${id} ${fresh}`),
+  beforeCommand: async (_info, label) => void surroundings.push(`before ${label}`),
+  detach: async (id) => void surroundings.push(`detach ${id}`),
+  forget: async ({ id }) => void surroundings.push(`forget ${id}`),
+};
+const ports: SandboxPorts = {
+  attach: async ({ id }) => void surroundings.push(`ports ${id}`),
+  detach: async (id) => void surroundings.push(`no ports ${id}`),
+};
+
 async function start(): Promise<Sandboxes> {
   const folders = { run: join(home, 'run'), machines: join(home, 'machines'), logs: join(home, 'logs') };
   const sandboxes = await Sandboxes.open({
@@ -87,6 +110,8 @@ async function start(): Promise<Sandboxes> {
     defaultRuntime: 'fake',
     store,
     network,
+    workspaces,
+    ports,
     folders,
     allowedHostPaths: [],
     log,
@@ -469,5 +494,142 @@ describe('the network around a sandbox', () => {
     expect(await codeOf(sandboxes.create(request, never))).toBe('unsupported');
     attach.mockRestore();
     expect(left()).toEqual([]);
+  });
+});
+
+describe('what is kept', () => {
+  const kept: CreateRequest = { ...request, keep: true };
+  const step = (run: string) => ({ run, when: 'start' as const, timeoutSeconds: 5 });
+
+  test('stops with its machine kept, starts on it, and is removed with all it had', async () => {
+    const sandboxes = await start();
+    const { id } = await sandboxes.create(kept, never);
+    await sandboxes.stop(id, never);
+    await sandboxes.stop(id, never);
+    expect(sandboxes.get(id)).toMatchObject({ state: 'Stopped', reason: 'stopped' });
+    expect(runtime.machines.has(id)).toBe(true);
+    expect(await codeOf(() => sandboxes.guest(id).ping())).toBe('conflict');
+    await sandboxes.start(id, never);
+    await sandboxes.start(id, never);
+    expect(sandboxes.get(id).state).toBe('Running');
+    await sandboxes.guest(id).ping();
+    expect(runtime.calls.filter((it) => it === 'start')).toHaveLength(1);
+    expect(told).toContain(`attach ${id} captured false`);
+    await sandboxes.remove(id, never);
+    expect(left()).toEqual([]);
+    expect(surroundings.at(-1)).toBe(`forget ${id}`);
+  });
+
+  test('a machine that ends by itself, or with a restart of the host, leaves it stopped', async () => {
+    const sandboxes = await start();
+    const { id } = await sandboxes.create(kept, never);
+    runtime.machines.get(id)?.die('lost');
+    await until('it to be stopped', () => sandboxes.get(id).state === 'Stopped');
+    expect(sandboxes.get(id).reason).toBe('lost');
+    await sandboxes.start(id, never);
+    const again = await restart(sandboxes);
+    await until('it to run', () => again.get(id).state === 'Running');
+    runtime.machines.get(id)?.die('exited', 0);
+    await until('it to be stopped again', () => again.get(id).state === 'Stopped');
+  });
+
+  test('what is not kept can be neither stopped nor left stopped', async () => {
+    const sandboxes = await start();
+    const { id } = await sandboxes.create(request, never);
+    expect(await codeOf(sandboxes.stop(id, never))).toBe('conflict');
+    expect(sandboxes.get(id).state).toBe('Running');
+  });
+
+  test('a start that fails leaves it stopped, and the next one may succeed', async () => {
+    const sandboxes = await start();
+    const { id } = await sandboxes.create(kept, never);
+    await sandboxes.stop(id, never);
+    runtime.before.start = async () => Promise.reject(new Failure('unavailable', 'the engine is down'));
+    expect(await codeOf(sandboxes.start(id, never))).toBe('unavailable');
+    expect(sandboxes.get(id).state).toBe('Stopped');
+    runtime.before.start = async () => undefined;
+    await sandboxes.start(id, never);
+    expect(sandboxes.get(id).state).toBe('Running');
+  });
+
+  test.each([
+    'stop',
+    'start',
+  ] as const)('a daemon that dies while it is to %s leaves it stopped', async (step) => {
+    const sandboxes = await start();
+    const { id } = await sandboxes.create(kept, never);
+    if (step === 'start') await sandboxes.stop(id, never);
+    const reached = Promise.withResolvers<void>();
+    // The daemon's own end: what waits here never goes on.
+    runtime.before[step] = async () => {
+      reached.resolve();
+      await new Promise(() => {});
+    };
+    void (step === 'stop' ? sandboxes.stop(id, never) : sandboxes.start(id, never)).catch(() => {});
+    await reached.promise;
+    runtime.before[step] = async () => undefined;
+    open.splice(open.indexOf(sandboxes), 1);
+    const again = await start();
+    await until('it to be stopped', () => again.get(id).state === 'Stopped');
+    await again.start(id, never);
+    expect(again.get(id).state).toBe('Running');
+  });
+
+  test('left alone for long enough it stops by itself; a hold or a command keeps it', async () => {
+    const sandboxes = await start();
+    const { id } = await sandboxes.create({ ...kept, autoStopAfterMs: 200 }, never);
+    const held = sandboxes.hold(id);
+    const command = await sandboxes.executions(id).start({ argv: ['x'], stdin: 'none' });
+    expect(sandboxes.activity(id)).toEqual({ holds: 1, commands: 1 });
+    held[Symbol.dispose]();
+    await command.signal('SIGKILL');
+    await until('it to be stopped', () => sandboxes.get(id).state === 'Stopped');
+    expect(sandboxes.get(id)).toMatchObject({ reason: 'idle' });
+    expect(sandboxes.get(id).lastUsedAt).toBeInstanceOf(Date);
+  });
+
+  test('its steps run before it is there to be used: all at first, those of each start again', async () => {
+    const sandboxes = await start();
+    const commands: string[] = [];
+    const plain = honest();
+    runtime.answer = () => (call) => {
+      if (call.request.op !== 'exec') return plain(call);
+      commands.push(String(call.request.shell));
+      call.reply({ type: 'started', pid: 9, startedAt: 1, from: 0 });
+      call.reply({ type: 'exit', end: 0, exit: { code: 0, signal: null, reason: 'exited' } });
+      call.end();
+    };
+    const setup = [{ ...step('once'), when: 'create' as const }, step('always')];
+    const { id } = await sandboxes.create({ ...kept, setup }, never);
+    expect(commands).toEqual(['once', 'always']);
+    await sandboxes.stop(id, never);
+    await sandboxes.start(id, never);
+    expect(commands).toEqual(['once', 'always', 'always']);
+  });
+
+  test('a step that fails fails the creation, and nothing is left', async () => {
+    const sandboxes = await start();
+    const plain = honest();
+    runtime.answer = () => (call) => {
+      if (call.request.op !== 'exec') return plain(call);
+      call.reply({ type: 'started', pid: 9, startedAt: 1, from: 0 });
+      call.reply({ type: 'exit', end: 0, exit: { code: 3, signal: null, reason: 'exited' } });
+      call.end();
+    };
+    await expect(sandboxes.create({ ...kept, setup: [step('broken')] }, never)).rejects.toMatchObject({
+      code: 'invalid',
+      message: expect.stringContaining('setup step "broken" ended with exit code 3'),
+    });
+    expect(sandboxes.list()).toEqual([]);
+    expect(left()).toEqual([]);
+  });
+
+  test('an image is made of it whether it runs or not', async () => {
+    const sandboxes = await start();
+    const { id } = await sandboxes.create(kept, never);
+    await sandboxes.save(id, 'mine:1', never);
+    await sandboxes.stop(id, never);
+    await sandboxes.save(id, 'mine:2', never);
+    expect(runtime.saved).toEqual(['mine:1', 'mine:2']);
   });
 });

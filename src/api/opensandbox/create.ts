@@ -45,7 +45,7 @@ export function createRequestOf(
     mounts: mountsOf(body.volumes ?? []),
     ...(timeout == null ? {} : { timeoutMs: timeout * 1000 }),
     ...(body.networkPolicy == null ? {} : { networkPolicy: body.networkPolicy }),
-    byOwner,
+    ...(byOwner ? { byOwner } : {}),
     ...ownParts(body.glovebox ?? {}),
   };
 }

@@ -52,7 +52,15 @@ test('a sandbox is created, shown, changed, paused, resumed, renewed and removed
     createdAt: expect.stringMatching(/Z$/),
     expiresAt: expect.stringMatching(/Z$/),
     entrypoint: ['tail', '-f', '/dev/null'],
-    glovebox: { runtime: 'memory', limits: { cpu: 1, memoryBytes: 2 ** 31 } },
+    glovebox: {
+      keep: false,
+      workspaces: [],
+      ports: [],
+      holds: 0,
+      commands: 0,
+      runtime: 'memory',
+      limits: { cpu: 1, memoryBytes: 2 ** 31 },
+    },
   });
   expect((await api.call('GET', path)).json).toEqual({ ...created.json, image: { uri: 'busybox' } });
   const patched = await api.call('PATCH', `${path}/metadata`, { team: null, role: 'a', missing: null });
