@@ -13,6 +13,8 @@ export interface Place {
   index: number;
   /** `<home>/workspaces/<sandbox id>/<index>`: ours, mode 0700, there from before open() until after forget(), and removed by the composer. */
   folder: string;
+  /** The user whom the folder belongs to, for Mount.owner; absent where the walls cannot show owners. */
+  owner?: { uid: number; gid: number };
 }
 
 export interface Mode {
