@@ -45,6 +45,8 @@ export interface MachineLayout {
   mounts: readonly Mount[];
   /** The writable layer is in memory. */
   diskInMemory: boolean;
+  /** The state folder is that of a machine that ran before: its writable layer is kept. */
+  again?: boolean;
   idBase: number | undefined;
 }
 
@@ -57,6 +59,7 @@ export interface MachineLayout {
  *   machine.json         see record.ts
  */
 export async function layOut(layout: MachineLayout): Promise<void> {
+  await checkOwnPlaces(layout);
   const options = bwrapOptions(layout, await planMounts(layout));
   makeFolders(layout);
   const { stateFolder } = layout;
@@ -88,6 +91,25 @@ function bwrapOptions(layout: MachineLayout, guestMounts: readonly string[]): st
   ];
 }
 
+/** Refuses a disk on which a guest has made a link of one of the places that we mount at. */
+async function checkOwnPlaces(layout: MachineLayout): Promise<void> {
+  const layers = layersOf(layout);
+  // An image as it was imported lies under our own folders.
+  if (layers.length === 2) return;
+  const views = layout.cgroupViews.map((it) => it.guestPath);
+  const own = ['/proc', '/dev', '/dev/shm', `${guestFolder}/agent`, `${guestFolder}/run`];
+  for (const path of [...own, ...views, ...layout.shared])
+    if ((await placeInside(layers, path)).path !== path)
+      throw new Failure('invalid', `mount at ${path}: there is a link on the way to it`, {
+        hint: 'Its disk was tampered with from inside: remove the sandbox, or make it of another image.',
+      });
+}
+
+/** The folders that make up the root file system, as far as there is something in them. What a guest has written before may hold links, too. */
+function layersOf(layout: MachineLayout): string[] {
+  return [...(layout.again ? [join(layout.stateFolder, 'upper')] : []), ...layout.lower];
+}
+
 /** bubblewrap adds nosuid and nodev to every mount by itself. */
 async function planMounts(layout: MachineLayout): Promise<string[]> {
   if (layout.mounts.length > mountsMax)
@@ -95,8 +117,7 @@ async function planMounts(layout: MachineLayout): Promise<string[]> {
   const options: string[] = [];
   for (const [index, mount] of layout.mounts.entries()) {
     checkMount(mount);
-    // Only the lowest layer has links: the one above it is ours.
-    const place = await placeInside(layout.lower.at(-1) as string, mount.guestPath);
+    const place = await placeInside(layersOf(layout), mount.guestPath);
     if (place.path === '/' || reserved.some((it) => place.path === it || place.path.startsWith(`${it}/`)))
       throw new Failure('invalid', `mount at ${mount.guestPath}: that place is not yours to fill`, {
         hint: `Choose a path other than / and outside of ${reserved.join(', ')}.`,
@@ -134,6 +155,7 @@ function makeFolders(layout: MachineLayout): void {
     if (statSync(mount.hostPath).isDirectory()) makeFolder(target);
     else writeFile(target, '');
   }
+  if (layout.again) return;
   makeFolder(join(stateFolder, 'upper'));
   giveToGuest(layout, 'upper');
   makeFolder(join(stateFolder, layout.diskInMemory ? 'disk' : 'work'));
@@ -166,8 +188,9 @@ function fstab(layout: MachineLayout): string {
     // Relative, because a path of the host may hold the characters that separate options.
     `lowerdir=${layout.lower.map((_, index) => `stage/lower-${index}`).join(':')}`,
     `upperdir=${disk}upper,workdir=${disk}work`,
-    // Marks of the overlay in attributes that an ordinary user may write.
-    ...(layout.idBase === undefined ? ['userxattr'] : []),
+    // Marks of the overlay in attributes that an ordinary user may write; the layer then has none but those of whiteouts and opaque folders. The others
+    // would tie it to the layers under it, and it is to become one of these itself.
+    ...(layout.idBase === undefined ? ['userxattr'] : ['redirect_dir=nofollow,metacopy=off,index=off']),
   ];
   const binds: [source: string, target: string][] = [
     ...layout.lower.map((path, index): [string, string] => [path, `stage/lower-${index}`]),

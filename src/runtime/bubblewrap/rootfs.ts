@@ -2,7 +2,7 @@
 import { lstat, readlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Failure } from '../../lib/failure.ts';
-import type { ImageDefaults } from '../runtime.ts';
+import type { ImageDefaults, RuntimeImages } from '../runtime.ts';
 
 /**
  * The host id that the guest's root has when the daemon runs as root. The guest's ids 0…65535 are this one and those after it, so image folders
@@ -12,12 +12,44 @@ export const hostIdBase = 1_879_048_192;
 
 export type ResolvedRootfs =
   | { kind: 'host' }
-  /** `path` is a folder that never changes while a machine may use it; its name is chosen by us, not by an image. */
-  | { kind: 'folder'; path: string; image: ImageDefaults; arch?: string };
+  /**
+   * `path` is a folder that never changes while a machine may use it; its name is chosen by us, not by an image. For images that were made of
+   * machines it is the uppermost of several in the kernel's overlay format.
+   */
+  | {
+      kind: 'folder';
+      path: string;
+      image: ImageDefaults;
+      arch?: string;
+      /** The folders under `path`, the uppermost first. */
+      below?: readonly string[];
+      /** Whether the built-in image lies under all of them. */
+      onHost?: boolean;
+      /** What an image made of a machine names as its parent. */
+      digest?: string;
+    };
+
+/** The parent of an image that was made of a machine of the built-in image. */
+export const hostParent = 'host';
+
+/** What becomes an image: the writable layer of a machine. */
+export interface MachineLayer {
+  /** The folder, in the kernel's overlay format. It may change while it is copied. */
+  upper: string;
+  /** A digest of the source's own, or `hostParent`. */
+  parent: string;
+  /** The name of the image that the machine was made from. */
+  base: string;
+  defaults: ImageDefaults;
+}
 
 export interface RootfsSource {
   /** Failures: `not-found`, `invalid` (no such name can exist). */
   resolve(name: string, signal: AbortSignal): Promise<ResolvedRootfs>;
+  /** Makes an image of a copy of the layer. On failure or abort the source is as before. Absent: machines cannot be saved. */
+  addLayer?(name: string, layer: MachineLayer, signal: AbortSignal): Promise<void>;
+  /** Its images as templates; absent where it keeps none. */
+  readonly kept?: RuntimeImages;
 }
 
 /** A path inside a root file system without links on its way, and those of its folders that do not exist yet, outermost first. */
@@ -28,8 +60,16 @@ export interface GuestPlace {
 
 const linksMax = 40;
 
-/** Follows the links of a path as the guest itself would: absolute ones and `..` start and stop at `root`. */
-export async function placeInside(root: string, guestPath: string): Promise<GuestPlace> {
+/**
+ * Follows the links of a path as the guest itself would: absolute ones and `..` start and stop at the root. `layers` are the folders that make
+ * up the root file system, the uppermost first. A folder that hides those under it is not seen to do so, which only makes `missing` shorter: what is
+ * found first under a name is what the guest finds, if it finds anything.
+ */
+export async function placeInside(
+  layers: string | readonly string[],
+  guestPath: string,
+): Promise<GuestPlace> {
+  const roots = typeof layers === 'string' ? [layers] : layers;
   const waiting = guestPath.split('/');
   let path = '';
   let links = 0;
@@ -42,7 +82,7 @@ export async function placeInside(root: string, guestPath: string): Promise<Gues
       continue;
     }
     const next = `${path}/${name}`;
-    const target = missing.length > 0 ? undefined : await linkTarget(join(root, next));
+    const target = missing.length > 0 ? undefined : await linkTarget(roots, next);
     if (target === undefined) missing.push(next);
     if (typeof target === 'string') {
       if (++links > linksMax)
@@ -54,13 +94,33 @@ export async function placeInside(root: string, guestPath: string): Promise<Gues
   return { path: path || '/', missing };
 }
 
-/** The target of a link, null for anything else, undefined when nothing is there. */
-async function linkTarget(path: string): Promise<string | null | undefined> {
-  try {
-    return (await lstat(path)).isSymbolicLink() ? await readlink(path) : null;
-  } catch (thrown) {
-    const code = (thrown as NodeJS.ErrnoException).code;
-    if (code === 'ENOENT' || code === 'ENOTDIR') return undefined;
-    throw Failure.from(thrown, `look at ${path}`);
+/** The target of a link, null for anything else, undefined when nothing is there. No part of `path` but its last is a link of the guest's. */
+async function linkTarget(roots: readonly string[], path: string): Promise<string | null | undefined> {
+  for (const root of roots) {
+    const found = await lookIn(root, path);
+    if (found === 'hidden') return undefined;
+    if (found !== undefined) return found.link ?? null;
   }
+  return undefined;
+}
+
+/** What one layer has to say about a path. Looked at part by part: a link in a layer that hides a folder of a lower one must not be followed. */
+async function lookIn(root: string, path: string): Promise<{ link?: string } | 'hidden' | undefined> {
+  const parts = path.split('/').filter((it) => it !== '');
+  let at = root;
+  for (const [index, part] of parts.entries()) {
+    at = join(at, part);
+    const last = index === parts.length - 1;
+    try {
+      const found = await lstat(at);
+      if (found.isCharacterDevice() && found.rdev === 0) return 'hidden';
+      if (!last && !found.isDirectory()) return 'hidden';
+      if (last) return found.isSymbolicLink() ? { link: await readlink(at) } : {};
+    } catch (thrown) {
+      const code = (thrown as NodeJS.ErrnoException).code;
+      if (code === 'ENOENT' || code === 'ENOTDIR') return undefined;
+      throw Failure.from(thrown, `look at ${at}`);
+    }
+  }
+  return {};
 }
