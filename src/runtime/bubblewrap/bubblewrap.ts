@@ -18,6 +18,8 @@ import type {
   NetworkWalls,
   Runtime,
   RuntimeCheck,
+  RuntimeImages,
+  Saving,
 } from '../runtime.ts';
 import { seccompBpf } from '../seccomp/bpf.ts';
 import { hostArch as seccompArch } from '../seccomp/profile.ts';
@@ -28,15 +30,18 @@ import { Layers } from './layers.ts';
 import {
   BubblewrapMachine,
   type BubblewrapMachineOptions,
+  clearStage,
+  endProcesses,
   exitFor,
   type MachineTraces,
+  noteStop,
   removeTraces,
 } from './machine.ts';
 import { layOut, type MachineLayout } from './plan.ts';
 import { bootId, isAlive } from './process-identity.ts';
 import { ProcessWatch } from './process-watch.ts';
-import { readRecord, writeRecord } from './record.ts';
-import { hostIdBase, type RootfsSource } from './rootfs.ts';
+import { type MachineRecord, readRecord, writeRecord } from './record.ts';
+import { hostIdBase, hostParent, type RootfsSource } from './rootfs.ts';
 
 export interface BubblewrapOptions {
   /** Tells the control groups of this home from those of others: a few characters fit for a file name. */
@@ -69,6 +74,7 @@ const idPattern = /^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$/;
 
 export class BubblewrapRuntime implements Runtime {
   readonly name = 'bubblewrap';
+  readonly images?: RuntimeImages;
   readonly #options: BubblewrapOptions;
   readonly #idBase: number | undefined;
   readonly #cgroups: Cgroups | undefined;
@@ -85,6 +91,7 @@ export class BubblewrapRuntime implements Runtime {
 
   constructor(options: BubblewrapOptions) {
     this.#options = options;
+    if (options.images.kept !== undefined) this.images = options.images.kept;
     this.#idBase = process.getuid?.() === 0 ? (options.idBase ?? hostIdBase) : undefined;
     this.#cgroups =
       options.cgroups === undefined ? openCgroups(options.homeId) : (options.cgroups ?? undefined);
@@ -110,6 +117,8 @@ export class BubblewrapRuntime implements Runtime {
       isolation: 'namespaces',
       imagePull: false,
       network: this.#network,
+      keep: true,
+      mounts: { owner: false, overlay: false, hidden: false },
     };
   }
 
@@ -125,13 +134,24 @@ export class BubblewrapRuntime implements Runtime {
       throw new Failure('invalid', `make machine ${JSON.stringify(spec.id)}: not a possible id`);
     if (this.#making.has(spec.id) || this.#machines.has(spec.id))
       throw new Failure('conflict', `make machine ${spec.id}: there is one with this id`);
-    this.#making.add(spec.id);
+    return this.#alone(spec.id, () => this.#create(spec, signal));
+  }
+
+  async start(spec: MachineSpec, signal: AbortSignal): Promise<Machine> {
+    if (this.#making.has(spec.id))
+      throw new Failure('conflict', `start machine ${spec.id}: it is being made or started`);
+    return this.#alone(spec.id, () => this.#startAgain(spec, signal));
+  }
+
+  /** `make`, with nobody else at the same machine meanwhile. */
+  async #alone(id: string, make: () => Promise<Machine>): Promise<Machine> {
+    this.#making.add(id);
     try {
-      const machine = await this.#create(spec, signal);
-      this.#machines.set(spec.id, machine);
+      const machine = await make();
+      this.#machines.set(id, machine);
       return machine;
     } finally {
-      this.#making.delete(spec.id);
+      this.#making.delete(id);
     }
   }
 
@@ -152,17 +172,70 @@ export class BubblewrapRuntime implements Runtime {
     const limits = this.#limitsFor(spec);
     const root = await this.#rootfs(spec, signal);
     signal.throwIfAborted();
-    const base = await this.#layers.base();
+    const lower = [await this.#layers.base(), ...root.paths];
+    const { onHost, parent } = root;
+    const disk = { lower, onHost, base: spec.image, ...(parent === undefined ? {} : { parent }) };
+    makeStateFolder(spec.id, spec.stateFolder);
+    return this.#run(
+      { spec, limits, image: root.image, shared: root.shared, disk, before: undefined },
+      signal,
+    );
+  }
+
+  async #startAgain(spec: MachineSpec, signal: AbortSignal): Promise<Machine> {
+    const doing = `start machine ${spec.id}`;
+    signal.throwIfAborted();
+    const before = idPattern.test(spec.id) ? readRecord(spec.stateFolder) : undefined;
+    const { disk } = before ?? {};
+    if (before === undefined || disk === undefined)
+      throw new Failure('not-found', `${doing}: nothing of it was kept`, {
+        hint: 'Make it again; disks in memory, which a disk limit makes, end with their machine.',
+      });
+    if (before.bootId === bootId() && isAlive(before.monitor))
+      throw new Failure('conflict', `${doing}: it is running`);
+    const gone = disk.lower.find((path) => !existsSync(path));
+    if (gone !== undefined)
+      throw new Failure('lost', `${doing}: its image's files are gone (${gone})`, {
+        hint: `Remove the sandbox; what it has written lies in ${join(spec.stateFolder, 'upper')}.`,
+      });
+    const shared = disk.onHost ? (await this.#layers.host()).shared : [];
+    const limits = this.#limitsFor(spec);
+    // A machine that ended by itself may have left processes or groups.
+    const old: MachineTraces = {
+      stateFolder: spec.stateFolder,
+      cgroup: this.#cgroups?.of(spec.id),
+      monitor: undefined,
+    };
+    await endProcesses(old, signal);
+    await clearStage(spec.stateFolder, signal);
+    return this.#run({ spec, limits, image: before.image, shared, disk, before }, signal);
+  }
+
+  async #run(
+    wanted: {
+      spec: MachineSpec;
+      limits: Limits;
+      image: ImageDefaults;
+      shared: readonly string[];
+      disk: NonNullable<MachineRecord['disk']>;
+      before: MachineRecord | undefined;
+    },
+    signal: AbortSignal,
+  ): Promise<Machine> {
+    const { spec, limits, image, disk, before } = wanted;
+    const keeps = limits.diskBytes === undefined;
     const { traces, launched } = await this.#start(
       {
         id: spec.id,
         stateFolder: spec.stateFolder,
         limits,
-        image: root.image,
+        image,
+        disk: keeps ? disk : undefined,
+        before,
         launcher: () => this.#launchers.take({ hostPaths: spec.mounts.length > 0 }),
         layout: {
-          lower: [base, root.path],
-          shared: root.shared,
+          lower: disk.lower,
+          shared: wanted.shared,
           agent: this.#options.agent,
           runFolder: spec.runFolder,
           mounts: spec.mounts,
@@ -172,14 +245,20 @@ export class BubblewrapRuntime implements Runtime {
     );
     this.#launchers.refill();
     const { child, network } = launched;
-    return this.#machine({ id: spec.id, image: root.image, network, traces, end: { child } });
+    return this.#machine({
+      id: spec.id,
+      image,
+      network,
+      traces,
+      disk: keeps ? disk : undefined,
+      end: { child },
+    });
   }
 
-  /** From nothing to a running first process, or back to nothing. */
+  /** From a state folder to a running first process, or back to what was before. */
   async #start(wanted: Start, signal: AbortSignal): Promise<{ traces: MachineTraces; launched: Launched }> {
-    const { id, stateFolder, limits } = wanted;
+    const { id, stateFolder, limits, image, disk, before } = wanted;
     const traces: MachineTraces = { stateFolder, cgroup: undefined, monitor: undefined };
-    makeStateFolder(id, stateFolder);
     try {
       await layOut({
         ...wanted.layout,
@@ -187,12 +266,14 @@ export class BubblewrapRuntime implements Runtime {
         filter: this.#systemCallFilter(),
         stateFolder,
         diskInMemory: limits.diskBytes !== undefined,
+        again: before !== undefined,
         idBase: this.#idBase,
       });
       const admit: Admit = async ({ monitor, network }) => {
         traces.monitor = monitor;
         this.#network = network;
-        writeRecord(stateFolder, { version: 1, bootId: bootId(), monitor, network, image: wanted.image });
+        const record = { version: 1, bootId: bootId(), monitor, network, image } as const;
+        writeRecord(stateFolder, { ...record, ...(disk === undefined ? {} : { disk }) });
         traces.cgroup = this.#cgroups?.make(id, pick(limits, this.#cgroups.holds));
         return {
           joins: (await traces.cgroup?.admit({ pid: monitor.pid, uid: this.#idBase ?? -1 })) ?? [],
@@ -205,8 +286,14 @@ export class BubblewrapRuntime implements Runtime {
       return { traces, launched };
     } catch (thrown) {
       // Undoing has its own deadlines, and goes on when the caller has lost interest.
-      await removeTraces(traces, new AbortController().signal);
-      throw Failure.from(thrown, `make machine ${id}`);
+      const undo = new AbortController().signal;
+      if (before === undefined) await removeTraces(traces, undo);
+      else {
+        await endProcesses(traces, undo);
+        writeRecord(stateFolder, before);
+        await noteStop(stateFolder, undo);
+      }
+      throw Failure.from(thrown, `${before === undefined ? 'make' : 'start'} machine ${id}`);
     }
   }
 
@@ -224,26 +311,31 @@ export class BubblewrapRuntime implements Runtime {
       };
       const stateFolder = join(this.#options.stateRoot, id);
       const launcher = () => new Launcher({ ...this.#launcherOptions, command: ['/usr/bin/sleep', '60'] });
-      const start = { id, stateFolder, limits: {}, image: host.image, launcher, layout };
-      const { traces } = await this.#start(start, signal);
+      makeStateFolder(id, stateFolder);
+      const machine = { id, stateFolder, limits: {}, image: host.image, disk: undefined, before: undefined };
+      const { traces } = await this.#start({ ...machine, launcher, layout }, signal);
       await removeTraces(traces, signal);
     } finally {
       this.#making.delete(id);
     }
   }
 
-  async #rootfs(
-    spec: MachineSpec,
-    signal: AbortSignal,
-  ): Promise<{ path: string; shared: string[]; image: ImageDefaults }> {
+  async #rootfs(spec: MachineSpec, signal: AbortSignal): Promise<Root> {
     const arch = ociArch();
     const wanted = spec.platform;
     if (wanted !== undefined && (wanted.os !== 'linux' || wanted.arch !== arch))
       throw wrongArch(spec, `${wanted.os}/${wanted.arch}`);
     const root = await this.#options.images.resolve(spec.image, signal);
-    if (root.kind === 'host') return this.#layers.host();
+    const host = async (image?: ImageDefaults, above: readonly string[] = []) => {
+      const { path, shared, image: own } = await this.#layers.host();
+      return { paths: [...above, path], shared, image: image ?? own, onHost: true };
+    };
+    if (root.kind === 'host') return { ...(await host()), parent: hostParent };
     if (root.arch !== undefined && root.arch !== arch) throw wrongArch(spec, root.arch);
-    return { path: root.path, shared: [], image: root.image };
+    const paths = [root.path, ...(root.below ?? [])];
+    const parent = root.digest === undefined ? {} : { parent: root.digest };
+    if (root.onHost) return { ...(await host(root.image, paths)), ...parent };
+    return { paths, shared: [], image: root.image, onHost: false, ...parent };
   }
 
   #systemCallFilter(): Uint8Array {
@@ -303,12 +395,22 @@ export class BubblewrapRuntime implements Runtime {
     const image = record?.image ?? { env: {}, entrypoint: [] };
     const network = record?.network ?? 'loopback';
     const traces: MachineTraces = { stateFolder, cgroup: this.#cgroups?.of(id), monitor: undefined };
+    const disk = record?.disk;
     const thisBoot = record?.bootId === bootId();
     if (record !== undefined && thisBoot && isAlive(record.monitor)) {
       traces.monitor = record.monitor;
-      return this.#machine({ id, image, network, traces, end: { watch: this.#watch } });
+      return this.#machine({ id, image, network, traces, disk, end: { watch: this.#watch } });
     }
-    const exit = exitFor({ removed: false, oomKills: traces.cgroup?.oomKills ?? 0, exitCode: undefined });
+    if (record?.stoppedAt !== undefined) {
+      const happened = {
+        reason: 'stopped',
+        message: 'it was stopped',
+        at: new Date(record.stoppedAt),
+      } as const;
+      return this.#machine({ id, image, network, traces, disk, end: { happened } });
+    }
+    const oomKills = traces.cgroup?.oomKills ?? 0;
+    const exit = exitFor({ removed: false, stopped: false, oomKills, exitCode: undefined });
     const message =
       record === undefined
         ? 'it was never finished: the daemon was gone before'
@@ -316,12 +418,51 @@ export class BubblewrapRuntime implements Runtime {
           ? 'it ended while no daemon was running'
           : 'the host was restarted';
     const happened = exit.reason === 'out-of-memory' ? exit : { ...exit, reason: 'lost' as const, message };
-    return this.#machine({ id, image, network, traces, end: { happened } });
+    return this.#machine({ id, image, network, traces, disk, end: { happened } });
   }
 
-  #machine(options: Omit<BubblewrapMachineOptions, 'onRemoved'>): Machine {
-    return new BubblewrapMachine({ ...options, onRemoved: () => this.#machines.delete(options.id) });
+  #machine(
+    options: Pick<BubblewrapMachineOptions, 'id' | 'image' | 'network' | 'traces' | 'end'> & {
+      disk: MachineRecord['disk'];
+    },
+  ): Machine {
+    const { disk, ...rest } = options;
+    return new BubblewrapMachine({
+      ...rest,
+      keeps: disk !== undefined,
+      saving: disk === undefined ? undefined : this.#saving(options.id, options.traces.stateFolder, disk),
+      onRemoved: (machine) => {
+        if (this.#machines.get(options.id) === machine) this.#machines.delete(options.id);
+      },
+    });
   }
+
+  #saving(id: string, stateFolder: string, disk: NonNullable<MachineRecord['disk']>): Saving | undefined {
+    const { images } = this.#options;
+    const { parent, base } = disk;
+    if (images.addLayer === undefined || parent === undefined) return undefined;
+    return {
+      save: async (name, defaults, signal) => {
+        try {
+          await images.addLayer?.(
+            name,
+            { upper: join(stateFolder, 'upper'), parent, base, defaults },
+            signal,
+          );
+        } catch (thrown) {
+          throw Failure.from(thrown, `save machine ${id}`);
+        }
+      },
+    };
+  }
+}
+
+interface Root {
+  paths: string[];
+  shared: string[];
+  image: ImageDefaults;
+  onHost: boolean;
+  parent?: string;
 }
 
 interface Start {
@@ -329,6 +470,10 @@ interface Start {
   stateFolder: string;
   limits: Limits;
   image: ImageDefaults;
+  /** Absent when its disk ends with it. */
+  disk: MachineRecord['disk'];
+  /** What was on record when it is started again. */
+  before: MachineRecord | undefined;
   launcher: () => Launcher;
   layout: Pick<MachineLayout, 'lower' | 'shared' | 'agent' | 'runFolder' | 'mounts'>;
 }

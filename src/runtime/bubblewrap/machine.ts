@@ -1,19 +1,23 @@
 // A machine made of bubblewrap's walls, whether this daemon started it or found it: how it ends, is frozen, and is taken away.
 import type { ChildProcess } from 'node:child_process';
+import { rmSync } from 'node:fs';
+import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { Failure } from '../../lib/failure.ts';
 import type { Cgroup } from '../cgroup/cgroup.ts';
 import type {
   ImageDefaults,
+  Keeping,
   Machine,
   MachineExit,
   MachineExitReason,
   NetworkWalls,
   Pausing,
+  Saving,
 } from '../runtime.ts';
 import { childrenOf, isAlive, type ProcessIdentity } from './process-identity.ts';
 import type { ProcessWatch } from './process-watch.ts';
-import { insideProcess } from './record.ts';
+import { insideProcess, readRecord, writeRecord } from './record.ts';
 import { removeTree } from './remove-tree.ts';
 
 const killDeadlineMs = 10_000;
@@ -35,8 +39,11 @@ export interface BubblewrapMachineOptions {
   traces: MachineTraces;
   /** How its end is noticed: as our own child, by watching, or as something that has already happened. */
   end: { child: ChildProcess } | { watch: ProcessWatch } | { happened: MachineExit };
+  /** Whether its disk outlives its processes. */
+  keeps: boolean;
+  saving?: Saving | undefined;
   /** Called once nothing is left of it. */
-  onRemoved: () => void;
+  onRemoved: (machine: Machine) => void;
 }
 
 export class BubblewrapMachine implements Machine {
@@ -46,10 +53,14 @@ export class BubblewrapMachine implements Machine {
   readonly network: NetworkWalls;
   readonly exited: Promise<MachineExit>;
   readonly pausing?: Pausing;
+  readonly keeping?: Keeping;
+  readonly saving?: Saving;
   readonly #traces: MachineTraces;
   readonly #watch: ProcessWatch | undefined;
-  readonly #onRemoved: () => void;
+  readonly #onRemoved: (machine: Machine) => void;
   #removing: Promise<void> | undefined;
+  #stopping: Promise<void> | undefined;
+  #stopWanted = false;
 
   constructor(options: BubblewrapMachineOptions) {
     this.id = options.id;
@@ -61,6 +72,8 @@ export class BubblewrapMachine implements Machine {
     const { cgroup } = options.traces;
     this.paused = cgroup?.frozen ?? false;
     if (cgroup?.freezes) this.pausing = pausingOf(cgroup);
+    if (options.keeps) this.keeping = { stop: (signal) => this.#stopOnce(signal) };
+    if (options.saving !== undefined) this.saving = options.saving;
     this.exited =
       'happened' in options.end ? Promise.resolve(options.end.happened) : this.#watchEnd(options.end);
   }
@@ -74,12 +87,30 @@ export class BubblewrapMachine implements Machine {
     return this.#removing;
   }
 
+  #stopOnce(signal: AbortSignal): Promise<void> {
+    this.#stopping ??= this.#stop(signal).catch((thrown) => {
+      // The next caller tries again.
+      this.#stopping = undefined;
+      throw Failure.from(thrown, `stop machine ${this.id}`);
+    });
+    return this.#stopping;
+  }
+
+  async #stop(signal: AbortSignal): Promise<void> {
+    this.#stopWanted = true;
+    await endProcesses(this.#traces, signal);
+    this.#watch?.look();
+    await this.exited;
+    await noteStop(this.#traces.stateFolder, signal);
+  }
+
   async #remove(signal: AbortSignal): Promise<void> {
+    await this.#stopping?.catch(() => {});
     await removeTraces(this.#traces, signal);
     this.#watch?.look();
     // So that nothing of it is left, not even a number in the host's table of processes.
     await this.exited;
-    this.#onRemoved();
+    this.#onRemoved(this);
   }
 
   async #watchEnd(end: { child: ChildProcess } | { watch: ProcessWatch }): Promise<MachineExit> {
@@ -89,6 +120,7 @@ export class BubblewrapMachine implements Machine {
     if (left !== undefined) killQuietly(left.pid, 'SIGKILL');
     return exitFor({
       removed: this.#removing !== undefined,
+      stopped: this.#stopWanted,
       oomKills: this.#traces.cgroup?.oomKills ?? 0,
       exitCode,
     });
@@ -112,6 +144,7 @@ function exitOf(child: ChildProcess): Promise<number | undefined> {
 /** Puts the end of a machine into words. `exitCode` is absent when nobody could ask for it. */
 export function exitFor(seen: {
   removed: boolean;
+  stopped: boolean;
   oomKills: number;
   exitCode: number | undefined;
 }): MachineExit {
@@ -123,6 +156,7 @@ export function exitFor(seen: {
     ...(exitCode !== undefined && { exitCode }),
   });
   if (seen.removed) return exit('removed', 'it was removed');
+  if (seen.stopped) return exit('stopped', 'it was stopped');
   const killed = exitCode === undefined || exitCode === killedExitCode;
   if (oomKills > 0 && killed)
     return exit('out-of-memory', 'the kernel killed its agent because the memory limit was reached');
@@ -132,9 +166,29 @@ export function exitFor(seen: {
 
 /** Kills everything of a machine and takes away all that is left of it. Idempotent; works from whatever a crash has left. */
 export async function removeTraces(traces: MachineTraces, signal: AbortSignal): Promise<void> {
+  await endProcesses(traces, signal);
+  await removeTree(traces.stateFolder, signal);
+}
+
+/** Kills everything of a machine and leaves what is on its disk. Idempotent, as `removeTraces` is. */
+export async function endProcesses(traces: MachineTraces, signal: AbortSignal): Promise<void> {
   await killProcesses(traces, signal);
   await traces.cgroup?.remove(signal);
-  await removeTree(traces.stateFolder, signal);
+}
+
+/** Takes away what was of the last run alone, and writes down that nothing runs. To be called when nothing does. */
+export async function noteStop(stateFolder: string, signal: AbortSignal): Promise<void> {
+  const record = readRecord(stateFolder);
+  if (record === undefined) return;
+  if (record.stoppedAt === undefined)
+    writeRecord(stateFolder, { ...record, stoppedAt: new Date().toISOString() });
+  await clearStage(stateFolder, signal);
+}
+
+/** Takes away what plan.ts has laid out for a run. */
+export async function clearStage(stateFolder: string, signal: AbortSignal): Promise<void> {
+  await removeTree(join(stateFolder, 'stage'), signal);
+  rmSync(join(stateFolder, 'fstab'), { force: true });
 }
 
 async function killProcesses(traces: MachineTraces, signal: AbortSignal): Promise<void> {

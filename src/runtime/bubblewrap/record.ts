@@ -21,6 +21,21 @@ const MachineRecord = z.object({
     user: text.exactOptional(),
     entrypoint: z.array(text),
   }),
+  /** What it is made of, when its disk outlives its processes: so that it can be started again, whatever its image's name stands for by then. */
+  disk: z
+    .object({
+      /** The read-only layers, the uppermost first. */
+      lower: z.array(text),
+      /** Whether folders of the host are shown over them. */
+      onHost: z.boolean(),
+      /** As the image store knows the image; absent where it keeps no layers. */
+      parent: text.exactOptional(),
+      /** The name of the image, as it was asked for. */
+      base: text,
+    })
+    .exactOptional(),
+  /** When it was stopped on purpose; absent in those that run, or ended otherwise. */
+  stoppedAt: z.iso.datetime().exactOptional(),
 });
 export type MachineRecord = z.infer<typeof MachineRecord>;
 

@@ -47,6 +47,8 @@ export const noCapabilities: Capabilities = {
   isolation: 'container',
   imagePull: true,
   network: 'loopback',
+  keep: true,
+  mounts: { owner: false, overlay: false, hidden: false },
 };
 
 export async function askFacts(engine: Engine, signal: AbortSignal): Promise<EngineFacts> {

@@ -28,6 +28,8 @@ const capabilities: Capabilities = {
   isolation: 'none',
   imagePull: false,
   network: 'open',
+  keep: false,
+  mounts: { owner: false, overlay: false, hidden: false },
 };
 
 /** Every image is this host. */
@@ -65,6 +67,13 @@ export class MemoryRuntime implements Runtime {
     if (moved !== undefined)
       throw new Failure('unsupported', `${doing}: ${moved.hostPath} cannot appear at ${moved.guestPath}`, {
         hint: 'Without walls a folder is only where it is: mount it at its own path.',
+      });
+    const special = spec.mounts.find(
+      ({ owner, overlay, hidden = [] }) => owner || overlay || hidden.length > 0,
+    );
+    if (special !== undefined)
+      throw new Failure('unsupported', `${doing}: ${special.hostPath} can only be shown as it is`, {
+        hint: 'Without walls there are no owners, overlays or hidden files: use bubblewrap or docker.',
       });
     if (this.#machines.has(spec.id)) throw new Failure('conflict', `${doing}: there is one with this id`);
     const machine = startMachine(spec, () => this.#machines.delete(spec.id));
