@@ -14,6 +14,14 @@ export const runtimeExtension = 'glovebox.runtime';
 /** `false`: connections are not caught, so the guest's own servers can have ports 80 and 443, and only programs that use the proxy get out. */
 export const transparentExtension = 'glovebox.transparent';
 export const nameLabel = 'glovebox.name';
+
+/** Why a sandbox may not be called so, or undefined: it has to do as part of a path, a host name and a name of git's. */
+export function sandboxNameProblem(name: string): string | undefined {
+  if (name.length < 2 || name.length > 63) return 'has to have 2 to 63 characters';
+  if (!/^[A-Za-z0-9]/.test(name)) return 'has to begin with a letter or a digit';
+  if (!/^[A-Za-z0-9._+-]*$/.test(name)) return 'may hold letters, digits and - _ . + only';
+  return /[-.]$/.test(name) ? 'may not end with - or .' : undefined;
+}
 /** Sent with what `owner-key` in the home folder holds: the request comes from the user whose daemon it is, who may show sandboxes any folder of theirs. */
 export const ownerHeader = 'Glovebox-Owner';
 

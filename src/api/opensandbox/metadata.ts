@@ -1,4 +1,5 @@
 // Metadata of sandboxes: the rules for keys and values, and the filter of a list.
+import { nameLabel, sandboxNameProblem } from '../../contract/admin.ts';
 import { metadataKeyProblem, metadataValueProblem } from '../../contract/opensandbox.ts';
 import { Refusal } from '../refusal.ts';
 
@@ -26,6 +27,8 @@ function decodeOnce(text: string): string {
 }
 
 export function refuseLabel(key: string, value: string): void {
+  // Names of ours may hold a character more than OpenSandbox's labels.
+  if (key === nameLabel && sandboxNameProblem(value) === undefined) return;
   const problem = metadataKeyProblem(key);
   const what = problem === undefined ? metadataValueProblem(value) : problem;
   if (what === undefined) return;
