@@ -10,7 +10,8 @@ interface Aborting {
 export type SecretSource =
   | { type: 'value'; value: string }
   | { type: 'env'; variable: string }
-  | { type: 'file'; path: string }
+  /** `json`: a JSON pointer to the value, where the file is JSON. */
+  | { type: 'file'; path: string; json?: string }
   /** An argument vector; its output, trimmed, is the value, for `refreshSeconds`. */
   | { type: 'command'; command: string[]; refreshSeconds?: number };
 

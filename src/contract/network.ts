@@ -201,7 +201,16 @@ export type ProxyConfig = z.infer<typeof ProxyConfig>;
 export const SecretSource = z.discriminatedUnion('type', [
   z.strictObject({ type: z.literal('value'), value: z.string().min(1).max(65_536) }),
   z.strictObject({ type: z.literal('env'), variable: z.string().min(1).max(256) }),
-  z.strictObject({ type: z.literal('file'), path: z.string().min(1).max(4096) }),
+  z.strictObject({
+    type: z.literal('file'),
+    path: z.string().min(1).max(4096),
+    /** The file is JSON, and this JSON pointer (RFC 6901) leads to the value in it, e.g. `/tokens/access`. */
+    json: z
+      .string()
+      .max(512)
+      .regex(/^(\/([^/~]|~[01])*)+$/, 'is no JSON pointer')
+      .optional(),
+  }),
   z.strictObject({
     type: z.literal('command'),
     command: z.array(z.string().max(4096)).min(1).max(64),

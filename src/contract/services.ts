@@ -3,6 +3,8 @@
 
 export const serviceVariables = {
   anthropic: ['ANTHROPIC_API_KEY'],
+  /** Of a subscription; where there is a key, too, the key is used. */
+  'anthropic-oauth': ['CLAUDE_CODE_OAUTH_TOKEN'],
   openai: ['OPENAI_API_KEY'],
   github: ['GH_TOKEN', 'GITHUB_TOKEN'],
   google: ['GEMINI_API_KEY', 'GOOGLE_API_KEY'],

@@ -176,5 +176,13 @@ export function conflictOf(a: Grant, b: Grant): string | undefined {
   return `the header ${mine} at ${a.place.hosts.find((host) => overlap({ ...a.place, hosts: [host] }, b.place))}`;
 }
 
+/** Whether each takes off the header that the other sets: two ways of saying who one is, of which a request may go one. */
+export function areAlternatives(a: Action, b: Action): boolean {
+  if (a.kind !== 'header' || b.kind !== 'header') return false;
+  const takes = (one: typeof a, other: typeof b) =>
+    one.removesHeaders.some((header) => sameHeader(header) === sameHeader(other.header));
+  return takes(a, b) && takes(b, a);
+}
+
 const headerOf = (action: Action): string | undefined =>
   action.kind === 'header' ? sameHeader(action.header) : action.kind === 'aws' ? 'authorization' : undefined;

@@ -126,6 +126,26 @@ describe('a service', () => {
     expect(gemini.headers).toContainEqual(['x-goog-api-key', real]);
   });
 
+  test('with two alternatives puts in one: a key before a subscription, a sandbox’s own before all', async () => {
+    const oauth = { name: 'anthropic-oauth', source: { type: 'value', value: `${real}-oauth` } } as const;
+    const host = 'api.anthropic.com';
+    const sent = async () => {
+      const { CLAUDE_CODE_OAUTH_TOKEN: token = '' } = secrets.environment;
+      const headers: [string, string][] = [
+        ['authorization', `Bearer ${token}`],
+        ['x-api-key', 'my-own-account'],
+      ];
+      return changed(await send({ host, headers })).headers;
+    };
+    await vault.set(oauth);
+    expect(secrets.environment.CLAUDE_CODE_OAUTH_TOKEN).toMatch(/^sk-ant-oat01-/);
+    expect(await sent()).toEqual([plain, ['authorization', `Bearer ${real}-oauth`]]);
+    await vault.set({ name: 'anthropic', source: { type: 'value', value: real } });
+    expect(await sent()).toEqual([plain, ['x-api-key', real]]);
+    await vault.set({ ...oauth, sandboxId: 's1' });
+    expect(await sent()).toEqual([plain, ['authorization', `Bearer ${real}-oauth`]]);
+  });
+
   test('is not for hosts that only look like its own', async () => {
     await vault.set({ name: 'github', source: { type: 'value', value: real } });
     for (const host of [

@@ -1,6 +1,6 @@
 // One request on its way out: what of it is a placeholder, whether that may go where it goes, and the request with the secrets in it.
 import { jsonEscaped, percentDecoded, percentEncoded, scrubForms } from './encodings.ts';
-import { type Action, formatted, type Grant, misfit, sameHeader } from './grant.ts';
+import { type Action, areAlternatives, formatted, type Grant, misfit, sameHeader } from './grant.ts';
 import { type HostMatch, matchesHost, matchesRequest } from './place.ts';
 import { awsCredential, type KeyPair, parseKeyPair, resign } from './sigv4.ts';
 import { bodyBytesMax, type Injection, type OutgoingRequest } from './vault.ts';
@@ -105,7 +105,7 @@ function misplaced(
   };
 }
 
-/** What of the grants has something to do with this request. Of several that set one header, the first has it. */
+/** What of the grants has something to do with this request. Of several that set one header, or are alternatives, the first has its way. */
 function actingOf(wanted: readonly Candidate[], request: OutgoingRequest): Candidate[] {
   const claimed = new Set<string>();
   const claim = (header: string): boolean => {
@@ -115,9 +115,12 @@ function actingOf(wanted: readonly Candidate[], request: OutgoingRequest): Candi
     return true;
   };
   const credential = wanted.some(isAws) ? awsCredential(request) : undefined;
+  const setting: Action[] = [];
   return wanted.filter((candidate) => {
     switch (candidate.action.kind) {
       case 'header':
+        if (setting.some((action) => areAlternatives(action, candidate.action))) return false;
+        setting.push(candidate.action);
         return claim(candidate.action.header);
       case 'substitute':
         return (

@@ -605,6 +605,7 @@ describe('services', () => {
   /** What the services' own clients and scanners take for a key. */
   const forms: Record<string, RegExp> = {
     anthropic: /^sk-ant-api03-[\w-]{93}AA$/,
+    'anthropic-oauth': /^sk-ant-oat01-[\w-]{93}AA$/,
     openai: /^sk-proj-[\w-]{74}T3BlbkFJ[\w-]{74}$/,
     github: /^gho_[A-Za-z0-9]{36}$/,
     google: /^AIza[\w-]{35}$/,

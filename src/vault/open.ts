@@ -11,7 +11,7 @@ import { type KeyPlace, keyKeeper } from './key.ts';
 import { grantsOfBinding, SandboxVault, VaultContent } from './opensandbox.ts';
 import { placeholderFrom, placeholderProblem, secretKeyBeside } from './placeholders.ts';
 import { readSealedFile, type SealingKey, writeSealedFile } from './sealed-file.ts';
-import { type Service, serviceOf } from './services.ts';
+import { type Service, serviceOf, services } from './services.ts';
 import { parseKeyPair } from './sigv4.ts';
 import { openValues, type Source, type Values } from './sources.ts';
 import type { SandboxSecrets, Vault } from './vault.ts';
@@ -286,7 +286,8 @@ class HomeVault implements Vault {
   }
 
   #viewFor(sandboxId: string): View {
-    const { secrets, vaults } = this.#kept;
+    const { vaults } = this.#kept;
+    const secrets = this.#kept.secrets.toSorted((a, b) => precedence(a) - precedence(b));
     const own = secrets.filter((secret) => secret.sandboxId === sandboxId);
     const shared = secrets.filter((secret) => secret.sandboxId === undefined);
     const hides = (secret: Secret, other: Secret) => secret.name === other.name;
@@ -326,6 +327,9 @@ class HomeVault implements Vault {
     };
   }
 }
+
+/** Of two services that are alternatives, the one that the table names first has its way: a key before a subscription. */
+const precedence = ({ name }: Secret): number => services.findIndex((service) => service.name === name);
 
 const bindingsOf = (secret: Secret) =>
   secret.bindings.length > 0 ? secret.bindings : (serviceOf(secret.name)?.bindings ?? []);

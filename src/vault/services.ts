@@ -46,6 +46,12 @@ const table: readonly Omit<Service, 'variables'>[] = [
     ],
   },
   {
+    // Of a subscription, as `claude setup-token` prints it. An alternative to the key: each takes the other's header off, and the key goes first.
+    name: 'anthropic-oauth',
+    placeholder: 'sk-ant-oat01-{rand:93}AA',
+    bindings: [bearer(['api.anthropic.com', 'mcp-proxy.anthropic.com'], 'x-api-key')],
+  },
+  {
     name: 'openai',
     placeholder: 'sk-proj-{rand:74}T3BlbkFJ{rand:74}',
     bindings: [bearer(['api.openai.com', 'openai.com', 'chatgpt.com', 'www.chatgpt.com'])],

@@ -54,6 +54,21 @@ describe('a file', () => {
     });
   });
 
+  test('of JSON gives what a pointer leads to, as it is now', async () => {
+    const at = (json: string): Source => ({ type: 'file', path: join(folder, 'f'), json });
+    writeFileSync(join(folder, 'f'), JSON.stringify({ 'a/b': { '~': ['x', 'first'] }, n: 7, empty: '' }));
+    expect(await read(at('/a~1b/~0/1'))).toBe('first');
+    writeFileSync(join(folder, 'f'), JSON.stringify({ 'a/b': { '~': ['x', 'second'] } }));
+    expect(await read(at('/a~1b/~0/1'))).toBe('second');
+    for (const pointer of ['/n', '/empty', '/none', '/a~1b', '/constructor', '/__proto__/x'])
+      await expect(read(at(pointer))).rejects.toMatchObject({
+        code: 'unavailable',
+        message: `${join(folder, 'f')} holds no text at ${pointer}`,
+      });
+    writeFileSync(join(folder, 'f'), '{"token": "canary-77" oops');
+    await expect(read(at('/token'))).rejects.toMatchObject({ message: `${join(folder, 'f')} is not JSON` });
+  });
+
   test('that is no regular file is refused, without waiting for one', async () => {
     mkdirSync(join(folder, 'd'));
     execFileSync('mkfifo', [join(folder, 'p')]);

@@ -10,6 +10,8 @@ import { Failure } from '../lib/failure.ts';
 export type Source = SetSecret['source'];
 
 export const valueBytesMax = 64 * 1024;
+/** Of a JSON file that holds more than the value. */
+const jsonBytesMax = 1024 * 1024;
 const commandMs = 30_000;
 /** How long after a command's end its output may still come, when something that it has left running holds the pipe. */
 const outputMs = 1_000;
@@ -81,7 +83,9 @@ async function readSource(source: Source, readEnv: (name: string) => string | un
       });
     }
     case 'file':
-      return withoutLineEnd(await readFileSource(source.path));
+      return source.json === undefined
+        ? withoutLineEnd(await readFileSource(source.path, valueBytesMax))
+        : valueAt(await readFileSource(source.path, jsonBytesMax), source.json, source.path);
     case 'command':
       return withoutLineEnd(await runCommand(source.command));
     default:
@@ -91,7 +95,7 @@ async function readSource(source: Source, readEnv: (name: string) => string | un
 
 const withoutLineEnd = (bytes: Buffer): string => bytes.toString('utf8').replace(/[\r\n]+$/, '');
 
-async function readFileSource(path: string): Promise<Buffer> {
+async function readFileSource(path: string, bytesMax: number): Promise<Buffer> {
   if (!isAbsolute(path) || path.includes('\0'))
     throw new Failure('invalid', `the path ${JSON.stringify(path)} of a secret is not absolute`);
   try {
@@ -99,14 +103,13 @@ async function readFileSource(path: string): Promise<Buffer> {
     const file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
     try {
       if (!(await file.stat()).isFile()) throw new Failure('unavailable', `${path} is not a regular file`);
-      const buffer = Buffer.alloc(valueBytesMax + 1);
+      const buffer = Buffer.alloc(bytesMax + 1);
       let length = 0;
       for (;;) {
         const { bytesRead } = await file.read(buffer, length, buffer.length - length);
         if (bytesRead === 0) return buffer.subarray(0, length);
         length += bytesRead;
-        if (length > valueBytesMax)
-          throw new Failure('unavailable', `${path} has more than ${valueBytesMax} bytes`);
+        if (length > bytesMax) throw new Failure('unavailable', `${path} has more than ${bytesMax} bytes`);
       }
     } finally {
       await file.close();
@@ -114,6 +117,27 @@ async function readFileSource(path: string): Promise<Buffer> {
   } catch (error) {
     throw Failure.from(error, `read ${path}`);
   }
+}
+
+/** The string that a JSON pointer leads to. What the parser says of a document would show a part of it. */
+function valueAt(document: Buffer, pointer: string, path: string): string {
+  let value: unknown;
+  try {
+    value = JSON.parse(document.toString('utf8'));
+  } catch {
+    throw new Failure('unavailable', `${path} is not JSON`);
+  }
+  for (const part of pointer.split('/').slice(1)) {
+    const key = part.replaceAll('~1', '/').replaceAll('~0', '~');
+    value =
+      typeof value === 'object' && value !== null && Object.hasOwn(value, key)
+        ? (value as Record<string, unknown>)[key]
+        : undefined;
+  }
+  if (typeof value === 'string' && value !== '') return value;
+  throw new Failure('unavailable', `${path} holds no text at ${pointer}`, {
+    hint: 'Log in again with the program whose file it is.',
+  });
 }
 
 /** In a process group of its own, so that what it started ends with it. */
