@@ -44,6 +44,14 @@ export function agentCommand(): string[] {
   ];
 }
 
+/** The command line of the program that makes mounts, on the host, with the agent's own runtime. */
+export function mountsCommand(folder: string): string[] {
+  return [
+    ...[`${folder}/ld.so`, '--library-path', `${folder}/lib`, `${folder}/bun`],
+    ...[`--config=${folder}/bunfig.toml`, '--no-env-file', `${folder}/mounts.js`],
+  ];
+}
+
 /** What the agent's own environment must hold, over whatever an image sets. Commands get the image's variables with each request. */
 export function agentEnvironment(): Record<string, string> {
   return {
@@ -97,8 +105,10 @@ async function build(folder: string, bun: string): Promise<string> {
         join(beside, loader ? 'ld.so' : join('lib', basename(library))),
       );
     }
-    await bundle(bun, { entry: 'main', folder: beside, name: 'agent' });
-    await bundle(bun, { entry: 'work', folder: beside, name: 'work' });
+    await bundle(bun, { entry: 'agent/main', folder: beside, name: 'agent' });
+    await bundle(bun, { entry: 'agent/work', folder: beside, name: 'work' });
+    // The host's own: it has the same runtime, and must not need another.
+    await bundle(bun, { entry: 'runtime/mounts/main', folder: beside, name: 'mounts' });
     await writeFile(join(beside, 'bunfig.toml'), '');
     // Bun looks for these from here upwards; what the image has must not be found.
     await writeFile(join(beside, 'package.json'), '{"type":"commonjs"}');
@@ -115,12 +125,12 @@ async function build(folder: string, bun: string): Promise<string> {
 }
 
 /**
- * One file of the agent's sources, and beside it the same compiled, which halves the time until it runs and is shared by all agents as part of the page
+ * One file of the sources, and beside it the same compiled, which halves the time until it runs and is shared by all agents as part of the page
  * cache. `work.js` stays an import: it is a file of its own.
  */
 async function bundle(bun: string, parts: { entry: string; folder: string; name: string }): Promise<void> {
   const { entry, folder, name } = parts;
-  const source = join(root, 'src/agent', `${entry}.ts`);
+  const source = join(root, 'src', `${entry}.ts`);
   const form = ['--target=bun', '--minify', '--format=cjs', '--bytecode', '--external=*/work.js'];
   await run(bun, ['build', source, ...form, `--outdir=${folder}`, `--entry-naming=${name}.js`]);
 }
@@ -141,7 +151,7 @@ async function runtimePath(): Promise<string> {
 /** Changes with whatever goes into the folder. */
 async function fingerprint(bun: string): Promise<string> {
   const hash = createHash('sha256').update(await readFile(join(dirname(bun), '../package.json')));
-  const sources = globSync('src/{agent,channel,contract,lib}/**/*.ts', { cwd: root }).filter(
+  const sources = globSync('src/{agent,channel,contract,lib,runtime/mounts}/**/*.ts', { cwd: root }).filter(
     (path) => !path.endsWith('.test.ts'),
   );
   for (const path of sources.sort()) hash.update(path).update(await readFile(join(root, path)));

@@ -30,6 +30,12 @@ export class Accounts {
   #groups: GroupLine[] | undefined;
   readonly #userNames = new Map<number, string>();
   readonly #groupNames = new Map<number, string>();
+  readonly #read: (path: string) => string;
+
+  /** `read`: where the files are those of another root folder. It may throw for what is missing. */
+  constructor(read: (path: string) => string = (path) => readFileSync(path, 'utf8')) {
+    this.#read = read;
+  }
 
   /** `name`, `uid`, `name:group` or `uid:gid`. Throws Refusal('invalid') for one that does not exist. */
   resolve(spec: string): Account {
@@ -110,7 +116,7 @@ export class Accounts {
   }
 
   #passwdLines(): PasswdLine[] {
-    this.#passwd ??= fields('/etc/passwd').flatMap(([name = '', , uid, gid, , home = '']) => {
+    this.#passwd ??= this.#fields('/etc/passwd').flatMap(([name = '', , uid, gid, , home = '']) => {
       const ids = { uid: toId(uid), gid: toId(gid) };
       if (ids.uid === undefined || ids.gid === undefined || !isName(name)) return [];
       return [{ name, uid: ids.uid, gid: ids.gid, home }];
@@ -119,22 +125,22 @@ export class Accounts {
   }
 
   #groupLines(): GroupLine[] {
-    this.#groups ??= fields('/etc/group').flatMap(([name = '', , gid, members = '']) => {
+    this.#groups ??= this.#fields('/etc/group').flatMap(([name = '', , gid, members = '']) => {
       const id = toId(gid);
       return id === undefined || !isName(name) ? [] : [{ name, gid: id, members: members.split(',') }];
     });
     return this.#groups;
   }
-}
 
-function fields(path: string): string[][] {
-  let text: string;
-  try {
-    text = readFileSync(path, 'utf8').slice(0, fileBytesMax);
-  } catch {
-    return [];
+  #fields(path: string): string[][] {
+    let text: string;
+    try {
+      text = this.#read(path).slice(0, fileBytesMax);
+    } catch {
+      return [];
+    }
+    return text.split('\n').map((line) => line.split(':'));
   }
-  return text.split('\n').map((line) => line.split(':'));
 }
 
 function isName(name: string): boolean {

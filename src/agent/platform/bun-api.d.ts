@@ -111,6 +111,9 @@ declare module 'bun:ffi' {
   type CType = 'i32' | 'i64' | 'ptr';
   export function dlopen<const Names extends string>(
     path: string,
-    symbols: Record<Names, { args: CType[]; returns: 'i32' }>,
+    symbols: Record<Names, { args: CType[]; returns: 'i32' | 'ptr' }>,
   ): { symbols: Record<Names, (...args: (number | NodeJS.TypedArray | null)[]) => number> };
+  /** Where its memory lies, for as long as it lives. */
+  export function ptr(memory: NodeJS.TypedArray): number;
+  export const read: { i32(address: number, offset: number): number };
 }
