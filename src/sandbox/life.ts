@@ -30,7 +30,7 @@ import { Activity } from './activity.ts';
 import { type AgentDoor, openDoor } from './door.ts';
 import { SandboxExecutions } from './executions.ts';
 import type { SandboxNetwork } from './network.ts';
-import { type Inside, requireProgram, runSteps, writeFiles } from './preparation.ts';
+import { type Inside, requireProgram, runStartup, runSteps, writeFiles } from './preparation.ts';
 import { type CreateRequest, mainExecId, type SandboxInfo, type SandboxState } from './sandbox.ts';
 import type { SandboxPorts, SandboxWorkspaces } from './workspaces.ts';
 
@@ -269,7 +269,7 @@ export class Life {
       user: this.#record.user ?? this.#image.user ?? '',
       onProgress: (line) => this.#progress(line),
     };
-    await Promise.race([prepare(inside, signal), died]);
+    await Promise.race([runStartup(inside, signal).then(() => prepare(inside, signal)), died]);
     if (entrypoint.length > 0 && !keepsItself(entrypoint))
       await this.executions.start(
         { execId: mainExecId, argv: entrypoint, stdin: 'none', background: true },
@@ -477,7 +477,7 @@ export class Life {
   }
 
   /** Makes an image of its disk. */
-  save(name: string, signal: AbortSignal): Promise<void> {
+  save(name: string, changes: Partial<ImageDefaults>, signal: AbortSignal): Promise<void> {
     return this.#exclusive(async () => {
       const { id, state, runtime } = this.info;
       if (!['Running', 'Paused', 'Stopped'].includes(state))
@@ -485,7 +485,8 @@ export class Life {
       const saving = this.#machine?.saving;
       if (saving === undefined)
         throw new Failure('unsupported', `runtime ${runtime} cannot make images of sandboxes`);
-      await saving.save(name, this.#image, signal);
+      const env = { ...this.#image.env, ...changes.env };
+      await saving.save(name, { ...this.#image, ...changes, env }, signal);
     });
   }
 

@@ -3,7 +3,11 @@ import type { SetupFile, SetupStep } from '../contract/agents.ts';
 import type { Guest } from '../guest/guest.ts';
 import { userOf } from '../guest/home.ts';
 import { Failure } from '../lib/failure.ts';
-import type { Executions, Output, RequiredProgram } from './sandbox.ts';
+import type { Executions, RequiredProgram } from './sandbox.ts';
+
+/** A script of the image that is run as root at every start, before anything else of the sandbox. */
+export const startupPath = '/etc/glovebox/startup';
+const startupSeconds = 600;
 
 /** Of a step's output, what a failure tells. */
 const tailCharactersMax = 4_000;
@@ -55,7 +59,36 @@ export async function runSteps(
   }
 }
 
+/** What the image wants done at every start, if it wants anything. */
+export async function runStartup(inside: Inside, signal: AbortSignal): Promise<void> {
+  if (!(await exists(startupPath, inside.guest, signal))) return;
+  await runStep(
+    { run: startupPath, when: 'start', timeoutSeconds: startupSeconds },
+    'startup of the image',
+    inside,
+    signal,
+  );
+}
+
+/** The last line of its output is what is told of its progress. */
 async function runStep(step: SetupStep, label: string, inside: Inside, signal: AbortSignal): Promise<void> {
+  let tail = '';
+  const onOutput = async (text: string) => {
+    tail = (tail + text).slice(-lineCharactersMax);
+    const line = tail.trimEnd().split('\n').at(-1)?.trim();
+    if (line) inside.onProgress(`${label}: ${line}`);
+  };
+  await runShell(step, label, inside, onOutput, signal);
+}
+
+/** Runs one step to its end, handing its output on as it comes. Failure('invalid') with the end of its output when it fails or takes too long. */
+export async function runShell(
+  step: SetupStep,
+  label: string,
+  inside: Pick<Inside, 'executions'>,
+  onOutput: (text: string) => Promise<void>,
+  signal: AbortSignal,
+): Promise<void> {
   const execution = await inside.executions.start(
     {
       shell: step.run,
@@ -71,11 +104,12 @@ async function runStep(step: SetupStep, label: string, inside: Inside, signal: A
   signal.addEventListener('abort', stop, { once: true });
   let tail = '';
   try {
+    const decoder = new TextDecoder();
     for await (const piece of execution.read(0, { follow: true }, signal)) {
-      const text = textOf(piece);
+      if (piece.type !== 'output') continue;
+      const text = decoder.decode(piece.bytes, { stream: true });
       tail = (tail + text).slice(-tailCharactersMax);
-      const line = tail.trimEnd().split('\n').at(-1)?.trim();
-      if (line) inside.onProgress(`${label}: ${line.slice(0, lineCharactersMax)}`);
+      await onOutput(text);
     }
   } finally {
     signal.removeEventListener('abort', stop);
@@ -86,13 +120,8 @@ async function runStep(step: SetupStep, label: string, inside: Inside, signal: A
     exit.reason === 'timeout'
       ? `took more than ${step.timeoutSeconds} s`
       : `ended with ${exit.signal ?? `exit code ${exit.code}`}`;
-  throw new Failure(
-    'invalid',
-    `setup step "${label}" ${how}${tail.trim() === '' ? '' : `:\n${tail.trimEnd()}`}`,
-    {
-      details: { exitCode: exit.code },
-    },
-  );
+  const said = tail.trim() === '' ? '' : `:\n${tail.trimEnd()}`;
+  throw new Failure('invalid', `setup step "${label}" ${how}${said}`, { details: { exitCode: exit.code } });
 }
 
 /** Failure('not-found') in the words of the request when the program is nowhere in the PATH of commands. */
@@ -137,10 +166,6 @@ async function exists(path: string, guest: Guest, signal: AbortSignal): Promise<
     if (code === 'not-found' || code === 'invalid') return false;
     throw error;
   }
-}
-
-function textOf(piece: Output): string {
-  return piece.type === 'output' ? Buffer.from(piece.bytes).toString() : '';
 }
 
 async function* fromArray(bytes: readonly Uint8Array[]): AsyncGenerator<Uint8Array> {

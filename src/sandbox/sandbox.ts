@@ -10,7 +10,7 @@ import type { ExecSpec, Guest, Output } from '../guest/guest.ts';
 
 export type { Output };
 
-import type { ImageCredentials, RuntimeCheck } from '../runtime/runtime.ts';
+import type { ImageCredentials, ImageDefaults, RuntimeCheck } from '../runtime/runtime.ts';
 
 export type { SandboxInfo, SandboxState };
 
@@ -137,8 +137,8 @@ export interface SandboxService {
   stop(id: string, signal: AbortSignal): Promise<void>;
   /** Of kept ones: from Stopped to Running, with its start steps run again; does nothing to a running one and resumes a paused one. */
   start(id: string, signal: AbortSignal): Promise<void>;
-  /** Makes an image of its disk, without its mounts. Failure('unsupported') where the runtime cannot. */
-  save(id: string, name: string, signal: AbortSignal): Promise<void>;
+  /** Makes an image of its disk, without its mounts, that says what its own image says but for `changes`. Failure('unsupported') where the runtime cannot. */
+  save(id: string, name: string, signal: AbortSignal, changes?: Partial<ImageDefaults>): Promise<void>;
   /** Somebody is attached, whatever runs: it does not stop by itself until this is disposed of. */
   hold(id: string): Disposable;
   /** How many hold it, and commands that run in it beside its main process. */

@@ -9,7 +9,7 @@ import type { PlainMount } from '../contract/sandbox.ts';
 import type { Guest } from '../guest/guest.ts';
 import { Failure } from '../lib/failure.ts';
 import type { Log } from '../lib/log.ts';
-import type { Machine, Runtime, RuntimeCheck } from '../runtime/runtime.ts';
+import type { ImageDefaults, Machine, Runtime, RuntimeCheck } from '../runtime/runtime.ts';
 import type { SandboxRecord, Store } from '../store/store.ts';
 import { type Folders, Life } from './life.ts';
 import type { SandboxNetwork } from './network.ts';
@@ -160,8 +160,13 @@ export class Sandboxes implements SandboxService {
     await this.#life(id).start(signal);
   }
 
-  async save(id: string, name: string, signal: AbortSignal): Promise<void> {
-    await this.#life(id).save(name, signal);
+  async save(
+    id: string,
+    name: string,
+    signal: AbortSignal,
+    changes: Partial<ImageDefaults> = {},
+  ): Promise<void> {
+    await this.#life(id).save(name, changes, signal);
   }
 
   hold(id: string): Disposable {
