@@ -7,7 +7,7 @@ import { Failure } from '../lib/failure.ts';
 import { hostIdBase } from '../runtime/bubblewrap/rootfs.ts';
 import { droppedCapabilities } from '../runtime/docker/docker.ts';
 import { type Config, loadConfig } from './config.ts';
-import { keyLines } from './toml.ts';
+import { keyLines } from '../lib/toml.ts';
 
 let home: string;
 let file: string;

@@ -19,7 +19,7 @@ import { parseLimits } from '../contract/quantity.ts';
 import { Failure } from '../lib/failure.ts';
 import type { LogLevel } from '../lib/log.ts';
 import type { Limits } from '../runtime/runtime.ts';
-import { keyLines } from './toml.ts';
+import { keyLines } from '../lib/toml.ts';
 
 /** Everything that the daemon is told from outside. Frozen, paths absolute, times in milliseconds. */
 export interface Config {
