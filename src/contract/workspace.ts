@@ -76,6 +76,10 @@ export const WorkspaceInfo = z.object({
   missing: z.boolean().optional(),
   /** Of clones: the name of the remote in the host's repository. */
   remote: z.string().optional(),
+  /** Of clones: how many files of the host had changes that were not committed, and so are not in it. */
+  uncommitted: z.int().optional(),
+  /** Of clones, while the sandbox runs: commits in it that the host's repository has not got. */
+  unfetched: z.int().optional(),
 });
 export type WorkspaceInfo = z.infer<typeof WorkspaceInfo>;
 

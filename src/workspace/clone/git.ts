@@ -122,11 +122,7 @@ export async function git(args: readonly string[], call: GitCall, signal: AbortS
 }
 
 /** The output of a call that has to succeed. */
-export async function gitDone(
-  args: readonly string[],
-  call: GitCall,
-  signal: AbortSignal,
-): Promise<Buffer> {
+export async function gitDone(args: readonly string[], call: GitCall, signal: AbortSignal): Promise<Buffer> {
   const { code, stdout, stderr } = await git(args, call, signal);
   if (code === 0) return stdout;
   throw new Failure('io', `git ${args[0]} in ${call.in}: ${lastLineOf(stderr) || `it ended with ${code}`}`);
