@@ -20,11 +20,22 @@ const arrows: Record<string, string[]> = {
   runtime: ['agent', 'channel', 'contract', 'lib', 'image'],
   image: ['contract', 'lib', 'runtime'],
   sandbox: ['guest', 'runtime', 'channel', 'store', 'contract', 'lib'],
+  workspace: ['sandbox', 'guest', 'runtime', 'contract', 'lib'],
+  agents: ['sandbox', 'runtime', 'contract', 'lib'],
+  ingress: ['sandbox', 'guest', 'contract', 'lib'],
+  // A build's context is read by the reader of hostile archives.
+  template: ['sandbox', 'guest', 'runtime', 'image', 'contract', 'lib'],
+  dockergate: ['sandbox', 'runtime', 'contract', 'lib'],
   egress: ['sandbox', 'guest', 'store', 'policy', 'journal', 'vault', 'contract', 'lib'],
   // The types of what it serves; the objects are handed in.
-  api: ['egress', 'policy', 'journal', 'vault', 'sandbox', 'guest', 'runtime', 'contract', 'lib'],
-  cli: ['contract', 'lib', 'sdk', 'daemon'],
+  api: [
+    ...['egress', 'policy', 'journal', 'vault', 'workspace', 'agents', 'ingress', 'template', 'dockergate'],
+    ...['sandbox', 'guest', 'runtime', 'contract', 'lib'],
+  ],
+  // A project's agents are read and approved where the person is.
+  cli: ['agents', 'contract', 'lib', 'sdk', 'daemon'],
   daemon: [
+    ...['workspace', 'agents', 'ingress', 'template', 'dockergate'],
     ...['api', 'egress', 'policy', 'journal', 'vault', 'sandbox', 'image', 'runtime', 'agent', 'store'],
     ...['guest', 'channel', 'contract', 'lib'],
   ],

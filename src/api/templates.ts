@@ -1,21 +1,9 @@
 // Templates: requests to calls of the template service. The shapes are those of contract/template.ts.
 import type { BuildEvent, TemplateInfo } from '../contract/template.ts';
 import { Failure } from '../lib/failure.ts';
+import type { BuildRequest } from '../template/templates.ts';
 import type { ApiOptions, Handlers } from './handlers.ts';
 import { sendLines } from './lines.ts';
-
-export interface BuildRequest {
-  name: string;
-  /** Default: the daemon's default runtime. */
-  runtime?: string;
-  /** Path in the context: a Dockerfile, or a template file when it ends in `.toml`. */
-  file: string;
-  /** A tar of the folder that the build may use. */
-  context: AsyncIterable<Uint8Array>;
-  args: Record<string, string>;
-  target?: string;
-  noCache: boolean;
-}
 
 export interface TemplateService {
   list(signal: AbortSignal): Promise<TemplateInfo[]>;

@@ -4,10 +4,10 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { configSections, configurationReference, inertKeys, refusedKeys } from '../contract/config.ts';
 import { Failure } from '../lib/failure.ts';
+import { keyLines } from '../lib/toml.ts';
 import { hostIdBase } from '../runtime/bubblewrap/rootfs.ts';
 import { droppedCapabilities } from '../runtime/docker/docker.ts';
 import { type Config, loadConfig } from './config.ts';
-import { keyLines } from '../lib/toml.ts';
 
 let home: string;
 let file: string;
@@ -45,11 +45,15 @@ test('without any configuration the defaults are the safe ones', async () => {
     paths: {
       database: join(home, 'glovebox.db'),
       apiKeyFile: join(home, 'api-key'),
+      ownerKeyFile: join(home, 'owner-key'),
       addressFile: join(home, 'daemon.json'),
       lockFile: join(home, 'daemon.lock'),
       runFolder: join(home, 'run'),
       stateRoot: join(home, 'state'),
       imagesFolder: join(home, 'images'),
+      workspacesFolder: join(home, 'workspaces'),
+      agentsFolder: join(home, 'agents'),
+      templatesFolder: join(home, 'templates'),
       logFile: join(home, 'daemon.log'),
       networkFolder: join(home, 'network'),
       proxyConfigFile: join(home, 'proxy-config.json'),

@@ -18,8 +18,8 @@ import {
 import { parseLimits } from '../contract/quantity.ts';
 import { Failure } from '../lib/failure.ts';
 import type { LogLevel } from '../lib/log.ts';
-import type { Limits } from '../runtime/runtime.ts';
 import { keyLines } from '../lib/toml.ts';
+import type { Limits } from '../runtime/runtime.ts';
 
 /** Everything that the daemon is told from outside. Frozen, paths absolute, times in milliseconds. */
 export interface Config {
@@ -32,6 +32,8 @@ export interface Config {
     readonly database: string;
     /** Holds the API key that was made at the first start. */
     readonly apiKeyFile: string;
+    /** Holds what shows that a request comes from this user. */
+    readonly ownerKeyFile: string;
     /** Tells clients of this home where the daemon is. */
     readonly addressFile: string;
     readonly lockFile: string;
@@ -40,6 +42,11 @@ export interface Config {
     /** Parent of every machine's disk state. */
     readonly stateRoot: string;
     readonly imagesFolder: string;
+    /** State of workspaces: clones, layers, checkpoints; a folder for each sandbox. */
+    readonly workspacesFolder: string;
+    /** Definitions of agents, one file each. */
+    readonly agentsFolder: string;
+    readonly templatesFolder: string;
     /** Where a daemon without a terminal logs. */
     readonly logFile: string;
     /** Everything about the way out: its log, its authority's key, secrets, a folder for each sandbox. */
@@ -403,11 +410,15 @@ function configOf(
     paths: {
       database: absolute(store.path ?? join(home, 'glovebox.db')),
       apiKeyFile: join(home, 'api-key'),
+      ownerKeyFile: join(home, 'owner-key'),
       addressFile: join(home, 'daemon.json'),
       lockFile: join(home, 'daemon.lock'),
       runFolder: join(home, 'run'),
       stateRoot: join(home, 'state'),
       imagesFolder: join(home, 'images'),
+      workspacesFolder: join(home, 'workspaces'),
+      agentsFolder: join(home, 'agents'),
+      templatesFolder: join(home, 'templates'),
       logFile,
       networkFolder: join(home, 'network'),
       proxyConfigFile: join(home, 'proxy-config.json'),

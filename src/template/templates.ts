@@ -6,7 +6,6 @@ import { randomUUID } from 'node:crypto';
 import { mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
-import type { BuildRequest, TemplateService } from '../api/templates.ts';
 import { nameLabel } from '../contract/admin.ts';
 import type { BuildEvent, TemplateFile, TemplateInfo } from '../contract/template.ts';
 import { Failure } from '../lib/failure.ts';
@@ -34,6 +33,19 @@ const recipePrefix = 'recipe:';
 /** Output that nobody has taken yet; more makes the build wait. */
 const waitingEventsMax = 1_000;
 
+export interface BuildRequest {
+  name: string;
+  /** Default: the daemon's default runtime. */
+  runtime?: string;
+  /** Path in the context: a Dockerfile, or a template file when it ends in `.toml`; or `recipe:NAME`. */
+  file: string;
+  /** A tar of the folder that the build may use. */
+  context: AsyncIterable<Uint8Array>;
+  args: Record<string, string>;
+  target?: string;
+  noCache: boolean;
+}
+
 export interface TemplatesOptions {
   /** `<home>/templates`: what was built of what, and builds under way. */
   folder: string;
@@ -48,7 +60,7 @@ type Built = z.infer<typeof Built>;
 
 type Emit = (event: BuildEvent) => Promise<void>;
 
-export class Templates implements TemplateService {
+export class Templates {
   readonly #options: TemplatesOptions;
   /** One change of what was built after the other. */
   #last: Promise<unknown> = Promise.resolve();
@@ -110,6 +122,7 @@ export class Templates implements TemplateService {
     await (await this.#holder(name, runtime, signal)).images.remove(name, signal);
   }
 
+  /** Ends with `done` or `failed`, and throws only when the caller's signal fires; then nothing of it stays. */
   async *build(request: BuildRequest, signal: AbortSignal): AsyncIterable<BuildEvent> {
     const queue = new EventQueue();
     const stopped = new AbortController();
