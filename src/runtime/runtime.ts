@@ -33,6 +33,8 @@ export interface MachineSpec {
   image: string;
   imageCredentials?: ImageCredentials;
   platform?: { os: string; arch: string };
+  /** Whom commands run as (`name`, `uid`, `name:group`, `uid:gid`), when not as the image says: to this user belongs what `Mount.owner` owns. */
+  user?: string;
   limits: Limits;
   mounts: Mount[];
   /** Host folder of this sandbox's channel: holds boot.json and the listening agent.sock. Mounted read-only at /.glovebox/run. */

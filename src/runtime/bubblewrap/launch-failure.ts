@@ -1,5 +1,6 @@
 // Puts what the host's programs complain about into words for a person, with the next step.
 import { Failure, type FailureCode } from '../../lib/failure.ts';
+import { helperFailure } from '../mounts/plan.ts';
 
 const userNamespaceHint =
   'Allow user namespaces: look at the sysctls kernel.unprivileged_userns_clone, user.max_user_namespaces and kernel.apparmor_restrict_unprivileged_userns.';
@@ -26,6 +27,8 @@ const knownComplaints: readonly [pattern: RegExp, code: FailureCode, hint: strin
 ];
 
 export function launchFailure(exitCode: number | null, complaints: string): Failure {
+  const helpers = helperFailure(complaints, 'start the walls');
+  if (helpers !== undefined) return helpers;
   const what = complaints.trim().split('\n').slice(0, 3).join('; ') || `it ended with ${exitCode}`;
   const known = knownComplaints.find(([pattern]) => pattern.test(complaints));
   return new Failure(known?.[1] ?? 'internal', `start the walls: ${what}`, {

@@ -57,6 +57,8 @@ export interface LaunchPlan {
   stateFolder: string;
   /** Size of a memory file system for the writable layer; absent: it lies in the state folder. */
   diskBytes: number | undefined;
+  /** Makes the mounts of `stage/mounts`; absent where there are none. */
+  helper?: readonly string[];
 }
 
 export interface Launched {
@@ -234,7 +236,12 @@ function mountSteps(plan: LaunchPlan): string {
       'mkdir disk/work',
     );
   }
-  return [...steps, 'mount -n -a -T fstab'].join(' && ');
+  steps.push('mount -n -a -T fstab');
+  if (plan.helper !== undefined) {
+    steps.push(`${plan.helper.map(quoted).join(' ')} <stage/mounts`);
+    steps.push(`mount -n --rbind ${quoted(`${plan.stateFolder}/stage`)} /tmp`);
+  }
+  return steps.join(' && ');
 }
 
 /** One line for the chain's shell. */

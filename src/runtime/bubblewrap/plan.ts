@@ -1,10 +1,13 @@
 // Turns what a machine should be into what the chain and bubblewrap are told: folders to make, mounts, options. Starts nothing.
 import { chmodSync, chownSync, mkdirSync, statSync, writeFileSync } from 'node:fs';
+import { release } from 'node:os';
 import { join } from 'node:path';
+import { mountsCommand } from '../../agent/bundle.ts';
 import { guestFolder } from '../../contract/guest.ts';
 import { Failure } from '../../lib/failure.ts';
 import type { CgroupView } from '../cgroup/cgroup.ts';
-import type { Mount } from '../runtime.ts';
+import { checkSpecial, type HelperPlan, isSpecial, kernelMounts } from '../mounts/plan.ts';
+import type { Capabilities, Mount } from '../runtime.ts';
 import { guestHostName } from './layers.ts';
 import { placeInside } from './rootfs.ts';
 
@@ -43,6 +46,8 @@ export interface MachineLayout {
   filter: Uint8Array;
   runFolder: string;
   mounts: readonly Mount[];
+  /** Whom commands run as, in the guest's words: the owner of what `Mount.owner` has. Default: its root. */
+  user?: string;
   /** The writable layer is in memory. */
   diskInMemory: boolean;
   /** The state folder is that of a machine that ran before: its writable layer is kept. */
@@ -50,15 +55,22 @@ export interface MachineLayout {
   idBase: number | undefined;
 }
 
+/** What mounts can be had. An ordinary user is the guest's root: what that user owns, the guest's root owns. */
+export function mountsPossible(idBase: number | undefined): Capabilities['mounts'] {
+  const kernel = kernelMounts(release());
+  return idBase === undefined ? { owner: true, overlay: kernel.hidden, hidden: kernel.hidden } : kernel;
+}
+
 /**
- * Checks the mounts and fills the state folder:
+ * Checks the mounts and fills the state folder. Resolves with the program that has to make those of `stage/mounts`, if there are any.
  *
  *   fstab                what the chain mounts
  *   stage/               where it mounts, and what bubblewrap reads (`options`, `filter`) and writes (`bwrap.json`)
+ *   stage/mounts         what the mounts' helper makes (../mounts/)
  *   upper/, work/        the writable layer; with `diskInMemory` the chain makes it in disk/
  *   machine.json         see record.ts
  */
-export async function layOut(layout: MachineLayout): Promise<void> {
+export async function layOut(layout: MachineLayout): Promise<{ helper?: readonly string[] }> {
   await checkOwnPlaces(layout);
   const options = bwrapOptions(layout, await planMounts(layout));
   makeFolders(layout);
@@ -68,6 +80,33 @@ export async function layOut(layout: MachineLayout): Promise<void> {
   writeFile(join(stateFolder, 'stage/filter'), layout.filter);
   writeFile(join(stateFolder, 'stage/bwrap.json'), '');
   giveToGuest(layout, 'stage/bwrap.json');
+  const plan = helperPlan(layout);
+  if (plan === undefined) return {};
+  writeFile(join(stateFolder, 'stage/mounts'), JSON.stringify(plan));
+  return { helper: mountsCommand(layout.agent.folder) };
+}
+
+function helperPlan(layout: MachineLayout): HelperPlan | undefined {
+  const { stateFolder, idBase, mounts } = layout;
+  const ours = mounts.flatMap((mount, index) =>
+    needsHelper(layout, mount) ? [{ ...mount, target: join(stateFolder, `stage/mount-${index}`) }] : [],
+  );
+  if (ours.length === 0) return undefined;
+  return {
+    staging: layout.agent.folder,
+    user: layout.user ?? '',
+    guest: {
+      kind: 'folder',
+      path: join(stateFolder, 'stage/root'),
+      ...(idBase === undefined ? {} : { idBase }),
+    },
+    mounts: ours,
+  };
+}
+
+function needsHelper({ idBase }: MachineLayout, mount: Mount): boolean {
+  if (idBase !== undefined) return isSpecial(mount);
+  return mount.overlay !== undefined || (mount.hidden?.length ?? 0) > 0;
 }
 
 function bwrapOptions(layout: MachineLayout, guestMounts: readonly string[]): string[] {
@@ -117,6 +156,8 @@ async function planMounts(layout: MachineLayout): Promise<string[]> {
   const options: string[] = [];
   for (const [index, mount] of layout.mounts.entries()) {
     checkMount(mount);
+    checkSpecial(mount, mountsPossible(layout.idBase), 'Use Linux 5.19 or newer.');
+    checkOwner(layout, mount);
     const place = await placeInside(layersOf(layout), mount.guestPath);
     if (place.path === '/' || reserved.some((it) => place.path === it || place.path.startsWith(`${it}/`)))
       throw new Failure('invalid', `mount at ${mount.guestPath}: that place is not yours to fill`, {
@@ -142,6 +183,18 @@ function checkMount(mount: Mount): void {
     });
   if (!found.isDirectory() && !found.isFile())
     throw new Failure('invalid', `mount ${mount.hostPath}: neither a folder nor a regular file`);
+}
+
+function checkOwner({ idBase }: MachineLayout, { hostPath, owner }: Mount): void {
+  const own = process.getuid?.();
+  if (idBase !== undefined || owner === undefined || owner.uid === own) return;
+  throw new Failure(
+    'unsupported',
+    `mount ${hostPath}: the daemon runs as user ${own}, not as its owner ${owner.uid}`,
+    {
+      hint: 'Mount a folder of your own, or run the daemon as root.',
+    },
+  );
 }
 
 function makeFolders(layout: MachineLayout): void {
@@ -196,12 +249,17 @@ function fstab(layout: MachineLayout): string {
     ...layout.lower.map((path, index): [string, string] => [path, `stage/lower-${index}`]),
     [layout.agent.folder, 'stage/agent'],
     [layout.runFolder, 'stage/run'],
-    ...layout.mounts.map((mount, index): [string, string] => [mount.hostPath, `stage/mount-${index}`]),
+    ...layout.mounts.flatMap((mount, index): [string, string][] =>
+      needsHelper(layout, mount) ? [] : [[mount.hostPath, `stage/mount-${index}`]],
+    ),
   ];
   return [
     ...binds.map(([source, target]) => fstabLine(source, target, 'none', 'rbind')),
     fstabLine('overlay', 'stage/root', 'overlay', overlay.join(',')),
-    fstabLine(join(layout.stateFolder, 'stage'), '/tmp', 'none', 'rbind'),
+    // With a helper the chain does it, after that has added its own.
+    ...(layout.mounts.some((mount) => needsHelper(layout, mount))
+      ? []
+      : [fstabLine(join(layout.stateFolder, 'stage'), '/tmp', 'none', 'rbind')]),
     '',
   ].join('\n');
 }

@@ -4,6 +4,7 @@ import { realpathSync } from 'node:fs';
 import { dirname, isAbsolute, normalize } from 'node:path';
 import { guestFolder } from '../../contract/guest.ts';
 import { Failure } from '../../lib/failure.ts';
+import { isSpecial, throughHelper } from '../mounts/plan.ts';
 import type { ImageDefaults, MachineSpec, Mount, NetworkWalls } from '../runtime.ts';
 import type { EngineFacts } from './facts.ts';
 
@@ -92,6 +93,8 @@ export function containerBody(
 ): object {
   const { spec, networking } = request;
   const { limits } = spec;
+  // The engine cannot make them (see mounts.ts), and would make folders on the host for those below them.
+  const later = new Set(throughHelper(spec.mounts));
   const mount = (hostPath: string, guestPath: string, readOnly: boolean) => ({
     Type: 'bind',
     Source: hostPath,
@@ -130,7 +133,9 @@ export function containerBody(
         ...(networking.kind === 'bare'
           ? networking.files.map((it) => mount(it.hostPath, it.guestPath, limits.diskBytes !== undefined))
           : []),
-        ...spec.mounts.map((it) => mount(it.hostPath, normalize(it.guestPath), it.readOnly)),
+        ...spec.mounts
+          .filter((it) => !later.has(it))
+          .map((it) => mount(it.hostPath, normalize(it.guestPath), it.readOnly)),
       ],
       CapDrop: options.dropCapabilities,
       SecurityOpt: [
@@ -214,13 +219,14 @@ export function validate(spec: MachineSpec, engineSocket: string | undefined): v
   }
 }
 
-function validateMount({ hostPath, guestPath }: Mount, sockets: string[]): void {
+function validateMount(mount: Mount, sockets: string[]): void {
+  const { hostPath, guestPath } = mount;
   for (const path of [hostPath, guestPath]) {
     if (!isAbsolute(path) || path.includes('\0')) {
       throw new Failure('invalid', `mount of "${hostPath}" at "${guestPath}": both paths must be absolute`);
     }
   }
-  const reserved = ['/proc', '/sys', guestFolder];
+  const reserved = ['/proc', '/sys', guestFolder, ...(isSpecial(mount) ? ['/dev'] : [])];
   const at = normalize(`${guestPath}/`);
   if (at === '/' || reserved.some((it) => at.startsWith(`${it}/`))) {
     throw new Failure('invalid', `mount at "${guestPath}": this path of the guest is taken`, {

@@ -8,7 +8,9 @@ import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { z } from 'zod';
 import { Failure } from '../../lib/failure.ts';
+import { isSpecial } from '../mounts/plan.ts';
 import type {
+  Capabilities,
   ImageDefaults,
   Limits,
   Machine,
@@ -34,6 +36,7 @@ import { Engine } from './engine.ts';
 import { containersLabelled, Exits, exitOfStopped, hasEnded, inspectContainer, isAlive } from './exits.ts';
 import { askFacts, type EngineFacts, noCapabilities } from './facts.ts';
 import { ensureImage } from './image.ts';
+import { attachMounts, checkMounts, mountsPossible } from './mounts.ts';
 
 export interface DockerOptions {
   /** Marks the machines of this daemon's home, so that two daemons on one engine do not meet. */
@@ -131,7 +134,11 @@ export class DockerRuntime implements Runtime, Disposable {
       const facts = await this.#askedFacts(signal);
       const problems = [...facts.problems, ...this.#ownProblems(facts)];
       const usable = !problems.some((it) => it.fatal);
-      const capabilities = { ...facts.capabilities, network: this.#wallsOf(this.#networkingFor(facts)) };
+      const capabilities = {
+        ...facts.capabilities,
+        network: this.#wallsOf(this.#networkingFor(facts)),
+        mounts: this.#mountsFor(facts),
+      };
       return { usable, version: facts.version, capabilities, problems };
     } catch (error) {
       const { message, hint } = Failure.from(error, 'ask the Docker engine what it is');
@@ -267,6 +274,7 @@ export class DockerRuntime implements Runtime, Disposable {
       .catch((error) => Promise.reject(creationFailure(error, spec)));
     signal.throwIfAborted();
     if (bare && !(await this.#walledOff(containerId, wanted === 'captured', signal))) return undefined;
+    await this.#attachMounts(containerId, spec, image.defaults, signal);
     undo.move();
     this.#underWay.delete(attempt);
     return this.#machine({
@@ -278,6 +286,30 @@ export class DockerRuntime implements Runtime, Disposable {
       stateFolder: bare ? spec.stateFolder : '',
       exited: this.#exits.of(containerId),
     });
+  }
+
+  #mountsFor(facts: EngineFacts): Capabilities['mounts'] {
+    const plain = this.#options.runtimeClass === undefined && kernelRuntimes.includes(facts.defaultRuntime);
+    return mountsPossible({ local: plain && this.#engine.socketPath !== undefined });
+  }
+
+  /** After every start of a container: those mounts that the engine does not make. */
+  async #attachMounts(
+    containerId: string,
+    spec: MachineSpec,
+    defaults: ImageDefaults,
+    signal: AbortSignal,
+  ): Promise<void> {
+    if (!spec.mounts.some(isSpecial)) return;
+    const container = await inspectContainer(this.#engine, containerId, signal);
+    // The end of one that has ended already is told as any other.
+    if (container === undefined || hasEnded(container)) return;
+    const agentFolder = this.#options.agent.folder;
+    await attachMounts(
+      { id: containerId, pid: container.State.Pid },
+      { spec, defaults, agentFolder },
+      signal,
+    );
   }
 
   /** Whether the container is seen to have a network of its own with nothing in it, and is prepared where it shall be captured. */
@@ -391,6 +423,7 @@ export class DockerRuntime implements Runtime, Disposable {
         details: { limit: name },
       });
     }
+    checkMounts(spec, this.#mountsFor(facts));
     const problem = this.#ownProblems(facts).find((it) => it.fatal);
     if (problem !== undefined) throw new Failure('unsupported', problem.message, { hint: problem.hint });
   }
