@@ -1,4 +1,5 @@
 // Everything that is not about one sandbox: making, finding and listing them, images, the way out, and the server itself.
+import { Agents } from './agents.ts';
 import { Connection, type ConnectionOptions } from './connection.ts';
 import { ConflictError, errorOf, NotFoundError, SandboxError } from './errors.ts';
 import { Network } from './network.ts';
@@ -70,6 +71,8 @@ export interface SetupStep {
   user?: string;
   env?: Record<string, string>;
   label?: string;
+  /** Names, or `name:port`, that are reached while it runs, and no longer. */
+  hosts?: string[];
   timeoutSeconds?: number;
 }
 
@@ -142,6 +145,7 @@ export class SandboxClient {
   readonly policy: Policy;
   readonly network: Network;
   readonly secrets: Secrets;
+  readonly agents: Agents;
 
   constructor(options: ConnectionOptions = {}) {
     this.#connection = new Connection(options);
@@ -149,6 +153,7 @@ export class SandboxClient {
     this.policy = new Policy(this.#connection);
     this.network = new Network(this.#connection);
     this.secrets = new Secrets(this.#connection);
+    this.agents = new Agents(this.#connection);
   }
 
   /**

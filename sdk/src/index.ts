@@ -1,4 +1,5 @@
 // The public face of the package: what is exported here is what users may rely on.
+export type { AgentDefinition, AgentInfo, Agents } from './agents.ts';
 export {
   type CreateOptions,
   type Images,
@@ -57,7 +58,7 @@ export type {
   RuleDetails,
   RuleList,
 } from './policy.ts';
-export type { PortAddress, Ports } from './ports.ts';
+export type { PortAddress, PortConnection, Ports } from './ports.ts';
 export {
   type OutputEvent,
   type OutputPiece,
@@ -67,6 +68,7 @@ export {
   type StartOptions,
   type TerminalSize,
 } from './process.ts';
+export type { Published, PublishedPort, UnpublishPort } from './published.ts';
 export type { RunOptions, RunResult } from './run.ts';
 export { type Command, Sandbox } from './sandbox.ts';
 export type { SecretBinding, SecretInfo, SecretSource, Secrets, SetSecret } from './secrets.ts';

@@ -7,6 +7,7 @@ import { Hold } from './hold.ts';
 import { SandboxNetwork } from './network.ts';
 import { Ports } from './ports.ts';
 import { cleanupDeadlineMs, Process, type StartOptions, unlessAborted } from './process.ts';
+import { Published } from './published.ts';
 import { collect, type RunOptions, type RunResult } from './run.ts';
 import { line } from './shell.ts';
 import { type Duration, milliseconds } from './units.ts';
@@ -43,6 +44,7 @@ export class Sandbox {
   readonly id: string;
   readonly files: Files;
   readonly ports: Ports;
+  readonly published: Published;
   readonly network: SandboxNetwork;
   readonly #connection: Connection;
   readonly #owned: boolean;
@@ -74,6 +76,7 @@ export class Sandbox {
     this.#base = `${this.#path}/proxy/44772`;
     this.files = new Files(connection, this.#base, id);
     this.ports = new Ports(connection, id);
+    this.published = new Published(connection, id);
     this.network = new SandboxNetwork(connection, id);
   }
 

@@ -28,11 +28,15 @@ export const SetupStep = z.strictObject({
   env: z.record(z.string().regex(/^[^=\0]+$/), z.string()).optional(),
   /** What a person reads while it runs. */
   label: z.string().max(200).optional(),
+  /** What it may reach while it runs, and no longer, beside what the sandbox may: names, or `name:port`; port 443 when none is said. */
+  hosts: z.array(z.string().min(1).max(512)).max(64).optional(),
   timeoutSeconds: z.int().min(1).max(7_200).default(1_800),
 });
 export type SetupStep = z.infer<typeof SetupStep>;
 
-/** A file that is written into the sandbox when it is made. `~/` is the home folder of the user that commands run as. */
+/**
+ * A file that is written into the sandbox when it is made. In an agent's definition, `{{workspace}}` in the content is the path of the main workspace,
+ * `{{secret.SERVICE}}` the placeholder of a service's secret, `{{secret.SERVICE.tail}}` the last 20 characters of that. `~/` is the home folder of the user that commands run as. */
 export const SetupFile = z.strictObject({
   path: guestPath,
   content: z.string().max(1_048_576),
@@ -70,7 +74,7 @@ export const AgentDefinition = z.strictObject({
     .array(SetupFile.extend({ if: condition.optional() }))
     .max(64)
     .default([]),
-  /** Names, `host:port`, in the words of `policy allow network`. */
+  /** What it has to reach, in the words of `policy allow network`; port 443 when none is said. */
   hosts: z.array(z.string().min(1).max(512)).max(256).default([]),
   rules: z
     .array(NewRule.omit({ sandbox: true }))
