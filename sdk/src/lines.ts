@@ -13,9 +13,10 @@ export async function* jsonLines(
   connection: Connection,
   path: string,
   options: RequestOptions,
+  method: 'GET' | 'POST' = 'GET',
 ): AsyncGenerator<unknown, void, undefined> {
   const { doing } = options;
-  const response = await connection.request('GET', path, options);
+  const response = await connection.request(method, path, options);
   const reader = response.body?.getReader();
   if (reader === undefined) throw errorOf('protocol', `${doing}: the server's answer has no content`);
   const decoder = new TextDecoder();

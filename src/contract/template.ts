@@ -33,7 +33,7 @@ export type TemplateInfo = z.infer<typeof TemplateInfo>;
 
 /** A template file (TOML): works for every runtime that can save. */
 export const TemplateFile = z.strictObject({
-  /** An image or another template; by default what the runtime makes of `debian`: see `glovebox template build base`. */
+  /** An image or another template; by default a small Debian system, which is made when it is not there. */
   base: z.string().min(1).max(1024).optional(),
   /** Debian packages. */
   packages: z
