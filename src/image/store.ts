@@ -1,7 +1,8 @@
 // The images that sandboxes without Docker are made from: root file systems in folders, found by name.
 //
 //   <folder>/names/<name>.json          which root a name stands for; replaced by a rename
-//   <folder>/roots/<digest>/rootfs      the files, never changed once they are there
+//   <folder>/roots/<digest>/rootfs      the files, never changed once they are there; of an image that was made of a sandbox, what it has over its parent's,
+//                                       in the kernel's overlay format
 //   <folder>/roots/<digest>/image.json  what is known about them
 //   <folder>/tmp/…                      imports under way and roots on their way out; worthless after a restart
 //
@@ -12,15 +13,18 @@ import { join } from 'node:path';
 import { z } from 'zod';
 import type { ImageInfo } from '../contract/admin.ts';
 import { Failure } from '../lib/failure.ts';
-import type { ImageDefaults } from '../runtime/runtime.ts';
+import type { ImageDefaults, KeptImage, RuntimeImages } from '../runtime/runtime.ts';
 import type { ImagePlan, Layer } from './archive.ts';
 import { defaultPath, expectedHint, hashing, isRootItself, looksStaged, StagedArchive } from './archive.ts';
 import { untilAborted } from './bytes.ts';
 import { decompressed, type InflationLimits, inflationAllowanceBytes } from './compression.ts';
 import { hostArch } from './elf.ts';
+import { exportArchive } from './export.ts';
+import { KeptImages } from './kept.ts';
 import { hostImage, imageName } from './name.ts';
 import { type IdShift, RootFolder, type RootLimits } from './rootfs.ts';
 import { readTar } from './tar.ts';
+import { bytesOfTree, removeTree } from './trees.ts';
 
 export interface ImageStoreOptions {
   /** `<home>/images`; made on first use. */
@@ -42,20 +46,47 @@ export interface ImportOptions {
   name?: string;
   /** One line for a person at a time. */
   onProgress?: (line: string) => void;
+  /** Refuse what is made for other machines than this host: Failure('unsupported'). */
+  forThisHost?: boolean;
+}
+
+/** What an image made of a sandbox has over its parent. As `MachineLayer` of the runtime that uses this store. */
+export interface NewLayer {
+  copyTo(folder: string, signal: AbortSignal): Promise<void>;
+  /** The digest of an image of this store, or `host` for the built-in one. */
+  parent: string;
+  base: string;
+  defaults: ImageDefaults;
 }
 
 export type ResolvedImage =
   | { kind: 'host' }
-  | { kind: 'folder'; path: string; image: ImageDefaults; arch: string; digest: string };
+  | {
+      kind: 'folder';
+      /** The files; the uppermost of several folders when there is something below. */
+      path: string;
+      /** Under `path`, the uppermost first. */
+      below: string[];
+      /** Whether the built-in image lies under all of them. */
+      onHost: boolean;
+      image: ImageDefaults;
+      arch: string;
+      digest: string;
+    };
 
 const defaultBytesMax = 64 * 1024 ** 3;
 const defaultEntriesMax = 2_000_000;
 const defaultRatioMax = 200;
 
+/** Folders that were made of sandboxes on top of each other. The kernel takes more, but each costs at every look for a file that is not there. */
+const depthMax = 32;
+
 /** The layout of `roots/<digest>`; roots of another generation are imported again. */
 const rootGeneration = 1;
 
 export class ImageStore {
+  /** Its images as templates of the runtime that uses it. */
+  readonly kept: RuntimeImages = new KeptImages(this);
   readonly #names: string;
   readonly #roots: string;
   readonly #tmp: string;
@@ -141,9 +172,106 @@ export class ImageStore {
         throw new Failure('conflict', `image ${name} is in use`, {
           hint: 'Remove the sandboxes made from it first; `glovebox ls` shows them.',
         });
+      const dependent = await this.#builtOn(name);
+      if (dependent !== undefined)
+        throw new Failure('conflict', `image ${dependent} is built on ${name}`, {
+          hint: `Remove ${dependent} first.`,
+        });
       await fs.rm(this.#nameFile(name), { force: true });
       await this.#collect();
     });
+  }
+
+  /**
+   * Makes an image of what a sandbox has written over its own image. The image of the same name is replaced; sandboxes made from it keep their files.
+   * Failures: `invalid` (name), `full`, `exhausted` (too many on top of each other), `lost` (the parent), `aborted`; after each of them the store is as before.
+   */
+  async addLayer(text: string, layer: NewLayer, signal: AbortSignal): Promise<void> {
+    const name = newName(text);
+    const doing = `save image ${name}`;
+    const never = new AbortController().signal;
+    try {
+      const below = await this.#chain(layer.parent);
+      if (below.filter((it) => it.parent !== undefined).length >= depthMax)
+        throw new Failure('exhausted', `${doing}: it would be the ${depthMax + 1}th on top of each other`, {
+          hint: 'Export it and load it again, which makes one layer of all; or make it of an earlier image.',
+        });
+      await this.#prepare();
+      const work = join(this.#tmp, `save-${randomUUID()}`);
+      await fs.mkdir(work, { mode: 0o700 });
+      try {
+        const rootfs = join(work, 'rootfs');
+        await fs.mkdir(rootfs, { mode: 0o755 });
+        signal.throwIfAborted();
+        await layer.copyTo(rootfs, signal);
+        const [top] = below;
+        const info: RootInfo = {
+          generation: rootGeneration,
+          digest: `sha256:${createHash('sha256').update(randomUUID()).digest('hex')}`,
+          arch: top?.arch ?? hostArch(),
+          sizeBytes: (top?.sizeBytes ?? 0) + (await bytesOfTree(rootfs, signal)),
+          defaults: layer.defaults,
+          idShift: this.#options.idShift,
+          names: [name],
+          parent: layer.parent,
+          base: layer.base,
+        };
+        await this.#inTurn(async () => {
+          signal.throwIfAborted();
+          // It may have been removed while the copy was made.
+          await this.#chain(layer.parent);
+          await this.#writeJson(join(work, 'image.json'), info);
+          await fs.rename(work, this.#rootFolder(info.digest));
+          await this.#name(name, info.digest);
+          await this.#collect();
+        });
+      } finally {
+        await removeTree(work, never);
+      }
+    } catch (thrown) {
+      if (signal.aborted) throw new Failure('aborted', `${doing}: aborted`, { cause: thrown });
+      throw Failure.from(thrown, doing);
+    }
+  }
+
+  /** Whether there is such an image, the built-in one included. */
+  async has(text: string): Promise<boolean> {
+    const name = imageName(text);
+    return name === hostImage || (await this.#readName(name)) !== undefined;
+  }
+
+  /** What is known of a template. Failure('not-found'). */
+  async keptImage(text: string): Promise<KeptImage> {
+    const name = imageName(text);
+    const info = await this.#info(name);
+    if (info === undefined) throw notFound(name);
+    const base = (await this.#readRoot(info.digest))?.base;
+    return {
+      ...{ name, id: info.digest, sizeBytes: info.sizeBytes, createdAt: new Date(info.createdAt) },
+      ...(base === undefined ? {} : { base }),
+    };
+  }
+
+  /**
+   * The image as an archive that `import` takes, and Docker, all its folders merged into one layer. Failures: `not-found`; `unsupported` for what lives of
+   * this host's own files.
+   */
+  async *export(text: string, signal: AbortSignal): AsyncGenerator<Uint8Array> {
+    const root = await this.resolve(text);
+    if (root.kind === 'host' || root.onHost)
+      throw new Failure('unsupported', `export image ${text}: it lives of this host's own files`, {
+        hint: 'Make the template of an image that has files of its own, such as one built with `glovebox template build base`.',
+      });
+    await this.#prepare();
+    const work = join(this.#tmp, `export-${randomUUID()}`);
+    await fs.mkdir(work, { mode: 0o755 });
+    try {
+      const folders = [root.path, ...root.below];
+      const image = { name: imageName(text), arch: root.arch, defaults: root.image };
+      yield* exportArchive({ folders, idBase: this.#options.idShift?.uidBase, work, image }, signal);
+    } finally {
+      await fs.rm(work, { recursive: true, force: true });
+    }
   }
 
   /** Where the files are. Failures: `not-found`; `lost` when the image's files are gone or belong to another configuration. */
@@ -152,12 +280,17 @@ export class ImageStore {
     if (name === hostImage) return { kind: 'host' };
     const digest = await this.#readName(name);
     if (digest === undefined) throw notFound(name);
-    const root = await this.#readRoot(digest);
-    const path = join(this.#rootFolder(digest), 'rootfs');
-    if (!root || !(await isFolder(path)))
-      throw new Failure('lost', `the files of image ${name} are missing or damaged (${path})`, {
-        hint: `Import it again: glovebox image import --name ${name} FILE`,
-      });
+    const chain = await this.#chain(digest).catch(() => []);
+    const [root] = chain;
+    const [path = '', ...below] = chain.map((it) => join(this.#rootFolder(it.digest), 'rootfs'));
+    if (!root || !(await Promise.all([path, ...below].map(isFolder))).every(Boolean))
+      throw new Failure(
+        'lost',
+        `the files of image ${name} are missing or damaged (${this.#rootFolder(digest)})`,
+        {
+          hint: `Import it again: glovebox image import --name ${name} FILE`,
+        },
+      );
     if (!sameShift(root.idShift, this.#options.idShift))
       throw new Failure(
         'lost',
@@ -166,7 +299,8 @@ export class ImageStore {
           hint: `Import it again: glovebox image import --name ${name} FILE`,
         },
       );
-    return { kind: 'folder', path, image: root.defaults, arch: root.arch, digest };
+    const onHost = chain.at(-1)?.parent === hostImage;
+    return { kind: 'folder', path, below, onHost, image: root.defaults, arch: root.arch, digest };
   }
 
   /**
@@ -178,7 +312,7 @@ export class ImageStore {
     await this.#inTurn(async () => {
       await this.#collect();
       for (const entry of await fs.readdir(this.#tmp))
-        await fs.rm(join(this.#tmp, entry), { recursive: true, force: true });
+        await removeTree(join(this.#tmp, entry), new AbortController().signal);
     });
   }
 
@@ -206,6 +340,14 @@ export class ImageStore {
     }
     await root.finish();
     reportSkipped(root, report);
+    if (options.forThisHost && plan.arch !== hostArch())
+      throw new Failure(
+        'unsupported',
+        `image ${name} is made for the CPU architecture ${plan.arch}; this host is ${hostArch()}`,
+        {
+          hint: 'Load it on a host of that architecture, or make it anew for this one.',
+        },
+      );
     const digest = digestOf(plan);
     const info: RootInfo = {
       generation: rootGeneration,
@@ -219,7 +361,7 @@ export class ImageStore {
     await this.#inTurn(async () => {
       if (signal?.aborted) throw new Failure('aborted', 'the image import was aborted');
       await this.#place(work, info);
-      await this.#writeJson(this.#nameFile(name), { name, digest, createdAt: new Date().toISOString() });
+      await this.#name(name, digest);
       await this.#collect();
     });
     const made = await this.#info(name);
@@ -303,22 +445,24 @@ export class ImageStore {
     await fs.rename(work, folder);
   }
 
-  /** Removes every root that no name stands for and no sandbox can be using. Runs in turn. */
+  /** Removes every root that no name stands for, no sandbox can be using and no other root is built on. Runs in turn. */
   async #collect(): Promise<void> {
     const needed = new Set<string>();
+    const need = async (digest: string) => {
+      for (const it of await this.#chain(digest).catch(() => [])) needed.add(it.digest);
+    };
     for (const name of await this.#allNames()) {
       const digest = await this.#readName(name);
-      if (digest !== undefined) needed.add(digest);
+      if (digest !== undefined) await need(digest);
     }
     const used = this.#namesInUse();
-    for (const entry of await fs.readdir(this.#roots)) {
-      const digest = `sha256:${entry}`;
-      if (needed.has(digest)) continue;
+    const digests = (await fs.readdir(this.#roots)).map((entry) => `sha256:${entry}`);
+    for (const digest of digests) {
       const root = await this.#readRoot(digest);
       // A sandbox knows its image's name alone, so a root outlives every sandbox made under any name it ever had.
-      if (root?.names.some((it) => used.has(it))) continue;
-      await this.#discard(join(this.#roots, entry));
+      if (root?.names.some((it) => used.has(it))) await need(digest);
     }
+    for (const digest of digests) if (!needed.has(digest)) await this.#discard(this.#rootFolder(digest));
   }
 
   async #discard(folder: string): Promise<void> {
@@ -329,7 +473,37 @@ export class ImageStore {
       if ((error as NodeJS.ErrnoException).code === 'ENOENT') return;
       throw error;
     }
-    await fs.rm(doomed, { recursive: true, force: true });
+    await removeTree(doomed, new AbortController().signal);
+  }
+
+  /** What a root is made of, itself first. Failure('lost') when a part is not there. */
+  async #chain(digest: string): Promise<RootInfo[]> {
+    const chain: RootInfo[] = [];
+    for (let at: string | undefined = digest; at !== undefined && at !== hostImage; ) {
+      const root: RootInfo | undefined = chain.length > depthMax ? undefined : await this.#readRoot(at);
+      if (root === undefined)
+        throw new Failure('lost', `a part of an image is missing or damaged (${this.#rootFolder(at)})`);
+      chain.push(root);
+      at = root.parent;
+    }
+    return chain;
+  }
+
+  /** The name of an image that needs the files that only this name stands for. */
+  async #builtOn(name: string): Promise<string | undefined> {
+    const digest = await this.#readName(name);
+    const others = (await this.#allNames()).filter((it) => it !== name);
+    const digests = await Promise.all(others.map((it) => this.#readName(it)));
+    if (digest === undefined || digests.includes(digest)) return undefined;
+    for (const [index, other] of digests.entries()) {
+      const chain = other === undefined ? [] : await this.#chain(other).catch(() => []);
+      if (chain.some((it) => it.digest === digest)) return others[index];
+    }
+    return undefined;
+  }
+
+  #name(name: string, digest: string): Promise<void> {
+    return this.#writeJson(this.#nameFile(name), { name, digest, createdAt: new Date().toISOString() });
   }
 
   #namesInUse(): Set<string> {
@@ -414,6 +588,10 @@ const RootInfo = z.object({
   idShift: z.object({ uidBase: z.number(), gidBase: z.number() }).nullable(),
   /** Every name this root ever had. */
   names: z.array(z.string()),
+  /** The digest of the root that it lies over, or `host`. Absent for those that are whole. */
+  parent: z.string().exactOptional(),
+  /** The name of the image that the sandbox was made from which it was made of. */
+  base: z.string().exactOptional(),
 });
 type RootInfo = z.infer<typeof RootInfo>;
 

@@ -248,6 +248,297 @@ export function runtimeConformance(
       expect(await later.list(soon())).toEqual([]);
     });
 
+    /** Ends what runs, and makes it run again with a door of its own, as a sandbox's life does. */
+    const startAgain = async (it: Running, by: Runtime = runtime): Promise<void> => {
+      await it.door.close();
+      it.door = await openRunFolder(it.spec, it.out);
+      it.machine = (await by.start?.(it.spec, soon())) ?? expect.fail('it cannot start machines again');
+      it.guest = await it.door.connected(soon());
+    };
+    const stop = async ({ machine }: Running) => machine.keeping?.stop(soon());
+
+    if (!stated.keep) {
+      test('keeps no machines, and does not pretend to', async () => {
+        expect((await start()).machine.keeping).toBeUndefined();
+        expect(runtime.start).toBeUndefined();
+      });
+    } else {
+      test('what a machine has on its disk survives a stop, and what ran in it does not', async () => {
+        const it = await start();
+        await shell(it.guest, 'echo kept >/file; rm /etc/group; (exec sleep 3611 &)');
+        const inside = harness.processes(it.spec.id);
+        const startedAt = performance.now();
+        await stop(it);
+        expect(performance.now() - startedAt).toBeLessThan(5_000);
+        expect(await it.machine.exited).toMatchObject({ reason: 'stopped' });
+        expect(inside.filter((pid) => existsSync(`/proc/${pid}`))).toEqual([]);
+        await stop(it);
+        await startAgain(it);
+        expect(it.machine).toMatchObject({ id: it.spec.id, paused: false, network: stated.network });
+        expect(it.machine.image).toEqual(harness.defaults);
+        expect(await shell(it.guest, 'cat /file; ls /etc/group; ps')).toMatchObject({
+          stdout: expect.stringMatching(/^kept\n/),
+          stderr: expect.stringContaining('/etc/group'),
+        });
+        expect((await shell(it.guest, 'ps -o args')).stdout).not.toContain('3611');
+        await stop(it);
+        expect(await it.machine.exited).toMatchObject({ reason: 'stopped' });
+      });
+
+      test('a machine that was started again has its way out through the door alone, as before', async () => {
+        const it = await start();
+        await stop(it);
+        await startAgain(it);
+        expect((await shell(it.guest, "sed -n 's/^ *\\([^ :]*\\):.*/\\1/p' /proc/net/dev")).stdout).toBe(
+          'lo\n',
+        );
+        const capture = stated.network === 'captured';
+        expect(await it.guest.egress({ capture, ports: capture ? [443] : [] }, soon())).toEqual({
+          unavailable: 0,
+        });
+        await it.guest.write('/network.js', Readable.from([await readFile(networkFile)]), {}, soon());
+        const step: NetworkStep = capture
+          ? { kind: 'stream', address: '93.184.216.34', port: 443, send: 'hello' }
+          : { kind: 'stream', address: '127.0.0.1', port: 3128, send: 'hello' };
+        const ran = await run(it.guest, [...bun.command, '/network.js', JSON.stringify([step])]);
+        expect(JSON.parse(ran.stdout)).toMatchObject([{ received: 'heard: hello' }]);
+      });
+
+      test('a machine that ended by itself can be started again', async () => {
+        const it = await start();
+        await shell(it.guest, 'echo kept >/file');
+        for (const pid of harness.processes(it.spec.id)) {
+          try {
+            process.kill(pid, 'SIGKILL');
+          } catch {
+            // It went with another.
+          }
+        }
+        await it.machine.exited;
+        await startAgain(it);
+        expect((await shell(it.guest, 'cat /file')).stdout).toBe('kept\n');
+      });
+
+      test('one that runs cannot be started, and one that was removed is not found', async () => {
+        const it = await start();
+        expect(await runtime.start?.(it.spec, soon()).catch((thrown) => thrown)).toMatchObject({
+          code: 'conflict',
+        });
+        await stop(it);
+        await it.machine.remove(soon());
+        expect(await runtime.start?.(it.spec, soon()).catch((thrown) => thrown)).toMatchObject({
+          code: 'not-found',
+        });
+        expect(existsSync(it.spec.stateFolder)).toBe(false);
+      });
+
+      test('an abort at any moment of a start leaves it stopped, with its disk', async () => {
+        const it = await start();
+        await shell(it.guest, 'echo kept >/file');
+        await stop(it);
+        const startedAt = performance.now();
+        await startAgain(it);
+        const takesMs = performance.now() - startedAt;
+        await stop(it);
+        for (const share of [0, 0.1, 0.3, 0.5, 0.8]) {
+          const abort = new AbortController();
+          const timer = setTimeout(() => abort.abort(), takesMs * share);
+          const result = await runtime.start?.(it.spec, abort.signal).catch((thrown) => thrown);
+          clearTimeout(timer);
+          if (!(result instanceof Error)) await result.keeping?.stop(soon());
+          const [found] = await harness.open().list(soon());
+          expect(await found?.exited, `aborted after ${Math.round(takesMs * share)} ms`).toMatchObject({
+            reason: 'stopped',
+          });
+          expect(harness.processes(it.spec.id)).toEqual([]);
+        }
+        await startAgain(it);
+        expect((await shell(it.guest, 'cat /file')).stdout).toBe('kept\n');
+      });
+
+      test('another daemon finds what was stopped as such, starts it, and removes it', async () => {
+        const it = await start();
+        await shell(it.guest, 'echo kept >/file');
+        await stop(it);
+        const later = harness.open();
+        const [found] = await later.list(soon());
+        expect(found?.id).toBe(it.spec.id);
+        expect(await found?.exited).toMatchObject({ reason: 'stopped' });
+        await found?.keeping?.stop(soon());
+        await startAgain(it, later);
+        expect((await shell(it.guest, 'cat /file')).stdout).toBe('kept\n');
+        await it.machine.keeping?.stop(soon());
+        const [again] = await harness.open().list(soon());
+        await again?.remove(soon());
+        expect(await harness.open().list(soon())).toEqual([]);
+      });
+    }
+
+    if (stated.pause && stated.keep) {
+      test('a frozen machine can be stopped, and runs when it is started again', async () => {
+        const it = await start();
+        await it.machine.pausing?.pause(soon());
+        await stop(it);
+        await startAgain(it);
+        expect(it.machine.paused).toBe(false);
+        expect((await shell(it.guest, 'echo up')).stdout).toBe('up\n');
+      });
+    }
+
+    const template = () => `conformance/${newId()}:1`;
+    const images = () => runtime.images ?? expect.fail('it keeps no images');
+    const defaults: ImageDefaults = {
+      env: { GREETING: 'from the template', PATH: '/bin' },
+      cwd: '/data',
+      user: 'nobody',
+      entrypoint: ['sh', '-c', 'echo started'],
+    };
+    const save = async (it: Running, name: string) => {
+      expect(it.machine.saving, 'it can be saved').toBeDefined();
+      await it.machine.saving?.save(name, defaults, soon());
+    };
+    const removeImages = async (...names: string[]) => {
+      for (const name of names) await images().remove(name, soon());
+      expect((await images().list(soon())).filter((it) => it.name.startsWith('conformance/'))).toEqual([]);
+    };
+
+    if (stated.keep) {
+      test('a saved machine is an image: with its files and without those it had deleted, without its mounts and processes', async () => {
+        const hostPath = join(harness.folders.run, 'shared');
+        await mkdir(hostPath, { mode: 0o777 });
+        await writeFile(join(hostPath, 'file'), 'from the host');
+        const name = template();
+        try {
+          const it = await start({ mounts: [{ hostPath, guestPath: '/mnt/shared', readOnly: false }] });
+          await shell(
+            it.guest,
+            'mkdir /data; echo new >/data/file; ln -s file /data/link; rm /etc/group; rm -r /root; mkdir /root; echo mine >/root/x; chown -R 65534:65534 /data; echo secret >/etc/hosts',
+          );
+          await save(it, name);
+          const made = await start({ image: name });
+          expect(made.machine.image).toEqual(defaults);
+          const look =
+            'cat /data/link; stat -c %u:%a /data/file; ls /etc/group; ls -A /mnt/shared; ls /root; grep -c secret /etc/hosts';
+          expect((await shell(made.guest, look)).stdout).toBe(
+            `new\n${stated.users === 'all' ? 65534 : 0}:644\nx\n0\n`,
+          );
+          // The machine goes on, and what it writes now is its own.
+          await shell(it.guest, 'echo later >/data/file');
+          expect((await shell(made.guest, 'cat /data/file')).stdout).toBe('new\n');
+          const [kept] = (await images().list(soon())).filter((image) => image.name === name);
+          expect(kept).toMatchObject({ name, id: expect.any(String), base: harness.images.shell });
+          expect(kept?.sizeBytes).toBeGreaterThan(0);
+          expect(Math.abs(Date.now() - Number(kept?.createdAt))).toBeLessThan(120_000);
+          expect(await images().has(name, soon())).toBe(true);
+          await Promise.all(running.splice(0).map(end));
+        } finally {
+          await removeImages(name);
+          rmSync(hostPath, { recursive: true });
+        }
+        expect(await images().has(name, soon())).toBe(false);
+      });
+
+      test('an image is made of an image: what one layer deletes is gone in the next, and the lower one stays while it is built on', async () => {
+        const [first, second] = [template(), template()];
+        const one = await start();
+        await shell(one.guest, 'mkdir -p /data/a /data/b; echo 1 >/data/a/one; echo 1 >/data/b/one');
+        await stop(one);
+        await save(one, first);
+        const two = await start({ image: first });
+        await shell(two.guest, 'rm -r /data/a; mkdir /data/a; echo 2 >/data/a/two; rm /data/b/one');
+        await save(two, second);
+        await Promise.all(running.splice(0).map(end));
+        const three = await start({ image: second });
+        expect((await shell(three.guest, 'find /data -type f')).stdout).toBe('/data/a/two\n');
+        expect(
+          await images()
+            .remove(second, soon())
+            .catch((it) => it),
+        ).toMatchObject({ code: 'conflict' });
+        expect(
+          await images()
+            .remove(first, soon())
+            .catch((it) => it),
+        ).toMatchObject({ code: 'conflict' });
+        await stop(three);
+        expect(
+          await images()
+            .remove(second, soon())
+            .catch((it) => it),
+        ).toMatchObject({ code: 'conflict' });
+        await startAgain(three);
+        expect((await shell(three.guest, 'cat /data/a/two')).stdout).toBe('2\n');
+        await Promise.all(running.splice(0).map(end));
+        await removeImages(second, first);
+        expect(
+          await images()
+            .remove(first, soon())
+            .catch((it) => it),
+        ).toMatchObject({ code: 'not-found' });
+      });
+
+      test('a saved image replaces the one of its name, and machines of that one keep their files', async () => {
+        const name = template();
+        const one = await start();
+        await shell(one.guest, 'echo 1 >/version');
+        await save(one, name);
+        const old = await start({ image: name });
+        await shell(one.guest, 'echo 2 >/version');
+        await save(one, name);
+        const fresh = await start({ image: name });
+        await stop(old);
+        await startAgain(old);
+        expect((await shell(old.guest, 'cat /version')).stdout).toBe('1\n');
+        expect((await shell(fresh.guest, 'cat /version')).stdout).toBe('2\n');
+        await Promise.all(running.splice(0).map(end));
+        await removeImages(name);
+      });
+
+      test('an aborted save leaves no image, and the machine runs on', async () => {
+        const it = await start();
+        const name = template();
+        const abort = new AbortController();
+        const saving = it.machine.saving?.save(name, defaults, abort.signal).catch((thrown) => thrown);
+        abort.abort();
+        expect(await saving).toMatchObject({ code: 'aborted' });
+        expect(await images().has(name, soon())).toBe(false);
+        await it.guest.ping(soon());
+      });
+
+      test('an exported image can be loaded under another name, and disturbs none', async () => {
+        const [name, copy] = [template(), template()];
+        const it = await start();
+        await shell(it.guest, 'mkdir -p /data/a; echo 1 >/data/a/one; rm /etc/group');
+        await save(it, name);
+        const [before] = (await images().list(soon())).filter((image) => image.name === name);
+        const loaded = await images().load(copy, images().export(name, soon()), soon());
+        expect(loaded).toMatchObject({ name: copy });
+        const [after] = (await images().list(soon())).filter((image) => image.name === name);
+        expect(after).toEqual(before);
+        const made = await start({ image: copy });
+        expect(made.machine.image).toEqual(defaults);
+        expect((await shell(made.guest, 'cat /data/a/one; ls /etc/group')).stdout).toBe('1\n');
+        await Promise.all(running.splice(0).map(end));
+        await removeImages(name, copy);
+      });
+
+      test('what is no image is not loaded, and leaves nothing', async () => {
+        const name = template();
+        const garbage = Readable.from([Buffer.from('this is no archive of anything at all')]);
+        expect(
+          await images()
+            .load(name, garbage, soon())
+            .catch((it) => it),
+        ).toMatchObject({ code: 'invalid' });
+        expect(await images().has(name, soon())).toBe(false);
+        expect(
+          await images()
+            .remove(name, soon())
+            .catch((it) => it),
+        ).toMatchObject({ code: 'not-found' });
+      });
+    }
+
     test('several machines at once', async () => {
       const all = await Promise.all(Array.from({ length: 6 }, () => start()));
       const answers = await Promise.all(all.map(({ guest, spec }) => shell(guest, `echo ${spec.id}`)));

@@ -24,6 +24,7 @@ import type {
 import { seccompBpf } from '../seccomp/bpf.ts';
 import { hostArch as seccompArch } from '../seccomp/profile.ts';
 import { checkHost } from './check.ts';
+import { copyLayer } from './copy-layer.ts';
 import { type Admit, hostEnvironment, type Launched, Launcher, type LauncherOptions } from './launcher.ts';
 import { LauncherPool } from './launcher-pool.ts';
 import { Layers } from './layers.ts';
@@ -37,7 +38,7 @@ import {
   noteStop,
   removeTraces,
 } from './machine.ts';
-import { layOut, type MachineLayout } from './plan.ts';
+import { layOut, type MachineLayout, mountsPossible } from './plan.ts';
 import { bootId, isAlive } from './process-identity.ts';
 import { ProcessWatch } from './process-watch.ts';
 import { type MachineRecord, readRecord, writeRecord } from './record.ts';
@@ -118,7 +119,7 @@ export class BubblewrapRuntime implements Runtime {
       imagePull: false,
       network: this.#network,
       keep: true,
-      mounts: { owner: false, overlay: false, hidden: false },
+      mounts: mountsPossible(this.#idBase),
     };
   }
 
@@ -239,6 +240,7 @@ export class BubblewrapRuntime implements Runtime {
           agent: this.#options.agent,
           runFolder: spec.runFolder,
           mounts: spec.mounts,
+          user: spec.user ?? image.user ?? '',
         },
       },
       signal,
@@ -260,7 +262,7 @@ export class BubblewrapRuntime implements Runtime {
     const { id, stateFolder, limits, image, disk, before } = wanted;
     const traces: MachineTraces = { stateFolder, cgroup: undefined, monitor: undefined };
     try {
-      await layOut({
+      const { helper } = await layOut({
         ...wanted.layout,
         cgroupViews: this.#cgroups?.of(id).views ?? [],
         filter: this.#systemCallFilter(),
@@ -281,7 +283,7 @@ export class BubblewrapRuntime implements Runtime {
         };
       };
       signal.throwIfAborted();
-      const plan = { stateFolder, diskBytes: limits.diskBytes };
+      const plan = { stateFolder, diskBytes: limits.diskBytes, ...(helper && { helper }) };
       const launched = await wanted.launcher().launch(plan, admit, signal);
       return { traces, launched };
     } catch (thrown) {
@@ -441,14 +443,18 @@ export class BubblewrapRuntime implements Runtime {
     const { images } = this.#options;
     const { parent, base } = disk;
     if (images.addLayer === undefined || parent === undefined) return undefined;
+    const copyTo = (to: string, signal: AbortSignal) => {
+      const { bwrap } = this.#launcherOptions;
+      return copyLayer(
+        { from: join(stateFolder, 'upper'), to },
+        { bwrap, asRoot: this.#idBase !== undefined },
+        signal,
+      );
+    };
     return {
       save: async (name, defaults, signal) => {
         try {
-          await images.addLayer?.(
-            name,
-            { upper: join(stateFolder, 'upper'), parent, base, defaults },
-            signal,
-          );
+          await images.addLayer?.(name, { copyTo, parent, base, defaults }, signal);
         } catch (thrown) {
           throw Failure.from(thrown, `save machine ${id}`);
         }
@@ -475,7 +481,7 @@ interface Start {
   /** What was on record when it is started again. */
   before: MachineRecord | undefined;
   launcher: () => Launcher;
-  layout: Pick<MachineLayout, 'lower' | 'shared' | 'agent' | 'runFolder' | 'mounts'>;
+  layout: Pick<MachineLayout, 'lower' | 'shared' | 'agent' | 'runFolder' | 'mounts' | 'user'>;
 }
 
 function makeStateFolder(id: string, stateFolder: string): void {

@@ -1,5 +1,5 @@
 // What every runtime owes, kept by bubblewrap with the real agent, on images from the real image store.
-import { createReadStream, existsSync, mkdirSync, readFileSync, rmSync } from 'node:fs';
+import { createReadStream, existsSync, globSync, mkdirSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe } from 'vitest';
 import { leftovers, makeHome } from '../../../test/daemon.ts';
@@ -22,9 +22,14 @@ if (present) {
   const images = new ImageStore({
     folder: join(home, 'images'),
     idShift: asRoot ? { uidBase: hostIdBase, gidBase: hostIdBase } : null,
-    inUse: () => [],
+    inUse: () => machineImages(),
   });
   const folders = { run: join(home, 'run'), state: join(home, 'machines') };
+  /** As the daemon's store knows them. */
+  const machineImages = (): string[] =>
+    globSync(join(folders.state, '*/machine.json')).map(
+      (path) => JSON.parse(readFileSync(path, 'utf8')).disk?.base ?? '',
+    );
   const agent = {
     folder: await ensureAgentBundle(),
     command: agentCommand(),

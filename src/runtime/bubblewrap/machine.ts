@@ -3,6 +3,7 @@ import type { ChildProcess } from 'node:child_process';
 import { rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
+import { removeTree } from '../../image/trees.ts';
 import { Failure } from '../../lib/failure.ts';
 import type { Cgroup } from '../cgroup/cgroup.ts';
 import type {
@@ -18,7 +19,6 @@ import type {
 import { childrenOf, isAlive, type ProcessIdentity } from './process-identity.ts';
 import type { ProcessWatch } from './process-watch.ts';
 import { insideProcess, readRecord, writeRecord } from './record.ts';
-import { removeTree } from './remove-tree.ts';
 
 const killDeadlineMs = 10_000;
 const monitorGraceMs = 500;

@@ -34,8 +34,8 @@ export const hostParent = 'host';
 
 /** What becomes an image: the writable layer of a machine. */
 export interface MachineLayer {
-  /** The folder, in the kernel's overlay format. It may change while it is copied. */
-  upper: string;
+  /** Fills an empty folder, which then is a layer in the kernel's overlay format with owners as they are on the host. */
+  copyTo(folder: string, signal: AbortSignal): Promise<void>;
   /** A digest of the source's own, or `hostParent`. */
   parent: string;
   /** The name of the image that the machine was made from. */
