@@ -124,7 +124,7 @@ export class Kernel {
 
   /** From here on this thread has a copy of its mounts, and nothing gets out of it. */
   ownMounts(): void {
-    this.#done('get mounts of our own', this.#c.unshare(cloneFlags.mounts | cloneFlags.workingFolder));
+    this.#done('get mounts of our own', this.#c.unshare(cloneFlags.mounts));
     this.#withText('/', (root) =>
       this.#done(
         'keep mounts to ourselves',
@@ -133,12 +133,9 @@ export class Kernel {
     );
   }
 
-  /** Needed before a thread of several may change its namespace of mounts. */
-  ownWorkingFolder(): void {
-    this.#done('get a working folder of our own', this.#c.unshare(cloneFlags.workingFolder));
-  }
-
   enterMounts(namespace: number): void {
+    // Each time: a thread that Bun has started from ours meanwhile shares our working folder, and then the kernel refuses.
+    this.#done('get a working folder of our own', this.#c.unshare(cloneFlags.workingFolder));
     this.#done('enter a namespace of mounts', this.#c.setns(namespace, cloneFlags.mounts));
   }
 

@@ -30,7 +30,6 @@ interface Guest {
 const kernel = new Kernel();
 
 async function run(plan: HelperPlan): Promise<void> {
-  kernel.ownWorkingFolder();
   const own = openSync('/proc/thread-self/ns/mnt', 'r');
   const guest = plan.guest.kind === 'folder' ? guestFolder(plan.guest, own) : guestContainer(plan.guest, own);
   const ids = guest.host && mainUser(plan.user, guest.root, guest.host);
