@@ -27,8 +27,6 @@ const arrows: Record<string, string[]> = {
   template: ['sandbox', 'guest', 'runtime', 'image', 'contract', 'lib'],
   dockergate: ['sandbox', 'runtime', 'contract', 'lib'],
   egress: ['sandbox', 'guest', 'store', 'policy', 'journal', 'vault', 'contract', 'lib'],
-  agents: ['sandbox', 'contract', 'lib'],
-  ingress: ['sandbox', 'guest', 'contract', 'lib'],
   // The types of what it serves; the objects are handed in.
   api: [
     ...['egress', 'policy', 'journal', 'vault', 'workspace', 'agents', 'ingress', 'template', 'dockergate'],
