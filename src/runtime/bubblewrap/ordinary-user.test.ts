@@ -1,47 +1,13 @@
 // The same walls without being root: one user, no control groups, and still nothing of the host.
-import { execFileSync } from 'node:child_process';
-import { existsSync, mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { existsSync } from 'node:fs';
 import { describe, expect, test } from 'vitest';
+import { runAsOrdinaryUser } from '../../../test/ordinary-user.ts';
 
 const present = process.env.GLOVEBOX_TEST_PRESENT?.split(',').includes('bubblewrap') ?? false;
-const project = join(import.meta.dirname, '../../..');
-const userId = 54_321;
-
-/** Runs the scenario as an ordinary user. Root becomes one, and shows the project at a place that is open to all, in mounts of its own. */
-function runScenario(): string {
-  const folder = mkdtempSync(join(tmpdir(), 'glovebox-user-'));
-  const options = { encoding: 'utf8', maxBuffer: 2 ** 24 } as const;
-  try {
-    if (process.getuid?.() !== 0)
-      return execFileSync(process.execPath, [join(project, 'test/bubblewrap-user.ts'), folder], options);
-    const script = [
-      'chown "$3:$3" "$2"',
-      'mount --bind "$1" /mnt',
-      'exec setpriv --reuid "$3" --regid "$3" --clear-groups /mnt/bin/node /mnt/test/bubblewrap-user.ts "$2"',
-    ].join(' && ');
-    const args = [
-      '--mount',
-      '--propagation',
-      'private',
-      'sh',
-      '-c',
-      script,
-      'sh',
-      project,
-      folder,
-      String(userId),
-    ];
-    return execFileSync('unshare', args, options);
-  } finally {
-    rmSync(folder, { recursive: true });
-  }
-}
 
 describe.runIf(present)('bubblewrap, as an ordinary user', () => {
   test('is usable, says what it cannot do, and walls its guests off all the same', () => {
-    const seen = JSON.parse(runScenario().trim().split('\n').at(-1) as string);
+    const seen = JSON.parse(runAsOrdinaryUser('bubblewrap-user.ts').trim().split('\n').at(-1) as string);
     expect(seen.usable).toBe(true);
     expect(seen.capabilities).toMatchObject({ users: 'single', isolation: 'namespaces' });
     expect(seen.problems.every((it: { fatal: boolean }) => !it.fatal)).toBe(true);
