@@ -25,6 +25,9 @@ interface Aborting {
   signal?: AbortSignal;
 }
 
+/** A `$` in a path is a `$`; to OpenSandbox's own clients it is the beginning of a variable's name. */
+const literalPaths = { 'glovebox-paths': 'literal' };
+
 export interface Formats {
   text: string;
   bytes: Uint8Array;
@@ -60,7 +63,7 @@ export class Files {
     const response = await this.#connection.request('GET', `${this.#base}/files/download`, {
       ...asked,
       query: { path },
-      ...(range ? { headers: { range: `bytes=${range.start ?? 0}-${last}` } } : {}),
+      headers: { ...literalPaths, ...(range ? { range: `bytes=${range.start ?? 0}-${last}` } : {}) },
     });
     if (as === 'stream') return this.#content(response.body, asked);
     const bytes = new Uint8Array(await this.#connection.reading(response.arrayBuffer(), asked));
@@ -95,7 +98,7 @@ export class Files {
     await this.#connection.send('POST', `${this.#base}/files/upload`, {
       ...this.#asking(`write ${path}`, path, options),
       body,
-      headers: { 'content-type': `multipart/form-data; boundary=${boundary}` },
+      headers: { ...literalPaths, 'content-type': `multipart/form-data; boundary=${boundary}` },
     });
   }
 
@@ -245,7 +248,10 @@ export class Files {
   }
 
   #asking(doing: string, path: string, options: Aborting): RequestOptions {
-    return { doing, path, sandboxId: this.#sandboxId, inside: true, signal: options.signal };
+    return {
+      ...{ doing, path, sandboxId: this.#sandboxId, inside: true, signal: options.signal },
+      headers: literalPaths,
+    };
   }
 }
 

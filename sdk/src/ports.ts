@@ -1,6 +1,7 @@
-// What a program inside a sandbox serves, seen from outside: through the server's own proxy, HTTP and WebSocket alike.
+// What a program inside a sandbox serves, seen from outside: through the server's own proxy, HTTP and WebSocket alike, or as a plain connection.
 import type { Connection } from './connection.ts';
-import { ValidationError } from './errors.ts';
+import { errorOf, ValidationError } from './errors.ts';
+import type { Socket } from './transport.ts';
 import { expectFields } from './wire.ts';
 
 export interface PortAddress {
@@ -23,9 +24,7 @@ export class Ports {
 
   /** Where a port can be reached. It need not be open yet. */
   async address(port: number, options: { signal?: AbortSignal } = {}): Promise<PortAddress> {
-    if (!Number.isInteger(port) || port < 1 || port > 65_535) {
-      throw new ValidationError('invalid', `${port} is not a port`, { hint: 'Ports go from 1 to 65535.' });
-    }
+    checkPort(port);
     const doing = `look up port ${port}`;
     const answer = await this.#connection.json('GET', `/v1/sandboxes/${this.#sandboxId}/endpoints/${port}`, {
       ...{ doing, sandboxId: this.#sandboxId, signal: options.signal },
@@ -56,4 +55,71 @@ export class Ports {
       ...(signal ? { signal } : {}),
     });
   }
+
+  /**
+   * A connection to a port at the sandbox's loopback, for whatever protocol. Throws UnavailableError when nothing listens there. To be closed by the
+   * caller; a connection to the server that drops is its end.
+   */
+  async connect(port: number, options: { signal?: AbortSignal } = {}): Promise<PortConnection> {
+    checkPort(port);
+    const socket = await this.#connection.connect(
+      `/v1/sandboxes/${this.#sandboxId}/ports/${port}/connect`,
+      { doing: `connect to port ${port}`, sandboxId: this.#sandboxId, signal: options.signal },
+      '',
+    );
+    return new PortConnection(socket, port);
+  }
+}
+
+const inputPieceBytes = 65_536;
+
+/** Both directions end by themselves, as those of a TCP connection do. */
+export class PortConnection implements AsyncIterable<Uint8Array>, Disposable {
+  readonly #socket: Socket;
+  readonly #doing: string;
+
+  /** @internal */
+  constructor(socket: Socket, port: number) {
+    this.#socket = socket;
+    this.#doing = `read from port ${port}`;
+  }
+
+  /** What comes, until the other end sends no more; one reader. Throws UnavailableError when the connection breaks off. */
+  async *[Symbol.asyncIterator](): AsyncGenerator<Uint8Array, void, void> {
+    try {
+      for await (const message of this.#socket.messages) {
+        // The only text that is sent says that no more bytes come.
+        if (typeof message === 'string') return;
+        yield message;
+      }
+    } catch (cause) {
+      throw errorOf('unavailable', `${this.#doing}: the connection dropped`, { cause });
+    }
+    throw errorOf('unavailable', `${this.#doing}: the connection broke off`);
+  }
+
+  /** Resolves when more may be written. Throws when the connection has dropped. */
+  async write(bytes: Uint8Array): Promise<void> {
+    for (let at = 0; at < bytes.length; at += inputPieceBytes) {
+      await this.#socket.send(bytes.subarray(at, at + inputPieceBytes));
+    }
+  }
+
+  /** Nothing more is written. */
+  async end(): Promise<void> {
+    await this.#socket.send('{"type":"end"}');
+  }
+
+  close(): void {
+    this.#socket.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+function checkPort(port: number): void {
+  if (!Number.isInteger(port) || port < 1 || port > 65_535)
+    throw new ValidationError('invalid', `${port} is not a port`, { hint: 'Ports go from 1 to 65535.' });
 }

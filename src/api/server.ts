@@ -7,6 +7,7 @@ import type { OperationId, Route } from '../contract/routes.ts';
 import { Failure } from '../lib/failure.ts';
 import { adminHandlers } from './admin.ts';
 import { agentHandlers } from './agents.ts';
+import { connectHandlers } from './connect.ts';
 import { type Answer, checked, Exchange } from './exchange.ts';
 import { commandHandlers } from './execd/command.ts';
 import { fileHandlers } from './execd/files.ts';
@@ -59,6 +60,7 @@ export function createApi(options: ApiOptions): Api {
     ...networkHandlers(options),
     ...egressHandlers(options),
     ...keepingHandlers(options),
+    ...connectHandlers(options, limits),
     ...agentHandlers(options),
     ...templateHandlers(options),
     ...workspaceHandlers(options),

@@ -49,6 +49,9 @@ export const CommandStatus = z.object({
 });
 export type CommandStatus = z.infer<typeof CommandStatus>;
 
+/** With the value `literal` a `$` in a path is a `$`, rather than the beginning of a variable's name. What our own clients send. */
+export const pathsHeader = 'Glovebox-Paths';
+
 export const logsCursorHeader = 'EXECD-COMMANDS-TAIL-CURSOR';
 
 export const FileInfo = z.object({

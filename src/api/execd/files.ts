@@ -4,7 +4,7 @@ import type { FileEntry } from '../../contract/guest.ts';
 import { Failure } from '../../lib/failure.ts';
 import type { Exchange } from '../exchange.ts';
 import type { ApiOptions, Handlers } from '../handlers.ts';
-import { absolutePath } from './paths.ts';
+import { readingOf } from './paths.ts';
 
 type FileHandlers = Handlers<
   | 'filesInfo'
@@ -23,8 +23,9 @@ export function fileHandlers({ service }: ApiOptions): FileHandlers {
   const enter = ({ sandboxId, exchange }: { sandboxId: string; exchange: Exchange }) => {
     const guest = service.guest(sandboxId);
     const inside = { guest, environment: service.executions(sandboxId).environment() };
-    const { signal } = exchange;
-    return { guest, signal, absolute: (path: string) => absolutePath(path, inside, signal) };
+    const { request, signal } = exchange;
+    const reading = readingOf(request);
+    return { guest, signal, absolute: (path: string) => reading(path, inside, signal) };
   };
   return {
     filesInfo: async (call) => {

@@ -1,5 +1,7 @@
 // Paths as execd's clients write them, made absolute: `$VAR` and `${VAR}` stand for the variables that commands get, `~` and `~user` for home
 // folders, and a relative path begins at `/`.
+import type { IncomingMessage } from 'node:http';
+import { pathsHeader } from '../../contract/execd.ts';
 import type { Guest } from '../../guest/guest.ts';
 import { userOf } from '../../guest/home.ts';
 import { Failure } from '../../lib/failure.ts';
@@ -7,6 +9,11 @@ import { Failure } from '../../lib/failure.ts';
 export interface Inside {
   guest: Guest;
   environment: Record<string, string>;
+}
+
+/** How the paths of a request are meant. */
+export function readingOf({ headers }: IncomingMessage): typeof absolutePath {
+  return headers[pathsHeader.toLowerCase()] === 'literal' ? expandHome : absolutePath;
 }
 
 /** Throws Failure('invalid') for a variable or a user that is not there, since without it quite another file could be meant. */

@@ -7,7 +7,7 @@ import type { ApiOptions, Handlers } from '../handlers.ts';
 import { Refusal } from '../refusal.ts';
 import { ownershipOf } from './files.ts';
 import { boundaryOf, type Part, readParts } from './multipart.ts';
-import { absolutePath, expandHome } from './paths.ts';
+import { expandHome, readingOf } from './paths.ts';
 
 const metadataBytesMax = 64 * 1024;
 
@@ -24,7 +24,8 @@ export function transferHandlers({ service }: ApiOptions): TransferHandlers {
       for await (const part of readParts(exchange.body(), boundary)) {
         if (part.name === 'metadata' && metadata === undefined) metadata = await metadataIn(part);
         else if (part.name === 'file' && metadata !== undefined) {
-          const path = await absolutePath(metadata.path, { guest, environment }, exchange.signal);
+          const reading = readingOf(exchange.request);
+          const path = await reading(metadata.path, { guest, environment }, exchange.signal);
           await guest.write(path, part.bytes, ownershipOf(metadata), exchange.signal);
           metadata = undefined;
           files += 1;
@@ -43,7 +44,8 @@ export function transferHandlers({ service }: ApiOptions): TransferHandlers {
     downloadFile: async ({ sandboxId, query, exchange }) => {
       const guest = service.guest(sandboxId);
       const environment = service.executions(sandboxId).environment();
-      const path = await absolutePath(query.path, { guest, environment }, exchange.signal);
+      const reading = readingOf(exchange.request);
+      const path = await reading(query.path, { guest, environment }, exchange.signal);
       const { range } = exchange.request.headers;
       const name = { 'Content-Disposition': dispositionOf(posix.basename(path)) };
       if (query.offset !== undefined || query.limit !== undefined) {
