@@ -2,6 +2,7 @@
 // its family do, which Node.js does not have: the kernel resolves /proc/self/fd/N to the very folder that is open.
 // Calls are synchronous, as each is a few microseconds; who walks far pauses in between.
 import {
+  type BigIntStats,
   closeSync,
   constants,
   fchmodSync,
@@ -16,7 +17,6 @@ import {
   rmdirSync,
   symlinkSync,
   unlinkSync,
-  type BigIntStats,
 } from 'node:fs';
 import { setImmediate as pause } from 'node:timers/promises';
 import { toBytes } from './names.ts';
@@ -97,7 +97,11 @@ export class Folder implements Disposable {
   }
 
   #at(name: Buffer): Buffer {
-    if (name.length === 0 || name.includes(0x2f) || (name[0] === 0x2e && /^\.\.?$/.test(name.toString('latin1'))))
+    if (
+      name.length === 0 ||
+      name.includes(0x2f) ||
+      (name[0] === 0x2e && /^\.\.?$/.test(name.toString('latin1')))
+    )
       throw new Error('not the name of one thing in a folder');
     return Buffer.concat([Buffer.from(`/proc/self/fd/${this.fd}/`), name]);
   }
@@ -110,7 +114,11 @@ export class Folder implements Disposable {
 export const partsOf = (path: string): Buffer[] => path.split('/').map(toBytes);
 
 /** Calls with the folder that holds `path` and its last name. Undefined when a part of the way is not there, is a link, or is no folder. */
-export function within<T>(root: Folder, path: string, use: (parent: Folder, name: Buffer) => T): T | undefined {
+export function within<T>(
+  root: Folder,
+  path: string,
+  use: (parent: Folder, name: Buffer) => T,
+): T | undefined {
   using way = new DisposableStack();
   const parts = partsOf(path);
   const name = parts.pop() as Buffer;
