@@ -3,6 +3,7 @@ import { readdirSync, readFileSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import type { AgentDefinition, AgentInfo } from '../contract/agents.ts';
 import { Failure } from '../lib/failure.ts';
+import type { Log } from '../lib/log.ts';
 import type { CreateRequest } from '../sandbox/sandbox.ts';
 import { agentFileBytesMax, parseAgentFile } from './agent-file.ts';
 import { builtInAgents } from './built-in.ts';
@@ -20,6 +21,7 @@ export interface CatalogueOptions {
   hasImage?: (name: string, runtime: string, signal: AbortSignal) => Promise<boolean>;
   /** What a runtime makes of nothing said; undefined where an image has to be named. */
   defaultImage: (runtime: string) => string | undefined;
+  log: Log;
 }
 
 interface Seen {
@@ -105,7 +107,7 @@ export class AgentCatalogue {
 
   /** Of the folder, as it is now. */
   #own(): Map<string, AgentDefinition> {
-    const { folder } = this.#options;
+    const { folder, log } = this.#options;
     const next = new Map<string, Seen>();
     const found = new Map<string, AgentDefinition>();
     const names = namesIn(folder);
@@ -115,19 +117,24 @@ export class AgentCatalogue {
       const before = this.#seen.get(name);
       const seen = before?.mark === mark ? before : read(path, mark);
       next.set(name, seen);
-      const { definition } = seen;
+      const { definition, failure } = seen;
+      if (failure !== undefined && seen !== before)
+        log.warn({ problem: failure.message }, 'a definition of an agent cannot be used');
       if (definition === undefined) continue;
       if (found.has(definition.name))
-        next.set(name, {
-          mark: '',
-          failure: new Failure('invalid', `${path}: another file has an agent ${definition.name}, too`),
-        });
+        // Without a mark it is looked at again: the other file may have gone by then.
+        next.set(name, { mark: '', failure: taken(path, definition.name) });
       else found.set(definition.name, definition);
     }
     this.#seen = next;
     return found;
   }
 }
+
+const taken = (path: string, name: string) =>
+  new Failure('invalid', `${path}: another file has an agent ${name}, too`, {
+    hint: 'Give one of them another `name`.',
+  });
 
 function namesIn(folder: string): string[] {
   try {
