@@ -23,6 +23,11 @@ export function serverIsNamed(): boolean {
   return Boolean(process.env.GLOVEBOX_URL || process.env.OPEN_SANDBOX_DOMAIN);
 }
 
+/** Whether the server is this machine's daemon, so that folders and sockets of ours are its own, too. */
+export function serverIsHere(): boolean {
+  return !serverIsNamed();
+}
+
 /** A client of a server that answers. Throws with exit code 69 when there is none and none can be started. */
 export async function connect(): Promise<SandboxClient> {
   if (serverIsNamed()) return new SandboxClient();

@@ -14,13 +14,15 @@ export const exitCodes = {
   execFailed: 125,
   notExecutable: 126,
   commandNotFound: 127,
+  hungUp: 129,
   interrupted: 130,
   brokenPipe: 141,
+  terminated: 143,
 } as const;
 
 /** For --help, in its order. */
 export const exitCodeMeanings: [number, string][] = [
-  [exitCodes.ok, 'done; exec and create with a command: the command said 0'],
+  [exitCodes.ok, 'done; exec and run: the command said 0, or you detached from it'],
   [exitCodes.failed, 'something failed: the message says what'],
   [exitCodes.usage, 'wrong use: a wrong option, argument or value'],
   [exitCodes.unavailable, 'the daemon, or something it needs, is not there'],
@@ -31,8 +33,10 @@ export const exitCodeMeanings: [number, string][] = [
   [exitCodes.execFailed, 'exec: glovebox itself failed, not the command'],
   [exitCodes.notExecutable, 'exec: the command is not executable'],
   [exitCodes.commandNotFound, 'exec: the command was not found'],
+  [exitCodes.hungUp, 'our terminal is gone; the session goes on'],
   [exitCodes.interrupted, 'interrupted with Ctrl-C'],
   [exitCodes.brokenPipe, 'whoever read our output stopped reading'],
+  [exitCodes.terminated, 'we were told to end; the session goes on'],
 ];
 
 const ofErrorCode: Partial<Record<ErrorCode, number>> = {

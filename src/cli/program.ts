@@ -1,12 +1,14 @@
 // All verbs with their options and examples; those about the way out stand in verbs/. What a verb does is loaded when it is called, so that --help and mistakes are quick.
-import { Argument, Command } from 'commander';
+import { Command, Option } from 'commander';
 import { ownVersion } from './commands/version.ts';
 import { exitCodeMeanings } from './exit-codes.ts';
 import { examples } from './help.ts';
-import { collect } from './values.ts';
 import { addNetworkVerbs } from './verbs/network.ts';
 import { addPolicyVerbs } from './verbs/policy.ts';
+import { addSandboxVerbs } from './verbs/sandbox.ts';
 import { addSecretVerbs } from './verbs/secret.ts';
+import { addSshVerbs } from './verbs/ssh.ts';
+import { addTemplateVerbs } from './verbs/template.ts';
 
 const exitCodesHelp = `
 Exit codes:
@@ -18,7 +20,7 @@ Environment:
   GLOVEBOX_API_KEY   the key of that server
   NO_COLOR           no colour, even on a terminal
 
-Sandboxes are named by id, by the beginning of an id, or by the name given with create --name.`;
+Sandboxes are named by name, by id, or by the beginning of an id.`;
 
 /** `args`: the whole line behind `glovebox`. */
 export function makeProgram(args: readonly string[]): Command {
@@ -45,95 +47,7 @@ export function makeProgram(args: readonly string[]): Command {
     .addHelpText('after', examples(['glovebox serve --port 8080', 'prints its address when it is ready']))
     .action(async (options) => (await import('./commands/serve.ts')).serve(options));
 
-  verb('create', 'make a sandbox and print its id')
-    .usage('[options] [IMAGE] [-- COMMAND…]')
-    .argument('[image]', 'an imported image, a reference for Docker, or host')
-    .argument('[command...]', 'main process, with which the sandbox ends')
-    .option('--name <name>', 'a name to call it by')
-    .option('--runtime <name>', 'bubblewrap, docker, …')
-    .option('--cpus <number>', 'cores, e.g. 0.5')
-    .option('-m, --memory <size>', 'e.g. 512Mi or 2g')
-    .option('--pids <number>', 'most processes and threads')
-    .option('--disk <size>', 'most that it may write')
-    .option('-e, --env <KEY=VALUE>', 'for every command in it; KEY alone copies ours (repeatable)', collect)
-    .option('-l, --label <KEY=VALUE>', 'metadata to find it by (repeatable)', collect)
-    .option(
-      '-v, --volume <HOST:PATH[:ro]>',
-      'a folder of the host that the configuration allows (repeatable)',
-      collect,
-    )
-    .option('--timeout <duration>', 'remove it after this time, e.g. 30m (default: never)')
-    .option('--entrypoint <program>', 'main process; COMMAND becomes its arguments')
-    .option('--platform <os/arch>', 'e.g. linux/arm64')
-    .option('--allow <resources>', 'what it may reach, e.g. pypi.org,*.npmjs.org:443 (repeatable)', collect)
-    .option('--deny <resources>', 'what it may not reach, whatever else is allowed (repeatable)', collect)
-    .option(
-      '--no-transparent',
-      'leave ports 80 and 443 to its own servers: only what uses the proxy gets out',
-    )
-    .option('--network-policy-file <file>', "a network policy in OpenSandbox's form, as JSON")
-    .option('--json', 'print all about it')
-    .addHelpText(
-      'after',
-      examples(
-        ['glovebox create --name web', "the host's own system folders, read-only, in a sandbox"],
-        ['glovebox create --runtime docker node:24 -m 2g', 'a Docker image with a limit'],
-        [
-          'glovebox create --name ci --allow pypi.org,files.pythonhosted.org',
-          'may reach these, and what all may',
-        ],
-        ['glovebox create debian --timeout 1h -- sleep 600', 'ends with its main process, or after an hour'],
-      ),
-    )
-    .action(async (first, others, options) => {
-      // Commander does not tell whether the first word stood before the `--` or behind it.
-      const words: string[] = [...(first === undefined ? [] : [first]), ...others];
-      const dashes = args.indexOf('--');
-      const withoutImage = dashes >= 0 && args.length - dashes - 1 === words.length;
-      const [image, command] = withoutImage ? [undefined, words] : [words[0], words.slice(1)];
-      await (await import('./commands/create.ts')).create(image, command, options);
-    });
-
-  verb('ls', 'list sandboxes')
-    .alias('list')
-    .option('-a, --all', 'those that have ended, too')
-    .option('-q, --quiet', 'ids only')
-    .option(
-      '-f, --filter <KEY=VALUE>',
-      'name=, state=, image=, runtime=, label=KEY[=VALUE] (repeatable)',
-      collect,
-    )
-    .option('--json', 'as JSON')
-    .addHelpText('after', examples(['glovebox ls -q -f label=team=red', 'ids of those with a label']))
-    .action(async (options) => (await import('./commands/list.ts')).ls(options));
-
-  verb('exec', 'run a command in a sandbox')
-    .usage('[options] SANDBOX [--] COMMAND…')
-    .addArgument(new Argument('<sandbox>'))
-    .addArgument(new Argument('[command...]'))
-    .passThroughOptions()
-    .option('-i, --interactive', 'pass our input on')
-    .option('-t, --tty', 'give it a terminal')
-    .option('-d, --detach', 'leave it running and print its id, for logs')
-    .option('-e, --env <KEY=VALUE>', 'a variable; KEY alone copies ours (repeatable)', collect)
-    .option('-u, --user <user[:group]>', 'names or ids inside the sandbox')
-    .option('-w, --workdir <path>', 'folder to run it in')
-    .option('--timeout <duration>', 'end it after this time, e.g. 90s')
-    .option('--json', 'with -d: print all about it')
-    .addHelpText(
-      'after',
-      examples(
-        ['glovebox exec web ls -l /tmp', 'its exit code becomes ours'],
-        ['glovebox exec -it web bash', 'a shell in a terminal'],
-        ['tar c src | glovebox exec -i web tar x', 'input passes through'],
-        ["glovebox exec -d web sh -c 'make >log'", 'goes on by itself'],
-      ),
-    )
-    .action(async (sandbox, command, options) => {
-      // Behind the sandbox, `--` is not needed and not meant for the sandbox.
-      const words = command[0] === '--' ? command.slice(1) : command;
-      process.exitCode = await (await import('./commands/exec.ts')).exec(sandbox, words, options);
-    });
+  addSandboxVerbs(program, args);
 
   verb('cp', 'copy files and folders into a sandbox or out of it')
     .usage('SOURCE TARGET')
@@ -166,53 +80,6 @@ export function makeProgram(args: readonly string[]): Command {
     .option('--json', 'as JSON')
     .addHelpText('after', examples(['glovebox ps web', 'running and ended ones']))
     .action(async (sandbox, options) => (await import('./commands/list.ts')).ps(sandbox, options));
-
-  verb('inspect', 'show all about sandboxes')
-    .usage('[options] SANDBOX…')
-    .argument('<sandbox...>')
-    .option('--json', 'as JSON')
-    .addHelpText('after', examples(['glovebox inspect --json web', 'state, limits, labels, commands']))
-    .action(async (sandboxes, options) => (await import('./commands/list.ts')).inspect(sandboxes, options));
-
-  verb('stop', 'end what runs in sandboxes, then remove them')
-    .usage('[options] SANDBOX…')
-    .argument('<sandbox...>')
-    .option('--grace <duration>', 'time between SIGTERM and SIGKILL', '10s')
-    .addHelpText('after', examples(['glovebox stop web', 'SIGTERM to everything first; rm does not wait']))
-    .action(async (sandboxes, options) => (await import('./commands/life.ts')).stop(sandboxes, options));
-
-  verb('pause', 'freeze everything in sandboxes')
-    .usage('SANDBOX…')
-    .argument('<sandbox...>')
-    .addHelpText('after', examples(['glovebox pause web', 'until glovebox resume web']))
-    .action(async (sandboxes) => (await import('./commands/life.ts')).pause(sandboxes));
-
-  verb('resume', 'let paused sandboxes go on')
-    .usage('SANDBOX…')
-    .argument('<sandbox...>')
-    .addHelpText('after', examples(['glovebox resume web', 'after glovebox pause web']))
-    .action(async (sandboxes) => (await import('./commands/life.ts')).resume(sandboxes));
-
-  verb('renew', 'let a sandbox live for this long from now')
-    .usage('[options] SANDBOX DURATION')
-    .argument('<sandbox>')
-    .argument('<duration>', 'e.g. 30m')
-    .option('--json', 'as JSON')
-    .addHelpText('after', examples(['glovebox renew web 2h', 'prints when it expires']))
-    .action(async (sandbox, duration, options) =>
-      (await import('./commands/life.ts')).renew(sandbox, duration, options),
-    );
-
-  verb('rm', 'remove sandboxes and everything in them, at once')
-    .usage('[options] SANDBOX… | --all')
-    .argument('[sandbox...]')
-    .option('-f, --force', 'do not ask, and do not mind those that are gone')
-    .option('--all', 'all there are; asks first on a terminal')
-    .addHelpText(
-      'after',
-      examples(['glovebox rm web', 'whatever runs in it'], ['glovebox rm --all -f', 'no questions']),
-    )
-    .action(async (sandboxes, options) => (await import('./commands/life.ts')).rm(sandboxes, options));
 
   const image = verb('image', 'the images kept for runtimes without a store of their own')
     .usage('VERB …')
@@ -252,13 +119,23 @@ export function makeProgram(args: readonly string[]): Command {
   addNetworkVerbs(program);
   addPolicyVerbs(program);
   addSecretVerbs(program);
+  addSshVerbs(program);
+  addTemplateVerbs(program);
 
   verb('doctor', 'check what works here, and say how to mend the rest')
-    .option('--json', 'as JSON')
-    .addHelpText('after', examples(['glovebox doctor', 'fails when no runtime is usable']))
+    .alias('diagnose')
+    .addOption(new Option('-o, --output <form>', 'table or json').choices(['table', 'json']))
+    .option('--json', 'the same as -o json')
+    .addHelpText(
+      'after',
+      examples(
+        ['glovebox doctor', 'fails when no runtime is usable'],
+        ['glovebox diagnose -o json', 'for programs'],
+      ),
+    )
     .action(async (options) => (await import('./commands/doctor.ts')).doctor(options));
 
-  verb('version', 'print the version')
+  verb('version', 'print the version of this command, and of the server if one runs')
     .option('--json', 'as JSON')
     .addHelpText('after', examples(['glovebox version', '']))
     .action(async (options) => (await import('./commands/version.ts')).version(options));

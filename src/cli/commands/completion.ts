@@ -29,7 +29,7 @@ compdef _glovebox glovebox`,
   set -l words (commandline -opc) (commandline -ct)
   glovebox __complete $words[2..-1] 2>/dev/null
 end
-set -l with_files cp import exec serve
+set -l with_files cp import exec serve run create save
 complete -c glovebox -f -n "not __fish_seen_subcommand_from $with_files" -a '(__glovebox_complete)'
 complete -c glovebox -n "__fish_seen_subcommand_from $with_files" -a '(__glovebox_complete)'`,
 };
@@ -58,7 +58,14 @@ const network: Places = { at: [() => words('network')] };
 const services = () => words(...Object.keys(serviceVariables));
 
 const placesOf: Record<string, Places> = {
+  run: { at: [agentsAndSandboxes] },
+  create: { at: [agents] },
   exec: oneSandbox,
+  attach: { at: [sandbox, ([reference]) => processIds(reference as string)] },
+  sessions: oneSandbox,
+  ports: oneSandbox,
+  save: oneSandbox,
+  start: sandboxes,
   logs: { at: [sandbox, ([reference]) => processIds(reference as string)] },
   ps: oneSandbox,
   renew: oneSandbox,
@@ -143,6 +150,16 @@ async function candidatesFor(
 async function valuesOf(option: Option): Promise<Candidates> {
   if (option.argChoices) return words(...option.argChoices);
   return option.long === '--sandbox' ? await sandbox() : [];
+}
+
+async function agents(): Promise<Candidates> {
+  const all = (await (await connectIfRunning())?.agents.list()) ?? [];
+  return all.map((it) => [it.name, it.description]);
+}
+
+async function agentsAndSandboxes(): Promise<Candidates> {
+  const [known, made] = await Promise.all([agents().catch(() => []), sandboxNames('')]);
+  return [...known, ...made];
 }
 
 async function presets(): Promise<Candidates> {

@@ -1,103 +1,102 @@
-// glovebox create: makes a sandbox and prints its id.
-import type { CreateOptions as SandboxOptions } from '../../../sdk/src/index.ts';
-import { connect } from '../connect.ts';
-import { usageError } from '../exit-codes.ts';
-import { print, printJson, withStatus } from '../output.ts';
-import { readPolicyFile } from '../policy-file.ts';
-import { durationOf, listOf, numberOf, pairsOf, wholeNumberOf } from '../values.ts';
+// glovebox create: makes a sandbox, for an agent or from an image, with folders of the host in it.
+import { type SandboxClient, SandboxError, type Workspace } from '../../../sdk/src/index.ts';
+import { type AgentChoice, agentNamed, agentsOf } from '../agent-choice.ts';
+import { connect, serverIsHere } from '../connect.ts';
+import { type CreationFlags, creationOf, make, type Wanted } from '../creation.ts';
+import { entryOf } from '../entry.ts';
+import { CliError } from '../exit-codes.ts';
+import { checkName, defaultName, freeName } from '../names.ts';
+import { clean, print, printJson } from '../output.ts';
+import type { Words } from '../words.ts';
+import { onThisMachine, workspacesOf } from '../workspace-path.ts';
 
-export interface CreateOptions {
-  name?: string;
-  runtime?: string;
-  cpus?: string;
-  memory?: string;
-  pids?: string;
-  disk?: string;
-  env?: string[];
-  label?: string[];
-  volume?: string[];
-  timeout?: string;
-  entrypoint?: string;
-  platform?: string;
-  /** False with --no-transparent. */
-  transparent?: boolean;
-  allow?: string[];
-  deny?: string[];
-  networkPolicyFile?: string;
+export interface CreateOptions extends CreationFlags {
+  quiet?: boolean;
   json?: boolean;
 }
 
-export async function create(
-  image: string | undefined,
-  command: string[],
-  options: CreateOptions,
-): Promise<void> {
-  const { cpus, pids, memory, disk, timeout, allow = [], deny = [], networkPolicyFile: file } = options;
-  if (options.name === '') throw usageError('--name: is empty', 'Leave it out for a sandbox without a name.');
-  const entrypoint = [...(options.entrypoint === undefined ? [] : [options.entrypoint]), ...command];
-  const policyFile = file === undefined ? undefined : await readPolicyFile(file);
-  const request: SandboxOptions = {
-    ...(image === undefined ? {} : { image }),
-    ...(options.name === undefined ? {} : { name: options.name }),
-    ...(options.runtime === undefined ? {} : { runtime: options.runtime }),
-    ...(options.transparent === false ? { transparent: false } : {}),
-    ...(options.platform === undefined ? {} : { platform: platformOf(options.platform) }),
-    // A sandbox that a person makes lives until that person removes it; programs say otherwise.
-    timeout: timeout === undefined ? null : durationOf('--timeout', timeout),
-    resources: {
-      ...(cpus === undefined ? {} : { cpu: numberOf('--cpus', cpus, 0.01) }),
-      ...(pids === undefined ? {} : { pids: wholeNumberOf('--pids', pids, 1) }),
-      ...(memory === undefined ? {} : { memory: sizeOf('--memory', memory) }),
-      ...(disk === undefined ? {} : { disk: sizeOf('--disk', disk) }),
-    },
-    env: pairsOf('--env', options.env ?? [], process.env),
-    metadata: pairsOf('--label', options.label ?? []),
-    volumes: (options.volume ?? []).map(volumeOf),
-    entrypoint,
-    rules: [
-      ...allow.map((list) => ({ decision: 'allow' as const, resources: listOf('--allow', list) })),
-      ...deny.map((list) => ({ decision: 'deny' as const, resources: listOf('--deny', list) })),
-    ],
-    ...(policyFile === undefined ? {} : { networkPolicy: policyFile.policy }),
-  };
+/** How often the free name that was found may turn out to be taken meanwhile. */
+const racesMax = 20;
+
+export async function create({ own, behind = [] }: Words, options: CreateOptions): Promise<void> {
+  const [word, ...paths] = own;
+  if (options.name !== undefined) checkName(options.name);
+  const wanted = workspacesOf(paths, options, process.cwd());
+  // What is wrong with the line is said before a daemon is started.
+  await creationOf({ name: 'sandbox', workspaces: [], command: [] }, { ...options, install: false });
   const client = await connect();
-  // The server tells an id only with the finished sandbox; until then the newest one of this image that is being made is taken for it.
-  const progress = async () => {
-    const pending = await client.list({ states: ['Pending'] });
-    return pending.find((it) => it.image === (image ?? 'host'))?.message;
+  const agent = word === undefined ? undefined : await agentNamed(client, word);
+  const workspaces = serverIsHere() ? onThisMachine(wanted) : wanted;
+  const base = {
+    ...(agent ? { agent } : word === undefined ? {} : { image: word }),
+    ...{ workspaces, command: behind },
   };
-  const creating = client.create(request).catch((error: unknown) => {
-    throw policyFile?.located(error) ?? error;
-  });
-  const sandbox = await withStatus(creating, progress);
-  await (options.json ? printJson(await sandbox.info()) : print(sandbox.id));
+  const sandbox = await created(client, word, base, options);
+  const info = await sandbox.info();
+  if (options.json) return await printJson(entryOf(info));
+  const name = info.name ?? info.id;
+  await print(options.quiet ? name : `✓ Created sandbox ${clean(name)} in VM ${clean(name)}`);
 }
 
-/** As Docker reads them: `512m` and `2g` are powers of 1024. */
-function sizeOf(option: string, value: string): string {
-  const match = /^(\d+(?:\.\d+)?)([kmgt])?i?b?$/i.exec(value.trim());
-  if (!match) throw usageError(`${option}: '${value}' is not a size`, "Write e.g. '512m', '2g' or '4Gi'.");
-  return match[2] === undefined ? value : `${match[1]}${match[2]}i`;
+async function created(
+  client: SandboxClient,
+  word: string | undefined,
+  base: Omit<Wanted, 'name'>,
+  options: CreateOptions,
+) {
+  const attempt = async (name: string) => await make(client, await creationOf({ ...base, name }, options));
+  if (options.name !== undefined)
+    return await withAgentsTold(client, word, base.agent, attempt(options.name));
+  const usual = usualName(word, base.workspaces, options);
+  // The same agent in the same folder is the same sandbox: a second one has to be wanted.
+  if (base.agent) return await attempt(usual);
+  for (let race = 1; ; race++) {
+    const name = freeName(usual, await takenNames(client));
+    try {
+      return await withAgentsTold(client, word, base.agent, attempt(name));
+    } catch (error) {
+      if (race === racesMax || !isNameTaken(error)) throw error;
+    }
+  }
 }
 
-function volumeOf(text: string): { hostPath: string; path: string; readOnly: boolean } {
-  const [hostPath, path, mode = 'rw', ...more] = text.split(':');
-  if (
-    !hostPath?.startsWith('/') ||
-    !path?.startsWith('/') ||
-    !['ro', 'rw'].includes(mode) ||
-    more.length > 0
-  ) {
-    throw usageError(
-      `--volume: '${text}' is not of the form HOST_PATH:PATH[:ro]`,
-      'Both paths have to be absolute.',
+export function usualName(
+  word: string | undefined,
+  workspaces: readonly Workspace[],
+  options: { template?: string; runtime?: string },
+): string {
+  return defaultName(word ?? options.template ?? 'host', workspaces[0]?.path ?? process.cwd());
+}
+
+export async function takenNames(client: SandboxClient): Promise<Set<string>> {
+  return new Set((await client.list()).flatMap((it) => it.name ?? []));
+}
+
+export function isNameTaken(error: unknown): boolean {
+  return (
+    error instanceof SandboxError && error.code === 'conflict' && /\bname\b.*\btaken\b/.test(error.message)
+  );
+}
+
+/** Who mistyped an agent's name is told of an image that does not exist. */
+async function withAgentsTold<T>(
+  client: SandboxClient,
+  word: string | undefined,
+  agent: AgentChoice | undefined,
+  making: Promise<T>,
+): Promise<T> {
+  try {
+    return await making;
+  } catch (error) {
+    const unknown = error instanceof SandboxError && error.code === 'not-found';
+    if (agent || word === undefined || !unknown) throw error;
+    const names = (await agentsOf(client)).map((it) => it.name).sort();
+    if (names.length === 0) throw error;
+    throw new CliError(
+      `${error.message}\n'${word}' is not a known agent either: there are ${names.join(', ')}`,
+      {
+        ...{ cause: error, ...(error.hint === undefined ? {} : { hint: error.hint }) },
+      },
     );
   }
-  return { hostPath, path, readOnly: mode === 'ro' };
-}
-
-function platformOf(text: string): { os: 'linux'; arch: 'amd64' | 'arm64' } {
-  const match = /^linux\/(amd64|arm64)$/.exec(text);
-  if (!match) throw usageError(`--platform: '${text}' is not one of linux/amd64, linux/arm64`);
-  return { os: 'linux', arch: match[1] as 'amd64' | 'arm64' };
 }

@@ -8,17 +8,24 @@ import { clean, paint, print, printJson } from '../output.ts';
 
 interface Check {
   name: string;
-  status: 'pass' | 'warn' | 'fail';
+  status: 'pass' | 'warn' | 'fail' | 'skip';
   message: string;
   hint?: string;
 }
 
-export async function doctor(options: { json?: boolean }): Promise<void> {
+export async function doctor(options: { json?: boolean; output?: 'table' | 'json' }): Promise<void> {
   const server = await serverChecks();
   const checks = [nodeCheck(), ...(serverIsNamed() ? [] : [homeCheck(homeFolder())]), ...server.checks];
   const usable = checks.some((it) => it.name.startsWith('runtime ') && it.status !== 'fail');
-  if (options.json) await printJson({ usable, checks, runtimes: server.runtimes });
-  else await print(checks.map(lineOf).join('\n'));
+  if (options.json || options.output === 'json') {
+    const count = (status: Check['status']) => checks.filter((it) => it.status === status).length;
+    await printJson({
+      version: '1.0',
+      checks: checks.map((it) => ({ ...it, detail: '', hint: it.hint ?? '' })),
+      summary: { pass: count('pass'), warn: count('warn'), fail: count('fail'), skip: count('skip') },
+      ...{ usable, runtimes: server.runtimes },
+    });
+  } else await print(checks.map(lineOf).join('\n'));
   if (usable) return;
   if (checks.some((it) => it.name === 'daemon' && it.status === 'fail'))
     throw new CliError('the daemon cannot be asked', { hint: 'Mend what is said of it above.' });
@@ -26,9 +33,9 @@ export async function doctor(options: { json?: boolean }): Promise<void> {
 }
 
 function lineOf({ status, name, message, hint }: Check): string {
-  const mark = { pass: paint('green', 'ok  '), warn: paint('yellow', 'warn'), fail: paint('red', 'FAIL') }[
-    status
-  ];
+  const marks = { pass: 'ok  ', warn: 'warn', fail: 'FAIL', skip: 'skip' };
+  const colours = { pass: 'green', warn: 'yellow', fail: 'red', skip: 'dim' } as const;
+  const mark = paint(colours[status], marks[status]);
   return `${mark}  ${name}: ${clean(message)}${hint ? `\n      ${paint('dim', clean(hint))}` : ''}`;
 }
 
@@ -78,7 +85,7 @@ async function serverChecks(): Promise<{ checks: Check[]; runtimes: SystemInfo['
 }
 
 function runtimeChecks(runtime: SystemInfo['runtimes'][number]): Check[] {
-  const { isolation, pause, limits, users, network } = runtime.capabilities;
+  const { isolation, pause, keep, limits, users, network } = runtime.capabilities;
   const name = `runtime ${runtime.name}`;
   const kept = Object.entries(limits).map(([limit, means]) => `${limit} (${means})`);
   const can = [
@@ -87,6 +94,7 @@ function runtimeChecks(runtime: SystemInfo['runtimes'][number]): Check[] {
     `users: ${users}`,
     `network: ${network}`,
     ...(pause ? ['pause'] : []),
+    ...(keep ? ['stop and start'] : []),
   ];
   const summary: Check = runtime.usable
     ? {

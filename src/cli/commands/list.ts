@@ -1,12 +1,10 @@
 // glovebox ls, ps and inspect: what there is.
-import type { ProcessInfo, Sandbox, SandboxInfo } from '../../../sdk/src/index.ts';
+import type { ProcessInfo, Sandbox, SandboxClient, SandboxInfo, SystemInfo } from '../../../sdk/src/index.ts';
 import { SandboxError } from '../../../sdk/src/index.ts';
 import { connect } from '../connect.ts';
+import { asked, entryOf, type OpenPort, shownPort, statusOf, workspaceMissing } from '../entry.ts';
 import { usageError } from '../exit-codes.ts';
-import { clean, paint, print, printJson, sizeText, span, table } from '../output.ts';
-
-/** As much of an id as a person reads; it is enough to name the sandbox by. */
-const shortId = (id: string) => id.slice(0, 13);
+import { print, printJson, sizeText, span, table } from '../output.ts';
 
 const gone = (info: SandboxInfo) => info.state === 'Terminated' || info.state === 'Failed';
 
@@ -19,22 +17,47 @@ export interface ListOptions {
 
 export async function ls(options: ListOptions): Promise<void> {
   const matches = (options.filter ?? []).map(filterOf);
-  const all = await (await connect()).list();
+  const client = await connect();
+  const all = await client.list();
   const showsGone = options.all || (options.filter ?? []).some((it) => it.startsWith('state='));
   const shown = all.filter((info) => (showsGone || !gone(info)) && matches.every((match) => match(info)));
-  if (options.json) return await printJson(shown);
   if (options.quiet)
-    return shown.length > 0 ? await print(shown.map((info) => info.id).join('\n')) : undefined;
-  const rows = shown.map((info) => [
-    shortId(info.id),
-    info.name ?? '-',
-    info.image ?? '-',
-    info.runtime ?? '-',
-    statusOf(info),
-    `${span(Date.now() - info.createdAt.getTime())} ago`,
-    info.expiresAt ? `in ${span(info.expiresAt.getTime() - Date.now())}` : 'never',
+    return shown.length > 0 ? await print(shown.map((info) => info.name ?? info.id).join('\n')) : undefined;
+  const open = await Promise.all(shown.map((info) => portsOf(client, info)));
+  if (options.json) {
+    const entries = shown.map((info, index) => entryOf(info, open[index]));
+    // Both words that clients of Docker's sandboxes look for.
+    return await printJson({ sandboxes: entries, vms: entries });
+  }
+  const rows = shown.map((info, index) => [
+    info.name ?? info.id,
+    info.agent ?? '-',
+    shownStatusOf(info),
+    (open[index] ?? []).map(shownPort).join(', ') || '-',
+    shownWorkspaceOf(info),
   ]);
-  await print(table(['SANDBOX', 'NAME', 'IMAGE', 'RUNTIME', 'STATUS', 'CREATED', 'EXPIRES'], rows));
+  await print(table(['SANDBOX', 'AGENT', 'STATUS', 'PORTS', 'WORKSPACE'], rows));
+}
+
+/** As they are at this moment; what was asked for where nobody can tell. */
+async function portsOf(client: SandboxClient, info: SandboxInfo): Promise<OpenPort[]> {
+  if (info.ports.length === 0 || info.state !== 'Running') return info.ports.map(asked);
+  return await client
+    .handle(info.id)
+    .published.list()
+    .catch(() => info.ports.map(asked));
+}
+
+function shownWorkspaceOf(info: SandboxInfo): string {
+  const [main, ...others] = info.workspaces;
+  if (main === undefined) return '-';
+  const notes = [
+    ...(main.mode === 'mount' ? [] : [main.mode]),
+    ...(main.readOnly ? ['read-only'] : []),
+    ...(others.length === 0 ? [] : [`and ${others.length} more`]),
+    ...(workspaceMissing(info) ? ['missing'] : []),
+  ];
+  return main.path + (notes.length === 0 ? '' : ` (${notes.join(', ')})`);
 }
 
 function filterOf(text: string): (info: SandboxInfo) => boolean {
@@ -44,7 +67,10 @@ function filterOf(text: string): (info: SandboxInfo) => boolean {
     case 'name':
       return (info) => info.name?.includes(value) ?? false;
     case 'state':
-      return (info) => info.state.toLowerCase() === value.toLowerCase();
+    case 'status':
+      return (info) => [info.state.toLowerCase(), statusOf(info)].includes(value.toLowerCase());
+    case 'agent':
+      return (info) => info.agent === value;
     case 'image':
       return (info) => info.image === value;
     case 'runtime':
@@ -58,25 +84,73 @@ function filterOf(text: string): (info: SandboxInfo) => boolean {
     default:
       throw usageError(
         `--filter: '${text}' is not a filter`,
-        'Use name=, state=, image=, runtime=, label=KEY or label=KEY=VALUE.',
+        'Use name=, state=, agent=, image=, runtime=, label=KEY or label=KEY=VALUE.',
       );
   }
 }
 
-function statusOf(info: SandboxInfo): string {
-  if (!gone(info)) return info.state;
-  return `${info.state} (${info.exitCode === undefined ? info.reason : `exit code ${info.exitCode}`})`;
+function shownStatusOf(info: SandboxInfo): string {
+  const status = statusOf(info);
+  if (gone(info))
+    return `${status} (${info.exitCode === undefined ? info.reason : `exit code ${info.exitCode}`})`;
+  return info.state === 'Stopped' && info.exitCode !== undefined
+    ? `${status} (exit code ${info.exitCode})`
+    : status;
 }
 
-export async function inspect(references: string[], options: { json?: boolean }): Promise<void> {
+export async function inspect(references: string[]): Promise<void> {
   const client = await connect();
-  const found = [];
-  for (const reference of references) {
-    const info = await client.find(reference);
-    found.push({ ...info, processes: await processesOf(client.handle(info.id)) });
-  }
-  if (options.json) return await printJson(found);
-  await print(found.map(described).join('\n\n'));
+  const found = await Promise.all(references.map((it) => client.find(it)));
+  const system = await client.system().catch(() => undefined);
+  await printJson(await Promise.all(found.map((info) => inspected(client, info, system))));
+}
+
+/** Everything that either generation of Docker's sandboxes shows, and what there is besides. */
+async function inspected(client: SandboxClient, info: SandboxInfo, system: SystemInfo | undefined) {
+  const sandbox = client.handle(info.id);
+  const [processes, ports, secrets, rules] = await Promise.all([
+    processesOf(sandbox),
+    portsOf(client, info),
+    client.secrets.list({ sandbox: info.id }).catch(() => []),
+    client.policy.rules({ sandbox: info.id }).catch(() => ({ rules: [] })),
+  ]);
+  const runtime = system?.runtimes.find((it) => it.name === info.runtime);
+  const own = rules.rules.some((it) => it.sandboxId !== undefined);
+  const main = info.workspaces[0]?.path;
+  return {
+    ...entryOf(info, ports),
+    ports: ports.map(shownPort),
+    ...(info.image === undefined ? {} : { template: info.image }),
+    labels: {
+      ...info.metadata,
+      ...(info.agent === undefined ? {} : { 'com.docker.sandbox.agent': info.agent }),
+      ...(main === undefined ? {} : { 'com.docker.sandbox.workingDirectory': main }),
+    },
+    metadata: info.metadata,
+    kits: [],
+    ...(info.state === 'Running' && info.lastTransitionAt
+      ? { uptime: span(Date.now() - info.lastTransitionAt.getTime()) }
+      : {}),
+    ...(main === undefined ? {} : { workspace: main }),
+    mounts: info.workspaces,
+    limits: info.limits,
+    entrypoint: info.entrypoint,
+    keep: info.keep,
+    ...(info.autoStopAfterSeconds === undefined
+      ? {}
+      : { auto_stop_after_seconds: info.autoStopAfterSeconds }),
+    ...(runtime ? { network: runtime.capabilities.network } : {}),
+    network_policy: { scope: own ? 'sandbox' : 'global', rules: rules.rules.length },
+    proxy: '127.0.0.1:3128',
+    secrets: secrets.map((it) => ({ name: it.name, source: it.sourceType, env: it.env })),
+    mcp_gateway: null,
+    sessions: processes.filter((it) => it.tty && it.running).length,
+    attached: info.holds,
+    ...(system
+      ? { daemon_version: system.version, daemon_uptime: span(Date.now() - system.startedAt.getTime()) }
+      : {}),
+    processes,
+  };
 }
 
 /** None of a sandbox that does not run. */
@@ -89,46 +163,8 @@ async function processesOf(sandbox: Sandbox): Promise<ProcessInfo[]> {
   }
 }
 
-function described(info: SandboxInfo & { processes: ProcessInfo[] }): string {
-  const { cpu, memoryBytes, pids, diskBytes } = info.limits;
-  const limits = [
-    ...(cpu === undefined ? [] : [`${cpu} cpu`]),
-    ...(memoryBytes === undefined ? [] : [`${sizeText(memoryBytes)} memory`]),
-    ...(pids === undefined ? [] : [`${pids} pids`]),
-    ...(diskBytes === undefined ? [] : [`${sizeText(diskBytes)} disk`]),
-  ];
-  const lines: [string, string | undefined][] = [
-    ['id', info.id],
-    ['name', info.name],
-    ['state', statusOf(info)],
-    ['message', info.message],
-    ['image', info.image],
-    ['runtime', info.runtime],
-    ['limits', limits.join(', ') || undefined],
-    ['entrypoint', info.entrypoint.join(' ')],
-    ['created', info.createdAt.toISOString()],
-    ['expires', info.expiresAt?.toISOString() ?? 'never'],
-    [
-      'labels',
-      Object.entries(info.metadata)
-        .map((pair) => pair.join('='))
-        .join(', ') || undefined,
-    ],
-    ...info.processes.map((it): [string, string] => [
-      'process',
-      `${it.id}  ${endOf(it)}  ${it.command.join(' ').slice(0, 100)}`,
-    ]),
-  ];
-  return lines
-    .filter(([, value]) => value !== undefined)
-    .map(
-      ([name, value]) =>
-        `${paint('bold', `${name}:`.padEnd(12))} ${clean(value ?? '').replaceAll('\n', ' ')}`,
-    )
-    .join('\n');
-}
-
-function endOf({ running, exit }: ProcessInfo): string {
+/** How a command is, for a table. */
+export function endOf({ running, exit }: ProcessInfo): string {
   return running ? 'running' : `${exit?.reason ?? 'ended'} (${exit?.exitCode ?? '?'})`;
 }
 

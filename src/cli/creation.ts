@@ -1,0 +1,178 @@
+// What the options of `create` and `run` ask for, as a request; and making the sandbox, with its progress shown.
+
+import {
+  type CreateOptions,
+  type PortMapping,
+  type Sandbox,
+  type SandboxClient,
+  SandboxError,
+  type Workspace,
+} from '../../sdk/src/index.ts';
+import { parsePublish } from '../contract/ports.ts';
+import type { AgentChoice } from './agent-choice.ts';
+import { type EnvironmentFlags, environmentOf } from './environment.ts';
+import { CliError, usageError } from './exit-codes.ts';
+import { withStatus } from './output.ts';
+import { type PolicyFile, readPolicyFile } from './policy-file.ts';
+import { durationOf, listOf, numberOf, pairsOf, wholeNumberOf } from './values.ts';
+import type { ModeFlags } from './workspace-path.ts';
+
+export interface CreationFlags extends ModeFlags, EnvironmentFlags {
+  name?: string;
+  template?: string;
+  pull?: string;
+  runtime?: string;
+  cpus?: string;
+  memory?: string;
+  pids?: string;
+  disk?: string;
+  label?: string[];
+  volume?: string[];
+  publish?: string[];
+  user?: string;
+  workdir?: string;
+  timeout?: string;
+  entrypoint?: string;
+  platform?: string;
+  /** False with --no-transparent, --no-auto-stop, --no-keep. */
+  transparent?: boolean;
+  autoStop?: boolean;
+  keep?: boolean;
+  allow?: string[];
+  deny?: string[];
+  denyNetwork?: string[];
+  networkPolicyFile?: string;
+  install?: boolean;
+}
+
+export interface Creation {
+  options: CreateOptions & { name: string };
+  policyFile: PolicyFile | undefined;
+}
+
+export interface Wanted {
+  name: string;
+  /** Name or definition of an agent, */
+  agent?: AgentChoice;
+  /** or an image; neither for the default. */
+  image?: string;
+  workspaces: Workspace[];
+  /** The main process. */
+  command: string[];
+}
+
+/** Never, as far as anybody will see. */
+const noAutoStop = '365d';
+
+export async function creationOf(wanted: Wanted, flags: CreationFlags): Promise<Creation> {
+  const { cpus, pids, memory, disk, timeout, allow = [], deny = [], denyNetwork = [] } = flags;
+  const { agent } = wanted;
+  if (agent === undefined && flags.install) {
+    throw usageError(
+      '--install: an image has nothing to install',
+      'Name an agent: see `glovebox create --help`.',
+    );
+  }
+  if (wanted.image !== undefined && flags.template !== undefined) {
+    throw usageError('--template: the image is named already', 'Leave out one of them.');
+  }
+  const image = flags.template ?? wanted.image;
+  const entrypoint = [...(flags.entrypoint === undefined ? [] : [flags.entrypoint]), ...wanted.command];
+  if (agent !== undefined && entrypoint.length > 0) {
+    throw usageError(
+      'an agent is its own command',
+      'Pass arguments to it with `glovebox run AGENT -- ARGS`, or create from an image.',
+    );
+  }
+  const file = flags.networkPolicyFile;
+  const policyFile = file === undefined ? undefined : await readPolicyFile(file);
+  const options: CreateOptions & { name: string } = {
+    ...(image === undefined ? {} : { image }),
+    name: wanted.name,
+    ...(flags.runtime === undefined ? {} : { runtime: flags.runtime }),
+    ...(flags.transparent === false ? { transparent: false } : {}),
+    ...(flags.platform === undefined ? {} : { platform: platformOf(flags.platform) }),
+    // A sandbox that a person makes lives until that person removes it; programs say otherwise.
+    timeout: timeout === undefined ? null : durationOf('--timeout', timeout),
+    resources: {
+      ...(cpus === undefined ? {} : { cpu: numberOf('--cpus', cpus, 0.01) }),
+      ...(pids === undefined ? {} : { pids: wholeNumberOf('--pids', pids, 1) }),
+      ...(memory === undefined ? {} : { memory: sizeOf('--memory', memory) }),
+      ...(disk === undefined ? {} : { disk: sizeOf('--disk', disk) }),
+    },
+    env: environmentOf(flags, process.env),
+    metadata: pairsOf('--label', flags.label ?? []),
+    volumes: (flags.volume ?? []).map(volumeOf),
+    entrypoint,
+    rules: [
+      ...allow.map((list) => ({ decision: 'allow' as const, resources: listOf('--allow', list) })),
+      ...deny.map((list) => ({ decision: 'deny' as const, resources: listOf('--deny', list) })),
+      ...denyNetwork.map((list) => ({
+        decision: 'deny' as const,
+        resources: listOf('--deny-network', list),
+      })),
+    ],
+    ...(policyFile === undefined ? {} : { networkPolicy: policyFile.policy }),
+    keep: flags.keep !== false,
+    ...(flags.autoStop === false && agent !== undefined ? { autoStop: noAutoStop } : {}),
+    ...(agent === undefined ? {} : { agent: agent.asked }),
+    workspaces: wanted.workspaces,
+    ports: (flags.publish ?? []).map(mappingOf),
+    ...(flags.user === undefined ? {} : { user: flags.user }),
+    ...(flags.workdir === undefined ? {} : { cwd: flags.workdir }),
+    ...(flags.install && agent !== undefined ? { setup: agent.install } : {}),
+  };
+  return { options, policyFile };
+}
+
+/** What is left out is not there, so the types agree. */
+export function mappingOf(text: string): PortMapping {
+  return parsePublish(text) as PortMapping;
+}
+
+/** Resolves when it runs. */
+export async function make(client: SandboxClient, { options, policyFile }: Creation): Promise<Sandbox> {
+  const progress = async () => {
+    const pending = await client.list({ states: ['Pending'] });
+    return pending.find((it) => it.name === options.name)?.message;
+  };
+  const creating = client.create(options).catch((error: unknown) => {
+    if (error instanceof SandboxError && error.code === 'unsupported' && /\bkeep\b/.test(error.message)) {
+      throw new CliError(error.message, {
+        cause: error,
+        hint: 'Add --no-keep: it is over when it ends. Or leave out --disk, if it was that.',
+      });
+    }
+    throw policyFile?.located(error) ?? error;
+  });
+  return await withStatus(creating, progress);
+}
+
+/** As Docker reads them: `512m` and `2g` are powers of 1024. */
+function sizeOf(option: string, value: string): string {
+  const match = /^(\d+(?:\.\d+)?)([kmgt])?i?b?$/i.exec(value.trim());
+  if (!match) throw usageError(`${option}: '${value}' is not a size`, "Write e.g. '512m', '2g' or '4Gi'.");
+  return match[2] === undefined ? value : `${match[1]}${match[2]}i`;
+}
+
+function volumeOf(text: string): { hostPath: string; path: string; readOnly: boolean } {
+  const [hostPath, path, mode = 'rw', ...more] = text.split(':');
+  if (
+    !hostPath?.startsWith('/') ||
+    !path?.startsWith('/') ||
+    !['ro', 'rw'].includes(mode) ||
+    more.length > 0
+  ) {
+    throw usageError(
+      `--volume: '${text}' is not of the form HOST_PATH:PATH[:ro]`,
+      'Both paths have to be absolute.',
+    );
+  }
+  return { hostPath, path, readOnly: mode === 'ro' };
+}
+
+function platformOf(text: string): { os: 'linux'; arch: 'amd64' | 'arm64' } {
+  const match = /^linux\/(amd64|arm64)$/.exec(text);
+  if (!match) throw usageError(`--platform: '${text}' is not one of linux/amd64, linux/arm64`);
+  return { os: 'linux', arch: match[1] as 'amd64' | 'arm64' };
+}
