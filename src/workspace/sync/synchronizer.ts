@@ -1,0 +1,482 @@
+// Keeps one folder of the host and one of a guest alike: looks at both, decides (reconcile.ts), does it, remembers (manifest.ts), and again.
+//
+// Each step looks once more at what it is about to replace or remove, and leaves it when it is no longer what was seen; the next round decides anew. A side that
+// is gone or suddenly empty stops everything, because nobody deletes all they have that way.
+import { createHash } from 'node:crypto';
+import { closeSync, createReadStream, type FSWatcher, watch } from 'node:fs';
+import { buffer } from 'node:stream/consumers';
+import { setTimeout as delay } from 'node:timers/promises';
+import type { SyncStatus } from '../../contract/workspace.ts';
+import { Failure } from '../../lib/failure.ts';
+import type { Log } from '../../lib/log.ts';
+import { type GuestSide, hasTime, type NewFile } from './guest-side.ts';
+import type { HostSide } from './host-side.ts';
+import type { Manifest } from './manifest.ts';
+import { type Item, reconcile, type Step, type Tree } from './reconcile.ts';
+import type { Look, SyncLimits } from './seen.ts';
+
+export interface SynchronizerOptions {
+  path: string;
+  host: HostSide;
+  guest: GuestSide;
+  manifest: Manifest;
+  limits: SyncLimits;
+  log: Log;
+  now: () => Date;
+}
+
+type Status = SyncStatus['items'][number];
+
+const pollMs = 1_000;
+const pollMostMs = 30_000;
+/** A round takes this part of the time at most. */
+const pollRest = 10;
+const settleMs = 100;
+const roundDeadlineMs = 30 * 60_000;
+const watchedFoldersMax = 4_096;
+const batchBytesMax = 8 * 1024 * 1024;
+const batchFilesMax = 1_000;
+const smallBytesMax = 1024 * 1024;
+const stepsBetweenSaves = 2_000;
+/** Rounds in a row before the first command, while files still change. */
+const firstRoundsMax = 5;
+
+export class Synchronizer {
+  readonly #options: SynchronizerOptions;
+  readonly #ending = new AbortController();
+  #looping: Promise<void> = Promise.resolve();
+  #wake = () => {};
+  #hinted = false;
+  #watcher: FSWatcher | undefined;
+  #state: Status['state'] = 'synchronising';
+  #message: string | undefined;
+  #lastAt: Date | undefined;
+
+  constructor(options: SynchronizerOptions) {
+    this.#options = options;
+  }
+
+  get status(): Status {
+    return {
+      path: this.#options.path,
+      state: this.#state,
+      ...(this.#message !== undefined && { message: this.#message }),
+      ...(this.#lastAt !== undefined && { lastAt: this.#lastAt.toISOString() }),
+      conflicts: this.#options.manifest.conflicts,
+    };
+  }
+
+  /** Resolves when both sides are alike, or it is known why not. Goes on by itself until `stop`. */
+  async start(signal: AbortSignal): Promise<void> {
+    try {
+      for (let i = 0; i < firstRoundsMax; i++) if (!(await this.round(signal))) break;
+    } catch (thrown) {
+      this.#ending.abort(thrown);
+      this.#watcher?.close();
+      throw thrown;
+    }
+    this.#looping = this.#loop();
+  }
+
+  /** Once more, as far as the guest still answers within the time, then never again. */
+  async stop(lastRoundMs: number): Promise<void> {
+    this.#ending.abort(new Failure('aborted', 'the workspace is detached'));
+    this.#wake();
+    this.#watcher?.close();
+    await this.#looping;
+    try {
+      const signal = AbortSignal.timeout(lastRoundMs);
+      for (let i = 0; i < firstRoundsMax; i++) if (!(await this.round(signal))) break;
+    } catch (thrown) {
+      const { message } = Failure.from(thrown, 'synchronise for the last time');
+      this.#options.log.warn(
+        { path: this.#options.path, problem: message },
+        'a workspace was left as it was',
+      );
+    }
+  }
+
+  async #loop(): Promise<void> {
+    const { signal } = this.#ending;
+    let told: string | undefined;
+    while (!signal.aborted) {
+      const from = performance.now();
+      let again = false;
+      try {
+        again = await this.round(AbortSignal.any([signal, AbortSignal.timeout(roundDeadlineMs)]));
+        told = undefined;
+      } catch (thrown) {
+        if (signal.aborted) return;
+        const { message } = Failure.from(thrown, 'synchronise');
+        this.#message = message;
+        if (told !== message)
+          this.#options.log.warn({ path: this.#options.path, problem: message }, 'not synchronised');
+        told = message;
+      }
+      const took = performance.now() - from;
+      const pause = again ? settleMs : Math.min(Math.max(pollMs, took * pollRest), pollMostMs);
+      await this.#rest(pause);
+    }
+  }
+
+  /** Until it is time, or the host's folder has changed. */
+  async #rest(ms: number): Promise<void> {
+    const { signal } = this.#ending;
+    if (!this.#hinted && !signal.aborted) {
+      const woken = Promise.withResolvers<void>();
+      this.#wake = woken.resolve;
+      const timer = setTimeout(woken.resolve, ms);
+      await woken.promise;
+      clearTimeout(timer);
+    }
+    if (this.#hinted) await delay(settleMs, undefined, { signal }).catch(() => {});
+    this.#hinted = false;
+  }
+
+  /** A look at both sides and what follows from it. True when another round has something to do. */
+  async round(signal: AbortSignal): Promise<boolean> {
+    const { host, guest, manifest, path } = this.#options;
+    const { known } = manifest;
+    const contentOf = (side: 'host' | 'guest') => (it: string, stamp: string) => {
+      const old = known.get(it);
+      return old?.[side] === stamp && old.item.kind === 'file' ? old.item.content : undefined;
+    };
+    const hostLook = await host.look(contentOf('host'), signal);
+    if (hostLook === undefined) return this.#halt(`${path} is gone on the host; put it back to go on`);
+    let guestLook = await guest.look(contentOf('guest'), signal);
+    if (known.size > 0) {
+      if (isEmpty(hostLook))
+        return this.#halt(
+          `${path} is empty on the host, though it was not; nothing is deleted in the sandbox`,
+        );
+      if (guestLook === undefined || isEmpty(guestLook))
+        return this.#halt(
+          `${path} is gone or empty in the sandbox, though it was not; nothing is deleted on the host`,
+        );
+    }
+    if (guestLook === undefined) {
+      await guest.makeRoot(signal);
+      guestLook = new Map();
+    }
+    this.#watch(hostLook);
+    await this.#compare(hostLook, guestLook, signal);
+    const steps = reconcile({ ancestor: manifest.tree, host: treeOf(hostLook), guest: treeOf(guestLook) });
+    if (steps.some((it) => it.do !== 'agree' && it.do !== 'forget')) this.#state = 'synchronising';
+    const work = new Round(this.#options, { host: hostLook, guest: guestLook }, signal);
+    try {
+      await work.perform(steps);
+    } finally {
+      await manifest.save();
+    }
+    this.#state = 'watching';
+    this.#message = work.problem;
+    this.#lastAt = this.#options.now();
+    return work.again;
+  }
+
+  #halt(message: string): false {
+    if (this.#state !== 'halted')
+      this.#options.log.warn({ path: this.#options.path, problem: message }, 'synchronising is halted');
+    this.#state = 'halted';
+    this.#message = message;
+    return false;
+  }
+
+  /** Files that both sides have, and that may be the same, are read in the guest, too, before they count as different. */
+  async #compare(hostLook: Look, guestLook: Look, signal: AbortSignal): Promise<void> {
+    const { guest, manifest } = this.#options;
+    for (const [path, seen] of guestLook) {
+      const host = hostLook.get(path);
+      if (seen.item.kind !== 'file' || host?.item.kind !== 'file' || seen.size !== host.size) continue;
+      const old = manifest.known.get(path);
+      if (old?.guest === seen.stamp || (old !== undefined && old.host === host.stamp)) continue;
+      const read = await guest.read(path, signal);
+      if (read === undefined || read.stamp !== seen.stamp) continue;
+      const hash = createHash('sha256');
+      for await (const piece of read.bytes) hash.update(piece);
+      seen.item = { ...seen.item, content: hash.digest('base64url') };
+    }
+  }
+
+  /** Only a hint: what it misses, the next round finds. */
+  #watch(look: Look): void {
+    if (this.#watcher !== undefined || this.#ending.signal.aborted) return;
+    let folders = 0;
+    for (const { item } of look.values()) if (item.kind === 'folder') folders++;
+    if (folders > watchedFoldersMax) return;
+    try {
+      const watcher = watch(this.#options.path, { recursive: true, persistent: false }, () => {
+        this.#hinted = true;
+        this.#wake();
+      });
+      watcher.on('error', () => watcher.close());
+      this.#watcher = watcher;
+    } catch {
+      // No watches are left on this host.
+    }
+  }
+}
+
+/** One round's work: its steps, and what they have found to be otherwise than it was seen. */
+class Round {
+  again = false;
+  problem: string | undefined;
+  readonly #options: SynchronizerOptions;
+  readonly #look: { host: Look; guest: Look };
+  readonly #signal: AbortSignal;
+  readonly #dropped = { host: new Set<string>(), guest: new Set<string>() };
+  readonly #sent = new Map<string, { item: Item; host: string; modifiedAt: Date }>();
+  #batch: NewFile[] = [];
+  #batchBytes = 0;
+  #problems = 0;
+  #came = 0;
+  readonly #from = performance.now();
+
+  constructor(options: SynchronizerOptions, look: { host: Look; guest: Look }, signal: AbortSignal) {
+    this.#options = options;
+    this.#look = look;
+    this.#signal = signal;
+  }
+
+  async perform(steps: readonly Step[]): Promise<void> {
+    const { manifest } = this.#options;
+    const kept = steps.filter((it) => it.do === 'keep-guest').map((it) => it.path);
+    if (kept.length > 0) {
+      // Whatever comes in between, the host's then counts as new, and is never deleted for a name that the guest has no more.
+      for (const path of kept) manifest.deleteTree(path);
+      await manifest.save();
+      for (const path of kept) await this.#try(path, () => this.#keepGuest(path));
+      this.again = true;
+    }
+    let done = 0;
+    for (const step of steps) {
+      this.#signal.throwIfAborted();
+      if (step.do !== 'keep-guest') await this.#try(step.path, () => this.#step(step));
+      if (++done % stepsBetweenSaves === 0) {
+        await this.#flush();
+        await manifest.save();
+      }
+    }
+    await this.#flush();
+    await this.#rememberSent();
+  }
+
+  /** What fails for one path is told, and does not keep others from being done. */
+  async #try(path: string, act: () => Promise<boolean>): Promise<void> {
+    try {
+      if (!(await act())) this.again = true;
+    } catch (thrown) {
+      const failure = Failure.from(thrown, `synchronise ${JSON.stringify(path)}`);
+      if (this.#signal.aborted || ['lost', 'unknown', 'aborted', 'protocol'].includes(failure.code))
+        throw failure;
+      this.#problems++;
+      this.problem = `${this.#problems === 1 ? '1 file was' : `${this.#problems} files were`} not synchronised; the last: ${failure.message}`;
+    }
+  }
+
+  async #step(step: Exclude<Step, { do: 'keep-guest' }>): Promise<boolean> {
+    const { manifest } = this.#options;
+    const { path } = step;
+    switch (step.do) {
+      case 'agree': {
+        const [host, guest] = [this.#look.host.get(path), this.#look.guest.get(path)];
+        if (host && guest) manifest.set(path, { item: host.item, host: host.stamp, guest: guest.stamp });
+        return true;
+      }
+      case 'forget':
+        manifest.delete(path);
+        return true;
+      case 'to-host':
+        return await this.#toHost(path, step.item);
+      case 'to-guest':
+        return await this.#toGuest(path, step.item);
+      case 'drop-host':
+        return await this.#dropHost(path, step.item);
+      case 'drop-guest':
+        return await this.#dropGuest(path, step.item);
+      default:
+        return step satisfies never;
+    }
+  }
+
+  async #keepGuest(path: string): Promise<boolean> {
+    const { guest, manifest, now } = this.#options;
+    const at = now();
+    const time = at.toISOString().replace(/[-:]|\.\d+Z$/g, '');
+    const taken = (name: string) => this.#look.host.has(name) || this.#look.guest.has(name);
+    const base = `${shortened(path)}.sandbox-conflict-${time}`;
+    let kept = base;
+    for (let i = 2; taken(kept); i++) kept = `${base}-${i}`;
+    this.#look.guest.set(kept, { item: { kind: 'other' }, size: 0, stamp: '' });
+    await guest.rename(path, kept, this.#signal);
+    manifest.addConflict({ path, kept, at: at.toISOString() });
+    return true;
+  }
+
+  async #toHost(path: string, item: Item): Promise<boolean> {
+    const { host, guest, manifest } = this.#options;
+    const seen = this.#look.guest.get(path);
+    if (seen === undefined) return false;
+    const there = this.#dropped.host.has(path) ? undefined : this.#look.host.get(path);
+    if (item.kind === 'folder') {
+      if (!host.putFolder(path)) return false;
+      manifest.set(path, { item, host: '', guest: '' });
+      return true;
+    }
+    if (item.kind === 'link') {
+      if ((await guest.stamp(path, this.#signal)) !== seen.stamp) return false;
+      if (!host.putLink(path, item.target, there?.stamp)) return false;
+      manifest.set(path, { item, host: host.stamp(path) ?? '', guest: seen.stamp });
+      return true;
+    }
+    const read = await guest.read(path, this.#signal);
+    if (read === undefined || read.stamp !== seen.stamp) return false;
+    const hash = createHash('sha256');
+    let content = '';
+    let isThere = false;
+    const stamp = await host.put(path, this.#measured(read.bytes, hash), {
+      executable: read.executable,
+      expected: there?.stamp,
+      onWhole: () => {
+        content = hash.digest('base64url');
+        isThere = there?.item.kind === 'file' && there.item.content === content;
+        return !isThere;
+      },
+    });
+    const file: Item = { kind: 'file', content, executable: read.executable };
+    if (stamp === undefined && isThere && there) {
+      // Only touched, or made a program.
+      if (there.item.kind === 'file' && there.item.executable !== read.executable)
+        if (!host.setExecutable(path, read.executable, there.stamp)) return false;
+      manifest.set(path, { item: file, host: host.stamp(path) ?? '', guest: read.stamp });
+      return true;
+    }
+    if (stamp === undefined) return false;
+    manifest.set(path, { item: file, host: stamp, guest: read.stamp });
+    return true;
+  }
+
+  /** As fast as the host allows a guest to write to its disk. */
+  async *#measured(
+    bytes: AsyncIterable<Uint8Array>,
+    hash: ReturnType<typeof createHash>,
+  ): AsyncGenerator<Uint8Array> {
+    for await (const piece of bytes) {
+      this.#signal.throwIfAborted();
+      hash.update(piece);
+      this.#came += piece.length;
+      const ahead =
+        (this.#came / this.#options.limits.bytesPerSecondMax) * 1000 - (performance.now() - this.#from);
+      if (ahead > settleMs) await delay(ahead, undefined, { signal: this.#signal });
+      yield piece;
+    }
+  }
+
+  async #toGuest(path: string, item: Item): Promise<boolean> {
+    const { host, guest, manifest } = this.#options;
+    const seen = this.#look.host.get(path);
+    if (seen === undefined) return false;
+    const there = this.#dropped.guest.has(path) ? undefined : this.#look.guest.get(path);
+    if (item.kind !== 'file') {
+      if (there !== undefined && (await guest.stamp(path, this.#signal)) !== there.stamp) return false;
+      return await this.#add({ path, item }, { item, host: seen.stamp, modifiedAt: new Date(0) });
+    }
+    const file = host.open(path);
+    if (file === undefined) return false;
+    if (file.stamp !== seen.stamp) {
+      closeSync(file.fd);
+      return false;
+    }
+    const stream = createReadStream('', { fd: file.fd, start: 0, signal: this.#signal });
+    if (there === undefined && file.size <= smallBytesMax) {
+      const bytes = await buffer(stream);
+      const { modifiedAt } = file;
+      return await this.#add({ path, item, bytes, modifiedAt }, { item, host: file.stamp, modifiedAt });
+    }
+    await this.#flush();
+    try {
+      const put = { executable: file.executable, expected: there?.stamp };
+      if (!(await guest.put(path, stream, put, this.#signal))) return false;
+    } finally {
+      stream.destroy();
+    }
+    const stamp = await guest.stamp(path, this.#signal);
+    if (stamp === undefined || stamp.split(':')[1] !== String(file.size)) return false;
+    manifest.set(path, { item, host: file.stamp, guest: stamp });
+    return true;
+  }
+
+  async #add(file: NewFile, sent: { item: Item; host: string; modifiedAt: Date }): Promise<boolean> {
+    this.#batch.push(file);
+    this.#batchBytes += file.bytes?.length ?? 0;
+    this.#sent.set(file.path, sent);
+    if (this.#batchBytes >= batchBytesMax || this.#batch.length >= batchFilesMax) await this.#flush();
+    return true;
+  }
+
+  async #flush(): Promise<void> {
+    const batch = this.#batch;
+    if (batch.length === 0) return;
+    this.#batch = [];
+    this.#batchBytes = 0;
+    await this.#try(batch[0]?.path ?? '', async () => {
+      await this.#options.guest.putNew(batch, this.#signal);
+      return true;
+    });
+  }
+
+  /** What went in an archive is agreed on where the guest has it as it was sent. */
+  async #rememberSent(): Promise<void> {
+    if (this.#sent.size === 0) return;
+    const { guest, manifest } = this.#options;
+    const look = await guest.look(() => undefined, this.#signal);
+    for (const [path, { item, host, modifiedAt }] of this.#sent) {
+      const seen = look?.get(path);
+      const is = seen?.item;
+      const file = is?.kind === 'file' && item.kind === 'file';
+      const alike = file
+        ? is.executable === item.executable &&
+          seen?.size === Number(host.split(':')[0]) &&
+          hasTime(seen.stamp, modifiedAt)
+        : is?.kind === item.kind && (is.kind !== 'link' || is.target === (item as { target: string }).target);
+      if (seen && alike) manifest.set(path, { item, host, guest: seen.stamp });
+      else this.again = true;
+    }
+  }
+
+  async #dropHost(path: string, item: Item): Promise<boolean> {
+    const { host, guest, manifest } = this.#options;
+    // A guest that could not list a folder has not deleted what is in it.
+    if ((await guest.stamp(path, this.#signal)) !== this.#look.guest.get(path)?.stamp) return false;
+    if (!host.drop(path, item, this.#look.host.get(path)?.stamp ?? '')) return false;
+    this.#dropped.host.add(path);
+    manifest.delete(path);
+    return true;
+  }
+
+  async #dropGuest(path: string, item: Item): Promise<boolean> {
+    const { host, guest, manifest } = this.#options;
+    if (host.stamp(path) !== this.#look.host.get(path)?.stamp) return false;
+    if (!(await guest.drop(path, item, this.#look.guest.get(path)?.stamp ?? '', this.#signal))) return false;
+    this.#dropped.guest.add(path);
+    manifest.delete(path);
+    return true;
+  }
+}
+
+function treeOf(look: Look): Tree {
+  return new Map([...look].map(([path, { item }]) => [path, item]));
+}
+
+function isEmpty(look: Look): boolean {
+  for (const { item } of look.values()) if (item.kind !== 'other') return false;
+  return true;
+}
+
+/** So that what is added still makes a name. */
+function shortened(path: string): string {
+  const at = path.lastIndexOf('/') + 1;
+  let name = path.slice(at);
+  while (Buffer.byteLength(name) > 200) name = [...name].slice(0, -1).join('');
+  return path.slice(0, at) + name;
+}
