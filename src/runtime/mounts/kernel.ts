@@ -16,6 +16,10 @@ const mountFlags = { noSuid: 2, noDev: 4, noExec: 8, recursive: 0x4000, private:
 const resolveFlags = { noMagicLinks: 2, noLinks: 4 };
 const attributes = { readOnly: 1, noSuid: 2, noDev: 4, noExec: 8, idmap: 0x10_0000 };
 
+const invalidArgument = 22;
+/** Bun starts only so many threads. */
+const enterTries = 64;
+
 /** The numbers that say something else than that it did not work. */
 const names: Record<number, [name: string, code: FailureCode]> = {
   1: ['EPERM', 'permission'],
@@ -134,9 +138,17 @@ export class Kernel {
   }
 
   enterMounts(namespace: number): void {
-    // Each time: a thread that Bun has started from ours meanwhile shares our working folder, and then the kernel refuses.
-    this.#done('get a working folder of our own', this.#c.unshare(cloneFlags.workingFolder));
-    this.#done('enter a namespace of mounts', this.#c.setns(namespace, cloneFlags.mounts));
+    for (let tries = 1; ; tries++) {
+      try {
+        // The kernel refuses who shares a working folder, as every thread does that Bun starts from ours, even between these two calls.
+        this.#done('get a working folder of our own', this.#c.unshare(cloneFlags.workingFolder));
+        this.#done('enter a namespace of mounts', this.#c.setns(namespace, cloneFlags.mounts));
+        return;
+      } catch (thrown) {
+        if (tries === enterTries || !(thrown instanceof KernelRefusal) || thrown.number !== invalidArgument)
+          throw thrown;
+      }
+    }
   }
 
   /** What says in a layer of the overlay that there is nothing of this name below. */
