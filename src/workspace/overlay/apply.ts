@@ -42,6 +42,8 @@ export interface ApplyOptions {
   request: Pick<ApplyWorkspace, 'paths' | 'patch' | 'conflicts' | 'dryRun'>;
 }
 
+/** The host's is kept, as was asked for. */
+const stays = Symbol('stays');
 const otherNow = 'the host changed it in this very moment';
 
 type Step =
@@ -185,11 +187,16 @@ class Applying {
     if (step.do === 'refuse') return void this.#result.refused.push({ path, reason: step.reason });
     const merge = step.do === 'content' && step.merged;
     if (this.#options.request.dryRun) {
-      // A deleted folder is looked at, for what in it would stay.
-      if (change.now.type === 'absent' || change.was === 'folder') this.#remove(change, true);
+      // A folder is looked at, for what in it would stay.
+      const removes =
+        change.now.type === 'absent' || (change.was === 'folder' && change.now.type !== 'folder');
+      const reason = removes ? this.#remove(change, true) : undefined;
+      if (reason === stays) return;
+      if (reason !== undefined) return void this.#result.conflicts.push({ path, reason });
       return void this.#result[merge ? 'merged' : 'applied'].push(path);
     }
     const reason = await this.#write(change, step);
+    if (reason === stays) return;
     if (reason !== undefined) return void this.#result.conflicts.push({ path, reason });
     this.#result[merge ? 'merged' : 'applied'].push(path);
   }
@@ -296,7 +303,10 @@ class Applying {
   }
 
   /** Resolves with the reason when the host was changed in the last moment. */
-  async #write(change: Change, step: Step & { do: 'write' | 'content' }): Promise<string | undefined> {
+  async #write(
+    change: Change,
+    step: Step & { do: 'write' | 'content' },
+  ): Promise<string | undefined | typeof stays> {
     const { path, now } = change;
     const { sides, owner } = this.#options;
     if (now.type === 'absent') return this.#remove(change, false);
@@ -403,7 +413,7 @@ class Applying {
   }
 
   /** A file, or a folder with what the guest saw in it; what the host has changed stays, with the folders that it is in. */
-  #remove({ path }: Change, dryRun: boolean): string | undefined {
+  #remove({ path }: Change, dryRun: boolean): string | undefined | typeof stays {
     return within(this.#host, path, (parent, name) => {
       const stats = parent.stat(name);
       if (!stats) return undefined;
@@ -413,7 +423,10 @@ class Applying {
         return undefined;
       }
       const kept = this.#removeFolder(parent, name, path, dryRun);
-      return kept ? 'not all of the folder can go: see the others' : undefined;
+      if (!kept) return undefined;
+      return this.#options.request.conflicts === 'ours'
+        ? stays
+        : 'not all of the folder can go: see the others';
     });
   }
 

@@ -1,7 +1,7 @@
 // Git as a tool for patches and merges, and to look at the repository that a workspace lies in. It never sees a file of a guest: content goes in through pipes
 // or as copies of ours, configuration is nobody's, and it runs as the owner of the folder where it looks at one.
 import { spawn } from 'node:child_process';
-import { once } from 'node:events';
+import type { Writable } from 'node:stream';
 import { Failure } from '../../lib/failure.ts';
 import type { Ids } from '../folder.ts';
 import { toBytes } from '../names.ts';
@@ -86,8 +86,7 @@ async function run(
   try {
     for await (const piece of input ?? []) {
       if (child.stdin.destroyed) break;
-      if (!child.stdin.write(piece))
-        await Promise.race([once(child.stdin, 'drain'), once(child.stdin, 'close'), ended]);
+      if (!child.stdin.write(piece)) await Promise.race([writable(child.stdin), ended]);
     }
     child.stdin.end();
   } catch (error) {
@@ -102,6 +101,13 @@ async function run(
     });
   }
   return { code, stderr };
+}
+
+/** Resolves when it takes more, or will never. */
+function writable(stream: Writable): Promise<void> {
+  const { promise, resolve } = Promise.withResolvers<void>();
+  stream.once('drain', resolve).once('close', resolve);
+  return promise.finally(() => stream.off('drain', resolve).off('close', resolve));
 }
 
 function missing(error: NodeJS.ErrnoException): Failure {

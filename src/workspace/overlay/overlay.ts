@@ -209,7 +209,7 @@ async function* pairsOf(sides: Sides, changes: readonly Change[], signal: AbortS
     // What is shown by its name only still has to differ.
     return left < 0 ? { ...blob, content: Buffer.from(`\0${side}`) } : blob;
   };
-  for (const { path, now, was, warning } of changes) {
+  for (const { path, now, was, warning, hidden } of changes) {
     signal.throwIfAborted();
     if (now.type === 'other' || warning !== undefined) continue;
     if (was === 'folder') {
@@ -218,7 +218,8 @@ async function* pairsOf(sides: Sides, changes: readonly Change[], signal: AbortS
         if (from) yield { path: below, from };
       }
     }
-    const from = was === 'file' || was === 'link' ? limited(blobAt(sides.host, path), 'host') : undefined;
+    const shown = !hidden && (was === 'file' || was === 'link');
+    const from = shown ? limited(blobAt(sides.host, path), 'host') : undefined;
     const to =
       now.type === 'file' || now.type === 'link' ? limited(blobAt(sides.upper, path), 'sandbox') : undefined;
     if (from || to) yield { path, ...(from ? { from } : {}), ...(to ? { to } : {}) };
