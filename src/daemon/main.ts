@@ -38,6 +38,11 @@ export async function startDaemon(config: Config): Promise<Daemon> {
     service: platform.sandboxes,
     network: platform.network,
     images: platform.images,
+    workspaces: platform.workspaces,
+    agents: platform.agents,
+    templates: platform.templates,
+    ports: platform.ports,
+    ownerKey: await keyOf(config.paths.ownerKeyFile),
     apiKey: config.server.apiKey ?? (await keyOf(config.paths.apiKeyFile)),
     limits: {
       concurrency: config.server.requestsMax ?? 0,

@@ -32,6 +32,8 @@ const learnedEntriesMax = 100_000;
 export interface HomeNetwork extends AsyncDisposable {
   networks: Networks;
   service: NetworkService;
+  /** The placeholder of the secret that all sandboxes have for a service. */
+  placeholderOf: (service: string) => string | undefined;
 }
 
 /** Failure where something of it cannot be used as the configuration says; nothing is left open then. */
@@ -193,7 +195,9 @@ export async function openNetwork(config: Config, store: Store, log: Log): Promi
   }
 
   const opened = undo.move();
-  return { networks, service, [Symbol.asyncDispose]: () => opened.disposeAsync() };
+  const placeholderOf = (name: string) =>
+    vault.list().find((it) => it.service && it.sandboxId === undefined && it.name === name)?.placeholder;
+  return { networks, service, placeholderOf, [Symbol.asyncDispose]: () => opened.disposeAsync() };
 }
 
 /** `host`, `host:port` or a URL. */

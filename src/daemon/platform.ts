@@ -3,14 +3,23 @@ import { createHash } from 'node:crypto';
 import { realpathSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { agentCommand, agentEnvironment, ensureAgentBundle } from '../agent/bundle.ts';
+import { AgentCatalogue } from '../agents/catalogue.ts';
+import type { AgentService } from '../api/agents.ts';
 import type { NetworkService } from '../api/network.ts';
+import type { PortService } from '../api/ports.ts';
+import type { TemplateService } from '../api/templates.ts';
+import type { WorkspaceService } from '../api/workspaces.ts';
 import { ImageStore } from '../image/store.ts';
+import { PublishedPorts } from '../ingress/published-ports.ts';
+import { Failure } from '../lib/failure.ts';
 import type { Log } from '../lib/log.ts';
 import { BubblewrapRuntime } from '../runtime/bubblewrap/bubblewrap.ts';
 import { DockerRuntime } from '../runtime/docker/docker.ts';
 import type { Runtime } from '../runtime/runtime.ts';
 import { Sandboxes } from '../sandbox/sandboxes.ts';
 import { openSqliteStore } from '../store/sqlite/sqlite.ts';
+import { Templates } from '../template/templates.ts';
+import { Workspaces } from '../workspace/workspaces.ts';
 import type { Config } from './config.ts';
 import { openNetwork } from './network.ts';
 
@@ -18,6 +27,10 @@ export interface Platform extends AsyncDisposable {
   sandboxes: Sandboxes;
   images: ImageStore;
   network: NetworkService;
+  workspaces: WorkspaceService;
+  agents: AgentService;
+  templates: TemplateService;
+  ports: PortService;
 }
 
 /** A few characters that mark what belongs to a home on the host: control groups, containers. */
@@ -39,11 +52,33 @@ export async function openPlatform(config: Config, log: Log): Promise<Platform> 
   });
   const network = undo.use(await openNetwork(config, store, log));
   const runtimes = await runtimesOf(config, images, await ensureAgentBundle(config.home), undo);
+  // Each side asks the other for what it has of a sandbox, so one of them is known a moment later.
+  const opened: { sandboxes?: Sandboxes } = {};
+  const there = () => {
+    if (opened.sandboxes === undefined) throw new Failure('unavailable', 'the daemon is still starting');
+    return opened.sandboxes;
+  };
+  const ports = new PublishedPorts({
+    info: (id) => there().get(id),
+    save: (id, published) => there().setPublished(id, published),
+    log,
+  });
+  const workspaces = new Workspaces({
+    folder: config.paths.workspacesFolder,
+    home: config.home,
+    allowedHostPaths: config.storage.allowedHostPaths,
+    info: (id) => there().get(id),
+    guest: (id) => there().guest(id),
+    log,
+    now: () => new Date(),
+  });
   const sandboxes = await Sandboxes.open({
     runtimes,
     defaultRuntime: config.runtime.type,
     store,
     network: network.networks,
+    workspaces,
+    ports,
     folders: {
       run: config.paths.runFolder,
       machines: config.paths.stateRoot,
@@ -53,10 +88,37 @@ export async function openPlatform(config: Config, log: Log): Promise<Platform> 
     log,
     now: () => new Date(),
   });
+  opened.sandboxes = sandboxes;
   undo.defer(() => sandboxes.close());
   await images.sweep();
-  const opened = undo.move();
-  return { sandboxes, images, network: network.service, [Symbol.asyncDispose]: () => opened.disposeAsync() };
+  await workspaces.sweep(sandboxes.list().map(({ id }) => id));
+  const templates = new Templates({
+    folder: config.paths.templatesFolder,
+    runtimes,
+    defaultRuntime: config.runtime.type,
+    service: sandboxes,
+    log,
+  });
+  await templates.sweep();
+  const agents = new AgentCatalogue({
+    folder: config.paths.agentsFolder,
+    defaultRuntime: config.runtime.type,
+    placeholderOf: network.placeholderOf,
+    // The embedded runtime has the host’s own folders; the others want an image.
+    defaultImage: (runtime) => (runtime === 'bubblewrap' || runtime === 'memory' ? 'host' : undefined),
+    hasImage: async (name, runtime, signal) =>
+      (await runtimes
+        .get(runtime)
+        ?.images?.has(name, signal)
+        .catch(() => false)) ?? false,
+    log,
+  });
+  const all = undo.move();
+  return {
+    ...{ sandboxes, images, workspaces, agents, templates, ports },
+    network: network.service,
+    [Symbol.asyncDispose]: () => all.disposeAsync(),
+  };
 }
 
 async function runtimesOf(

@@ -3,6 +3,8 @@
 //   template file:  base image → a sandbox of it → the steps, one after the other, their output as it comes → saved → the sandbox is removed
 //   Dockerfile:     built by a runtime that has a builder, and carried over to the one that is to have it
 import { randomUUID } from 'node:crypto';
+import type { LookupAddress } from 'node:dns';
+import { lookup } from 'node:dns/promises';
 import { mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
@@ -250,7 +252,7 @@ export class Templates {
           mounts: [],
         },
         metadata: { [nameLabel]: `build-${randomUUID().slice(0, 8)}`, 'glovebox.build': 'true' },
-        rules: [{ decision: 'allow', resources: [...debianHosts, ...file.hosts] }],
+        rules: [{ decision: 'allow', resources: [...(await mirrorPlaces()), ...file.hosts] }],
         user: '0',
         cwd: '/',
       },
@@ -403,6 +405,20 @@ interface FileBuild {
 
 function targetOf({ name, images }: Runtime): Target | undefined {
   return images === undefined ? undefined : { name, images };
+}
+
+/**
+ * Debian's mirrors, and the addresses that this host has for them: where a network keeps a mirror of its own they are private ones, which a name alone
+ * does not open.
+ */
+async function mirrorPlaces(): Promise<string[]> {
+  const found = await Promise.all(
+    debianHosts.map((host) => lookup(host, { all: true }).catch((): LookupAddress[] => [])),
+  );
+  const addresses = new Set(
+    found.flat().map(({ address, family }) => (family === 6 ? `[${address}]` : address)),
+  );
+  return [...debianHosts, ...[...addresses].flatMap((it) => [`${it}:80`, `${it}:443`])];
 }
 
 function usesContext({ work }: RecipeStep): boolean {
