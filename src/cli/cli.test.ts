@@ -35,6 +35,9 @@ afterEach(async () => {
   rmSync(folder, { recursive: true, force: true });
 });
 
+const kept = (more: Record<string, unknown> = {}) =>
+  sandbox({ glovebox: { runtime: 'memory', limits: {}, keep: true }, ...more });
+
 interface Result {
   code: number | null;
   stdout: string;
@@ -102,6 +105,18 @@ const wrongUse: [string[], RegExp][] = [
   [['create', '--cpus', 'many'], /--cpus: 'many' is not a number/],
   [['create', '--pids', '1.5'], /--pids: '1.5' is not a whole number/],
   [['create', '--name', ''], /--name: is empty\nhint: /],
+  [['create', '--name', 'a'], /--name: 'a' has to have 2 to 63 characters\nhint: /],
+  [['create', '--name', 'default'], /--name: 'default' is reserved/],
+  [['create', '--name', `a${'b'.repeat(63)}`], /has to have 2 to 63 characters/],
+  [['create', '--branch', 'x', 'claude'], /--branch: there are no worktrees\nhint: Use --clone/],
+  [['create', '--clone', '--overlay', 'claude', '.'], /--clone goes not with --overlay/],
+  [['create', '--clone', 'claude'], /there is no folder to clone/],
+  [['create', '-p', '80:80/udp'], /UDP cannot be published/],
+  [['create', '-p', 'http'], /"http" is no port of the sandbox/],
+  [['run'], /name an agent, an image or a sandbox\nhint: /],
+  [['run', 'claude', '--detach-keys', 'ctrl-é'], /--detach-keys: 'ctrl-é' is no key/],
+  [['exec', '--privileged', 'web', 'sh'], /--privileged cannot be had/],
+  [['prune', '--filter', 'label=x'], /'label=x' is not a filter/],
   [['create', '--timeout', '99999999d'], /--timeout: '99999999d' is too long\nhint: /],
   [['create', '-m', 'lots'], /--memory: 'lots' is not a size\nhint: /],
   [['create', '-l', 'novalue'], /--label: 'novalue' is not of the form KEY=VALUE/],
@@ -181,7 +196,7 @@ test('sandboxes are named by name, id, or the beginning of an id', async () => {
   }
 });
 
-test('create sends what the options say, and prints the id', async () => {
+test('create sends what the options say, and prints the name', async () => {
   const line = [
     'create',
     '--name',
@@ -213,7 +228,7 @@ test('create sends what the options say, and prints the id', async () => {
     '60',
   ];
   const { code, stdout } = await glovebox([...line, ...more], { env: { HOMEMADE: 'yes' } });
-  expect({ code, stdout }).toEqual({ code: 0, stdout: `${sandboxId}\n` });
+  expect({ code, stdout }).toEqual({ code: 0, stdout: '✓ Created sandbox web in VM web\n' });
   const sent = server.requests('POST', /^\/v1\/sandboxes$/)[0];
   expect(sent?.headers['open-sandbox-api-key']).toBe('key');
   expect(JSON.parse(sent?.body.toString() ?? '')).toEqual({
@@ -224,6 +239,7 @@ test('create sends what the options say, and prints the id', async () => {
     resourceLimits: { cpu: '0.5', memory: String(512 * 2 ** 20), pids: '64', disk: String(2 * 2 ** 30) },
     metadata: { team: 'red', 'glovebox.name': 'web' },
     extensions: { 'glovebox.runtime': 'docker' },
+    glovebox: { keep: true },
   });
 });
 
@@ -248,16 +264,19 @@ test('ls shows a table, ids, or JSON, and filters', async () => {
     json(response, 200, { items: [sandbox(), ended], pagination: { hasNextPage: false } }),
   );
   const { stdout } = await glovebox(['ls']);
-  expect(stdout.split('\n')[0]).toMatch(/^SANDBOX +NAME +IMAGE +RUNTIME +STATUS +CREATED +EXPIRES$/);
-  expect(stdout).toMatch(/0a1b2c3d-0000 +web +host +memory +Running .* ago +never\n$/);
+  expect(stdout.split('\n')[0]).toMatch(/^SANDBOX +AGENT +STATUS +PORTS +WORKSPACE$/);
+  expect(stdout).toMatch(/\nweb +- +running +- +-\n$/);
   expect(stdout).not.toContain('\u001b');
-  expect((await glovebox(['ls', '-q'])).stdout).toBe(`${sandboxId}\n`);
-  expect((await glovebox(['ls', '-a'])).stdout).toContain('Failed (out-of-memory)');
+  expect((await glovebox(['ls', '-q'])).stdout).toBe('web\n');
+  expect((await glovebox(['ls', '-a'])).stdout).toContain('failed (out-of-memory)');
   expect((await glovebox(['ls', '-q', '-f', 'state=failed'])).stdout).toBe(`${ended.id}\n`);
   expect((await glovebox(['ls', '-q', '-f', 'label=team=blue'])).stdout).toBe('');
-  expect(JSON.parse((await glovebox(['ls', '--json'])).stdout)).toMatchObject([
-    { id: sandboxId, state: 'Running' },
-  ]);
+  const entry = {
+    ...{ name: 'web', id: sandboxId, agent: '', status: 'running', state: 'Running', sandbox_count: 1 },
+    ...{ workspaces: [], image: 'host', runtime: 'memory', created_at: '2026-01-01T00:00:00.000Z' },
+  };
+  const shown = JSON.parse((await glovebox(['ls', '--json'])).stdout);
+  expect(shown).toMatchObject({ sandboxes: [entry], vms: [entry] });
 });
 
 test('control characters of a sandbox do not reach the terminal', async () => {
@@ -539,7 +558,11 @@ test('logs of a sandbox without a main process name those that there are', async
   });
 });
 
-test('stop ends the commands first; rm does not ask them', async () => {
+test('stop ends the commands first, and keeps the sandbox; rm does not ask them', async () => {
+  server.on('GET', /^\/v1\/sandboxes$/, (_, response) =>
+    json(response, 200, { items: [kept()], pagination: { hasNextPage: false } }),
+  );
+  server.on('POST', /\/stop$/, (_, response) => json(response, 200, kept()));
   server.onAttach = (attachment) => {
     attachment.socket.send(exitMessage(0, 143, 'signaled', 'SIGTERM'));
   };
@@ -547,10 +570,50 @@ test('stop ends the commands first; rm does not ask them', async () => {
   expect(JSON.parse(server.requests('POST', /signal$/)[0]?.body.toString() ?? '')).toEqual({
     ...{ signal: 'SIGTERM', tree: true, graceMs: 3000 },
   });
-  expect(server.requests('DELETE', /sandboxes/)).toHaveLength(1);
+  expect(server.requests('POST', /stop$/)).toHaveLength(1);
   expect(await glovebox(['rm', 'web'])).toMatchObject({ code: 0, stdout: 'web\n' });
   expect(server.requests('POST', /signal$/)).toHaveLength(1);
-  expect(server.requests('DELETE', /sandboxes/)).toHaveLength(2);
+  expect(server.requests('DELETE', /sandboxes/)).toHaveLength(1);
+});
+
+test('stop refuses what was not made to be kept, with the way to remove it', async () => {
+  expect(await glovebox(['stop', 'web'])).toMatchObject({
+    ...{ code: 1, stdout: '' },
+    stderr: expect.stringMatching(/web was not made to be kept.*\nhint: .*glovebox rm web/),
+  });
+});
+
+test('rm leaves what somebody uses, unless it is forced', async () => {
+  const session = processInfo({ id: 's1', tty: true });
+  server.on('GET', /\/processes$/, (_, response) => json(response, 200, { items: [session] }));
+  expect(await glovebox(['rm', 'web'])).toMatchObject({
+    code: 1,
+    stderr: expect.stringMatching(/web is in use: 1 session in it\nhint: .*-f/),
+  });
+  expect(server.requests('DELETE', /sandboxes/)).toHaveLength(0);
+  expect(await glovebox(['rm', '-f', 'web'])).toMatchObject({ code: 0, stdout: 'web\n' });
+});
+
+test('reset asks, and without anybody to ask it wants -f', async () => {
+  expect(await glovebox(['reset'])).toMatchObject({ code: 2, stderr: expect.stringContaining('Give -f') });
+  expect(await glovebox(['reset', '-f'])).toMatchObject({ code: 0, stdout: 'web\n' });
+});
+
+test('prune takes those that are stopped, and long enough', async () => {
+  const old = kept({
+    status: { state: 'Stopped' },
+    glovebox: { keep: true, lastUsedAt: '2026-01-02T00:00:00Z' },
+  });
+  server.on('GET', /^\/v1\/sandboxes$/, (_, response) =>
+    json(response, 200, { items: [old], pagination: { hasNextPage: false } }),
+  );
+  server.on('GET', new RegExp(`^/v1/sandboxes/${sandboxId}$`), (_, response) => json(response, 200, old));
+  const dry = (until: string) => glovebox(['prune', '--dry-run', '--filter', `until=${until}`]);
+  expect(await dry('2026-01-01')).toMatchObject({ code: 0, stdout: '' });
+  expect(await dry('2026-01-03T00:00:00Z')).toMatchObject({ code: 0, stdout: 'web\n' });
+  expect(server.requests('DELETE', /sandboxes/)).toHaveLength(0);
+  expect(await glovebox(['prune'])).toMatchObject({ code: 0, stdout: 'web\n' });
+  expect(server.requests('DELETE', /sandboxes/)).toHaveLength(1);
 });
 
 test('rm goes on after a failure, and with -f does not mind what is gone', async () => {
@@ -667,6 +730,8 @@ test('the output of a listing into a closed pipe ends quietly', async () => {
 
 const completions: [string, string[]][] = [
   ['glovebox cre', ['create']],
+  ['glovebox run w', ['web']],
+  ['glovebox attach web ', ['p1']],
   ['glovebox image ', ['import', 'ls', 'rm']],
   ['glovebox exec --us', ['--user']],
   ['glovebox exec ', ['web']],

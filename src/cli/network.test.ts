@@ -843,9 +843,9 @@ test('what the server refuses of a policy file is told with line and column, too
     json(response, 400, { message }, { 'Glovebox-Failure': 'invalid', 'Glovebox-Hint': 'Write a name.' }),
   );
   writeFileSync(join(folder, 'policy.json'), '{"egress": [{"target": "a"},\n {"target": "*.*"}]}');
-  expect(await glovebox(['create', '--network-policy-file', 'policy.json'])).toEqual({
+  expect(await glovebox(['create', '--name', 'web', '--network-policy-file', 'policy.json'])).toEqual({
     ...{ code: 2, stdout: '' },
-    stderr: `glovebox: policy.json:2:2: create a sandbox: ${message}\nhint: Write a name.\n`,
+    stderr: `glovebox: policy.json:2:2: create the sandbox 'web': ${message}\nhint: Write a name.\n`,
   });
   expect(await glovebox(['create', '--network-policy-file', 'missing.json'])).toMatchObject({
     ...{ code: 1, stderr: expect.stringMatching(/there is no file missing\.json\nhint: /) },
@@ -878,7 +878,7 @@ test('completion knows the verbs, sandboxes, presets, rules, questions and servi
     ],
     [['policy', 'approval', 'answer', ''], ['q1']],
     [['policy', 'inspect', ''], ['11111111-aaaa']],
-    [['secret', 'set', 'an'], ['anthropic']],
+    [['secret', 'set', 'an'], ['anthropic', 'anthropic-oauth']],
     [['secret', 'rm', ''], ['github']],
   ];
   for (const [line, words] of lines) {
