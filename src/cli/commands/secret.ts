@@ -7,9 +7,10 @@ import type {
   SecretSource,
   SetSecret,
 } from '../../../sdk/src/index.ts';
-import { importedValue, type ServiceName, serviceVariables } from '../../contract/services.ts';
-import { connect } from '../connect.ts';
+import { type ServiceName, serviceVariables } from '../../contract/services.ts';
+import { connect, serverIsHere } from '../connect.ts';
 import { CliError, usageError } from '../exit-codes.ts';
+import { hostCredentials } from '../host-credentials.ts';
 import { cleanLine, print, printJson, say, table } from '../output.ts';
 import { askHidden, atTerminal, confirm } from '../terminal.ts';
 import { durationOf, listOf, wholeNumberOf } from '../values.ts';
@@ -227,13 +228,10 @@ export interface ImportOptions {
   dryRun?: boolean;
 }
 
-/** Takes what this shell's environment holds for services. */
+/** Takes what this shell's environment holds for services, and where this machine keeps logins of agents: those stay where they are. */
 export async function importSecrets(service: string | undefined, options: ImportOptions): Promise<void> {
-  const found = serviceNames.flatMap((name) => {
-    const imported = importedValue(name, (variable) => process.env[variable]);
-    return imported ? [{ name, ...imported }] : [];
-  });
-  const here = found.map((it) => `${it.name} (${it.variable})`).join(', ') || 'nothing';
+  const { offers, withheld } = hostCredentials({ local: serverIsHere() });
+  const here = offers.map((it) => `${it.service} (${it.from})`).join(', ') || 'nothing';
   if ((service === undefined) === (options.all !== true))
     throw usageError(
       'secret import: name a service, or give --all',
@@ -244,7 +242,7 @@ export async function importSecrets(service: string | undefined, options: Import
       `secret import: '${service}' is no service that is known here`,
       `There are ${serviceNames.join(', ')}.`,
     );
-  const wanted = found.filter((it) => options.all || it.name === service);
+  const wanted = offers.filter((it) => options.all || it.service === service);
   if (wanted.length === 0) {
     const variables =
       service === undefined ? undefined : serviceVariables[service as ServiceName].join(' or ');
@@ -253,18 +251,19 @@ export async function importSecrets(service: string | undefined, options: Import
     });
   }
   const { secrets } = await connect();
+  if (options.all) for (const { what, why } of withheld) say(`Not ${what}: ${why}.`);
   const global = new Set(
     (await secrets.list()).filter((it) => it.sandboxId === undefined).map((it) => it.name),
   );
   let kept = 0;
-  for (const { name, variable, value } of wanted) {
+  for (const { service: name, source, from } of wanted) {
     if (global.has(name) && !options.force) {
       say(`${name} is there already and stays as it is; --force replaces it.`);
       kept++;
       continue;
     }
-    if (!options.dryRun) await secrets.set({ name, source: { type: 'value', value } });
-    await print(`${options.dryRun ? 'Would import' : 'Imported'} ${name} from ${variable} (scope: global)`);
+    if (!options.dryRun) await secrets.set({ name, source: source as SecretSource });
+    await print(`${options.dryRun ? 'Would import' : 'Imported'} ${name} from ${from} (scope: global)`);
   }
   if (service !== undefined && kept > 0) throw new CliError('nothing was imported', { hint: 'Add --force.' });
 }

@@ -70,7 +70,7 @@ export function addSecretVerbs(program: Command): void {
       (await load()).setCustom(name, { ...options, fromEnv: envFrom }),
     );
 
-  verb('import', 'keep the keys of services that this shell has in its environment')
+  verb('import', 'keep the keys of services that this shell has, and use the logins of agents where they are')
     .usage('[options] SERVICE | --all')
     .argument('[service]')
     .option('--all', 'of all services')
@@ -81,6 +81,8 @@ export function addSecretVerbs(program: Command): void {
       examples(
         ['glovebox secret import --all --dry-run', 'what there is'],
         ['glovebox secret import openai', 'from OPENAI_API_KEY'],
+        ['glovebox secret import anthropic-oauth', 'as Claude Code on this machine is logged in'],
+        ['glovebox secret import github', 'from GH_TOKEN, or what `gh auth token` prints'],
       ),
     )
     .action(async (service, options) => (await load()).importSecrets(service, options));
