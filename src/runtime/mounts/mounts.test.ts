@@ -479,12 +479,13 @@ for (const name of ['bubblewrap', 'docker'].filter((it) => asRoot && present.inc
         rmSync(join(home, 'layers'), { recursive: true });
         return tookMs;
       };
-      await timed();
-      const empty = await timed();
+      /** Of three, what the machine's other work has disturbed least. */
+      const best = async () => Math.min(await timed(), await timed(), await timed());
+      const empty = await best();
       writeFileSync(join(project, 'sparse'), '');
       truncateSync(join(project, 'sparse'), 2 ** 31);
-      expect(await timed()).toBeLessThan(empty * 2 + 500);
-    });
+      expect(await best()).toBeLessThan(empty * 2 + 500);
+    }, 60_000);
 
     if (name === 'docker')
       test('the engine does not know of them', async () => {
