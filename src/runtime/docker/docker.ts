@@ -7,11 +7,13 @@ import { mkdir, readFile, rm, rmdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { z } from 'zod';
+import { guestFolder } from '../../contract/guest.ts';
 import { Failure } from '../../lib/failure.ts';
 import { isSpecial } from '../mounts/plan.ts';
 import type {
   Capabilities,
   ImageDefaults,
+  Keeping,
   Limits,
   Machine,
   MachineExit,
@@ -20,11 +22,13 @@ import type {
   Pausing,
   Runtime,
   RuntimeCheck,
+  RuntimeImages,
 } from '../runtime.ts';
 import { seccompDockerProfile } from '../seccomp/docker-profile.ts';
 import { canCapture, wallOff } from './capture.ts';
 import {
   type ContainerOptions,
+  type ContainerRequest,
   containerBody,
   containerName,
   hostsText,
@@ -33,10 +37,20 @@ import {
   validate,
 } from './container.ts';
 import { Engine } from './engine.ts';
-import { containersLabelled, Exits, exitOfStopped, hasEnded, inspectContainer, isAlive } from './exits.ts';
+import {
+  type ContainerInspect,
+  containersLabelled,
+  Exits,
+  exitOfStopped,
+  hasEnded,
+  inspectContainer,
+  isAlive,
+} from './exits.ts';
 import { askFacts, type EngineFacts, noCapabilities } from './facts.ts';
 import { ensureImage } from './image.ts';
+import { DockerImages } from './images.ts';
 import { attachMounts, checkMounts, mountsPossible } from './mounts.ts';
+import { forgetStop, noteStop, wasStopped } from './stop-note.ts';
 
 export interface DockerOptions {
   /** Marks the machines of this daemon's home, so that two daemons on one engine do not meet. */
@@ -60,6 +74,8 @@ export interface DockerOptions {
   pidsLimit?: number | null;
   /** Another OCI runtime of the engine, e.g. `runsc`. */
   runtimeClass?: string;
+  /** A folder of this driver's own for archives on their way into the engine, swept at its first use. Default: one of each process's own below /tmp. */
+  folder?: string;
 }
 
 /** OpenSandbox's list: what stays is what package managers and switching users need, and it reaches only the container's own files and processes. */
@@ -77,6 +93,8 @@ export const droppedCapabilities = [
 
 const defaultHost = 'unix:///var/run/docker.sock';
 const stateFolderLabel = 'glovebox.state-folder';
+/** The image's name, as it was asked for. */
+const imageLabel = 'glovebox.image';
 /** What stands in for the engine's own files, by the name that it has in the state folder. */
 const etcFiles = { hosts: '/etc/hosts', 'resolv.conf': '/etc/resolv.conf' };
 /** Runtimes whose containers use the kernel's own network stack. Others leave the namespace that we see to itself. */
@@ -105,6 +123,8 @@ const Defaults = z.object({
 
 export class DockerRuntime implements Runtime, Disposable {
   readonly name = 'docker';
+  readonly images: RuntimeImages;
+  readonly #images: DockerImages;
   readonly #options: DockerOptions;
   readonly #engine: Engine;
   readonly #exits: Exits;
@@ -125,6 +145,14 @@ export class DockerRuntime implements Runtime, Disposable {
     this.#homeLabel = `${labels.home}=${options.homeId}`;
     this.#exits = new Exits(this.#engine, this.#homeLabel);
     this.#networking = this.#bestNetworking();
+    this.#images = new DockerImages({
+      engine: this.#engine,
+      homeId: options.homeId,
+      folder: options.folder,
+      agentVariables: Object.keys(options.agent.environment),
+      arch: async (signal) => (await this.#askedFacts(signal)).arch,
+    });
+    this.images = this.#images;
   }
 
   async check(signal: AbortSignal): Promise<RuntimeCheck> {
@@ -152,6 +180,14 @@ export class DockerRuntime implements Runtime, Disposable {
       return await this.#create(spec, signal);
     } catch (thrown) {
       throw Failure.from(thrown, `make the container of ${spec.id}`);
+    }
+  }
+
+  async start(spec: MachineSpec, signal: AbortSignal): Promise<Machine> {
+    try {
+      return await this.#startAgain(spec, signal);
+    } catch (thrown) {
+      throw Failure.from(thrown, `start the container of ${spec.id}`);
     }
   }
 
@@ -193,14 +229,17 @@ export class DockerRuntime implements Runtime, Disposable {
       .filter((it) => !this.#underWay.has(it.Labels[labels.attempt] ?? ''))
       .map(async (it) => {
         const inspected = isAlive(it.State) ? undefined : await inspectContainer(this.#engine, it.Id, signal);
-        const exit = inspected !== undefined && hasEnded(inspected) ? exitOfStopped(inspected) : undefined;
+        const stateFolder = it.Labels[stateFolderLabel] ?? '';
+        const exit =
+          inspected !== undefined && hasEnded(inspected) ? await endOf(inspected, stateFolder) : undefined;
         return this.#machine({
           id: it.Labels[labels.sandbox] ?? '',
           containerId: it.Id,
           defaults: defaultsIn(it.Labels[labels.defaults]),
           paused: it.State === 'paused',
           network: wallsIn(it.Labels[labels.network]),
-          stateFolder: it.Labels[stateFolderLabel] ?? '',
+          stateFolder,
+          base: it.Labels[imageLabel] ?? '',
           exited: exit === undefined ? this.#exits.of(it.Id) : Promise.resolve(exit),
         });
       });
@@ -232,21 +271,13 @@ export class DockerRuntime implements Runtime, Disposable {
     this.#underWay.add(attempt);
     undo.defer(() => void this.#underWay.delete(attempt));
     // With an id that is taken, the folder is another machine's.
-    const state = { ours: bare };
-    if (bare) {
-      undo.defer(() => (state.ours ? removeStateFolder(spec.stateFolder) : undefined));
-      await mkdir(spec.stateFolder, { recursive: true, mode: 0o700 });
-      await writeFile(join(spec.stateFolder, 'hosts'), hostsText(spec.id), { mode: 0o644 });
-      await writeFile(join(spec.stateFolder, 'resolv.conf'), resolvText, { mode: 0o644 });
-    }
-    const labelled = bare
-      ? { ...spec, labels: { ...spec.labels, [stateFolderLabel]: spec.stateFolder } }
-      : spec;
-    const files = Object.entries(etcFiles).map(([name, guestPath]) => ({
-      hostPath: join(spec.stateFolder, name),
-      guestPath,
-    }));
-    const networking = bare ? ({ kind: 'bare', files } as const) : ({ kind: 'engine' } as const);
+    const state = { ours: true };
+    undo.defer(() => (state.ours ? removeStateFolder(spec.stateFolder) : undefined));
+    await mkdir(spec.stateFolder, { recursive: true, mode: 0o700 });
+    if (bare) await writeEtcFiles(spec);
+    const ourLabels = { [stateFolderLabel]: spec.stateFolder, [imageLabel]: spec.image };
+    const labelled = { ...spec, labels: { ...spec.labels, ...ourLabels } };
+    const networking = networkingOf(spec, bare);
     const body = containerBody(
       { spec: labelled, imageId: image.id, defaults: image.defaults, attempt, networking, network },
       options,
@@ -283,9 +314,73 @@ export class DockerRuntime implements Runtime, Disposable {
       defaults: image.defaults,
       paused: false,
       network,
-      stateFolder: bare ? spec.stateFolder : '',
+      stateFolder: spec.stateFolder,
+      base: spec.image,
       exited: this.#exits.of(containerId),
     });
+  }
+
+  /** The same container once more, walled off anew: its network is another one. */
+  async #startAgain(spec: MachineSpec, signal: AbortSignal): Promise<Machine> {
+    signal.throwIfAborted();
+    const doing = `start the container of ${spec.id}`;
+    validate(spec, this.#engine.socketPath);
+    const facts = await this.#askedFacts(signal);
+    checkMounts(spec, this.#mountsFor(facts));
+    const all = await containersLabelled(this.#engine, this.#homeLabel, signal);
+    const found = all.find((it) => it.Labels[labels.sandbox] === spec.id);
+    if (found === undefined)
+      throw new Failure('not-found', `${doing}: it is gone from the Docker engine`, {
+        hint: 'Make it again.',
+      });
+    const attempt = found.Labels[labels.attempt] ?? '';
+    if (isAlive(found.State) || this.#underWay.has(attempt))
+      throw new Failure('conflict', `${doing}: it is running`);
+    const containerId = found.Id;
+    const before = await inspectContainer(this.#engine, containerId, signal);
+    if (before === undefined) throw new Failure('not-found', `${doing}: it is gone from the Docker engine`);
+    const network = wallsIn(found.Labels[labels.network]);
+    const defaults = defaultsIn(found.Labels[labels.defaults]);
+    const bare = before.Config.NetworkDisabled === true;
+    refuseOtherMounts(spec, before, mountsOf(spec, bare, facts, await this.#containerOptions()));
+    await using undo = new AsyncDisposableStack();
+    this.#underWay.add(attempt);
+    undo.defer(() => void this.#underWay.delete(attempt));
+    await mkdir(spec.stateFolder, { recursive: true, mode: 0o700 });
+    if (bare) await writeEtcFiles(spec);
+    // Without the signal, here and below: an abort in the middle would leave us not knowing what the engine did.
+    undo.defer(() => this.#halt(containerId, spec.stateFolder));
+    await this.#engine
+      .call('POST', `/containers/${containerId}/start`, { doing, accept: [304] })
+      .catch((error) => Promise.reject(creationFailure(error, spec)));
+    signal.throwIfAborted();
+    if (bare && !(await this.#walledOff(containerId, network === 'captured', signal)))
+      throw new Failure(
+        'unavailable',
+        `${doing}: its network cannot be walled off as it was when it was made`,
+        {
+          hint: 'See "glovebox doctor" for what the engine lacks now; then start it again.',
+        },
+      );
+    await this.#attachMounts(containerId, spec, defaults, signal);
+    const running = await inspectContainer(this.#engine, containerId, signal);
+    signal.throwIfAborted();
+    undo.move();
+    this.#underWay.delete(attempt);
+    await forgetStop(spec.stateFolder);
+    const exited = this.#exits.of(containerId, running?.State.StartedAt);
+    const parts = { id: spec.id, containerId, defaults, paused: false, network };
+    return this.#machine({ ...parts, stateFolder: spec.stateFolder, base: spec.image, exited });
+  }
+
+  /** Ends everything in a container at once, and writes down that this was meant. Idempotent. */
+  async #halt(containerId: string, stateFolder: string, signal?: AbortSignal): Promise<void> {
+    const call = { doing: 'stop a container', query: { t: '0' }, accept: [304, 404] };
+    const container = await inspectContainer(this.#engine, containerId, signal);
+    if (container === undefined) return;
+    await noteStop(stateFolder, container.State.StartedAt);
+    if (!hasEnded(container))
+      await this.#engine.call('POST', `/containers/${containerId}/stop`, call, signal);
   }
 
   #mountsFor(facts: EngineFacts): Capabilities['mounts'] {
@@ -335,9 +430,11 @@ export class DockerRuntime implements Runtime, Disposable {
     paused: boolean;
     network: NetworkWalls;
     stateFolder: string;
+    /** The name of its image. */
+    base: string;
     exited: Promise<MachineExit>;
   }): Machine {
-    const { id, containerId, defaults, paused, network, stateFolder, exited } = parts;
+    const { id, containerId, defaults, paused, network, stateFolder, base, exited } = parts;
     return {
       id,
       image: defaults,
@@ -353,6 +450,33 @@ export class DockerRuntime implements Runtime, Disposable {
         if (stateFolder !== '') await removeStateFolder(stateFolder);
       },
       pausing: this.#pausing(id, containerId),
+      keeping: this.#keeping({ id, containerId, stateFolder, exited }),
+      saving: {
+        save: async (name, defaults, signal) => {
+          await this.#images.save({ name, containerId, base, defaults }, signal);
+        },
+      },
+    };
+  }
+
+  #keeping(parts: {
+    id: string;
+    containerId: string;
+    stateFolder: string;
+    exited: Promise<MachineExit>;
+  }): Keeping {
+    const { id, containerId, stateFolder, exited } = parts;
+    return {
+      stop: async (signal) => {
+        try {
+          this.#exits.stopping(containerId);
+          await this.#halt(containerId, stateFolder, signal);
+          await this.#exits.look(containerId);
+          await abortable(exited, signal);
+        } catch (thrown) {
+          throw Failure.from(thrown, `stop the container of ${id}`);
+        }
+      },
     };
   }
 
@@ -513,9 +637,68 @@ async function seccompText(profile: string): Promise<string> {
   }
 }
 
+/** The end of a container that no longer runs: by our own doing when that was written down of its last run. */
+async function endOf(container: ContainerInspect, stateFolder: string): Promise<MachineExit> {
+  const exit = exitOfStopped(container);
+  const stopped = await wasStopped(stateFolder, container.State.StartedAt);
+  return stopped ? { ...exit, reason: 'stopped', message: 'it was stopped' } : exit;
+}
+
+function networkingOf(spec: MachineSpec, bare: boolean): ContainerRequest['networking'] {
+  if (!bare) return { kind: 'engine' };
+  const files = Object.entries(etcFiles).map(([name, guestPath]) => ({
+    hostPath: join(spec.stateFolder, name),
+    guestPath,
+  }));
+  return { kind: 'bare', files };
+}
+
+/** Those that are not there yet: a guest may have changed the others. */
+async function writeEtcFiles(spec: MachineSpec): Promise<void> {
+  for (const [name, content] of Object.entries({ hosts: hostsText(spec.id), 'resolv.conf': resolvText }))
+    await writeFile(join(spec.stateFolder, name), content, { mode: 0o644, flag: 'wx' }).catch((error) => {
+      if (error.code !== 'EEXIST') throw error;
+    });
+}
+
+type EngineMount = NonNullable<ContainerInspect['HostConfig']['Mounts']>[number];
+
+/** The mounts that the engine would be asked for. */
+function mountsOf(
+  spec: MachineSpec,
+  bare: boolean,
+  facts: EngineFacts,
+  options: ContainerOptions,
+): EngineMount[] {
+  const defaults: ImageDefaults = { env: {}, entrypoint: [] };
+  const request = { imageId: '', defaults, attempt: '', network: 'open' } as const;
+  const body = containerBody({ ...request, spec, networking: networkingOf(spec, bare) }, options, facts);
+  return (body as { HostConfig: { Mounts: EngineMount[] } }).HostConfig.Mounts;
+}
+
+/** What the engine mounts, it mounts as the container was made, whatever is asked for now. */
+function refuseOtherMounts(spec: MachineSpec, { HostConfig }: ContainerInspect, wanted: EngineMount[]): void {
+  const ours = (it: EngineMount) => it.Target.startsWith(`${guestFolder}/`);
+  const spelled = (mounts: EngineMount[]) =>
+    mounts
+      .filter((it) => !ours(it))
+      .map((it) => `${it.Source} at ${it.Target}${it.ReadOnly ? ' read-only' : ''}`);
+  const [has, wants] = [spelled(HostConfig.Mounts ?? []), spelled(wanted)];
+  const other = [...wants.filter((it) => !has.includes(it)), ...has.filter((it) => !wants.includes(it))];
+  if (other.length > 0)
+    throw new Failure(
+      'unsupported',
+      `start the container of ${spec.id}: its mounts were others (${other[0]})`,
+      {
+        hint: 'Save it as a template, and make a sandbox of that with the mounts you want.',
+      },
+    );
+}
+
 /** Only what we put there, so that a wrong path does no harm. */
 async function removeStateFolder(folder: string): Promise<void> {
   for (const name of Object.keys(etcFiles)) await rm(join(folder, name), { force: true }).catch(() => {});
+  await forgetStop(folder);
   await rmdir(folder).catch(() => {});
 }
 

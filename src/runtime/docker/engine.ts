@@ -1,6 +1,7 @@
 // A small client of the Docker Engine API, over a Unix socket or TCP: JSON calls, streams of JSON, and errors as Failures.
 // Every call has a time limit; what the engine says is bounded. Connections stay open between calls.
-import { Agent, type IncomingMessage, request } from 'node:http';
+import { Agent, type ClientRequest, type IncomingMessage, request } from 'node:http';
+import { pipeline } from 'node:stream/promises';
 import { Failure, type FailureCode } from '../../lib/failure.ts';
 
 export interface EngineOptions {
@@ -15,6 +16,8 @@ export interface EngineCall {
   doing: string;
   query?: Record<string, string>;
   body?: unknown;
+  /** Instead of `body`: a tar, sent as it comes. */
+  tar?: AsyncIterable<Uint8Array>;
   headers?: Record<string, string>;
   /** Statuses beside 2xx that are no error; the answer is then undefined. */
   accept?: number[];
@@ -108,6 +111,33 @@ export class Engine {
     }
   }
 
+  /** A call that answers with bytes. Leaving the loop closes the connection; a slow reader is waited for. */
+  async *bytes(
+    method: string,
+    path: string,
+    call: EngineCall,
+    signal?: AbortSignal,
+  ): AsyncGenerator<Uint8Array> {
+    const limit = this.#limit(call.doing, signal);
+    let reply: IncomingMessage | undefined;
+    try {
+      reply = await this.#open(method, path, call, limit);
+      if (!isOk(reply)) {
+        throw failureOf(reply.statusCode ?? 0, messageIn(await bodyOf(reply, call.doing)), call.doing);
+      }
+      for await (const piece of reply as AsyncIterable<Buffer>) {
+        limit.pause();
+        yield piece;
+        limit.restart();
+      }
+    } catch (error) {
+      throw limit.failure ?? this.#failure(error, call.doing);
+    } finally {
+      limit.done();
+      reply?.destroy();
+    }
+  }
+
   /** Proof that the engine answers; its own clock in whole seconds since 1970, and the version of the API that both speak. */
   async ping(signal?: AbortSignal): Promise<{ atSeconds: number; version: string }> {
     const doing = 'ask whether the Docker engine is there';
@@ -160,6 +190,7 @@ export class Engine {
             ...(body === undefined
               ? {}
               : { 'content-type': 'application/json', 'content-length': body.length }),
+            ...(call.tar === undefined ? {} : { 'content-type': 'application/x-tar' }),
             ...call.headers,
           },
           signal: limit.signal,
@@ -171,7 +202,8 @@ export class Engine {
           if (idle && again && method === 'GET') attempt(false).then(resolve, reject);
           else reject(limit.failure ?? this.#failure(error, call.doing));
         });
-        outgoing.end(body);
+        if (call.tar === undefined) outgoing.end(body);
+        else void sendTar(call.tar, outgoing, limit);
       });
     return attempt(true);
   }
@@ -239,6 +271,11 @@ class Limit {
     clearTimeout(this.#timer);
   }
 
+  /** Ends the call with this. */
+  fail(failure: Failure): void {
+    this.#end(failure);
+  }
+
   /** The value, unless the limit ends the wait first. */
   async guard<T>(value: Promise<T>): Promise<T> {
     try {
@@ -264,6 +301,22 @@ class Limit {
     this.failure ??= failure;
     this.#controller.abort(failure);
   }
+}
+
+/** What goes wrong at the source ends the call with that; what goes wrong at the engine's end is told by the answer, or the lack of one. */
+async function sendTar(tar: AsyncIterable<Uint8Array>, outgoing: ClientRequest, limit: Limit): Promise<void> {
+  const counted = async function* () {
+    try {
+      for await (const piece of tar) {
+        limit.restart();
+        yield piece;
+      }
+    } catch (thrown) {
+      limit.fail(Failure.from(thrown, 'read the archive'));
+      throw thrown;
+    }
+  };
+  await pipeline(counted, outgoing).catch(() => {});
 }
 
 const isOk = (reply: IncomingMessage) => (reply.statusCode ?? 0) >= 200 && (reply.statusCode ?? 0) < 300;

@@ -9,7 +9,10 @@ interface Watched {
   resolve: (exit: MachineExit) => void;
   /** Milliseconds since 1970, by the engine's clock. */
   outOfMemoryAt?: number;
-  removing: boolean;
+  /** When this run of the container began, by the engine's clock; what the engine tells of earlier ones is not about it. */
+  startedAt: number;
+  /** What of ours brings its end about. */
+  ours?: 'removed' | 'stopped';
 }
 
 /** What of `GET /containers/{id}/json` we use. */
@@ -20,14 +23,21 @@ export interface ContainerInspect {
     Pid: number;
     ExitCode: number;
     OOMKilled: boolean;
+    /** Of its last run; changes with each. */
+    StartedAt: string;
     FinishedAt: string;
     Error: string;
   };
+  /** `sha256:…` */
+  Image: string;
+  Config: { Labels: Record<string, string> | null; NetworkDisabled?: boolean };
+  HostConfig: { Mounts?: { Source: string; Target: string; ReadOnly?: boolean }[] | null };
 }
 
 /** What of `GET /containers/json` we use. */
 export interface ContainerSummary {
   Id: string;
+  ImageID: string;
   State: string;
   Labels: Record<string, string>;
 }
@@ -56,12 +66,13 @@ export class Exits {
     this.#homeLabel = homeLabel;
   }
 
-  /** The end of a container that runs; the same promise for the same container. */
-  of(containerId: string): Promise<MachineExit> {
+  /** The end of a container that runs; the same promise for the same run of it. `startedAt` is what the engine says, where it ran before. */
+  of(containerId: string, startedAt = ''): Promise<MachineExit> {
     const known = this.#watched.get(containerId);
     if (known !== undefined) return known.promise;
     const { promise, resolve } = Promise.withResolvers<MachineExit>();
-    this.#watched.set(containerId, { promise, resolve, removing: false });
+    const since = Date.parse(startedAt);
+    this.#watched.set(containerId, { promise, resolve, startedAt: Number.isNaN(since) ? 0 : since });
     if (!this.#following) void this.#follow();
     else void this.#look([containerId]).catch(() => {});
     return promise;
@@ -70,7 +81,18 @@ export class Exits {
   /** We are about to remove it, so its end is our own doing. */
   removing(containerId: string): void {
     const watched = this.#watched.get(containerId);
-    if (watched !== undefined) watched.removing = true;
+    if (watched !== undefined) watched.ours = 'removed';
+  }
+
+  /** We are about to stop it. */
+  stopping(containerId: string): void {
+    const watched = this.#watched.get(containerId);
+    if (watched !== undefined) watched.ours ??= 'stopped';
+  }
+
+  /** Looks whether it has ended, without waiting for the engine to tell. */
+  look(containerId: string): Promise<void> {
+    return this.#look([containerId]);
   }
 
   /** It is gone from the engine. */
@@ -120,6 +142,7 @@ export class Exits {
     const watched = this.#watched.get(id);
     if (watched === undefined) return;
     const at = timeNano === undefined ? Date.now() : timeNano / 1e6;
+    if (at < watched.startedAt) return;
     if (action === 'oom') watched.outOfMemoryAt = at;
     else if (action === 'destroy') this.gone(id);
     else if (action === 'die') {
@@ -154,17 +177,18 @@ export class Exits {
     const watched = this.#watched.get(id);
     if (watched === undefined) return;
     this.#watched.delete(id);
-    watched.resolve(watched.removing ? { ...exit, reason: 'removed', message: 'removed' } : exit);
+    const { ours } = watched;
+    watched.resolve(ours === undefined ? exit : { ...exit, reason: ours, message: ours });
   }
 }
 
-/** Containers of any state that bear a label, given as `name=value`. */
+/** Containers of any state that bear a label, given as `name=value`; without one, all. */
 export function containersLabelled(
   engine: Engine,
-  label: string,
+  label: string | undefined,
   signal?: AbortSignal,
 ): Promise<ContainerSummary[]> {
-  const query = { all: '1', filters: JSON.stringify({ label: [label] }) };
+  const query = { all: '1', filters: JSON.stringify(label === undefined ? {} : { label: [label] }) };
   return engine.call('GET', '/containers/json', { doing: 'list containers', query }, signal);
 }
 
@@ -173,7 +197,7 @@ export const isAlive = (state: string) => ['running', 'paused', 'restarting'].in
 export function inspectContainer(
   engine: Engine,
   id: string,
-  signal: AbortSignal,
+  signal?: AbortSignal,
 ): Promise<ContainerInspect | undefined> {
   return engine.call(
     'GET',

@@ -16,7 +16,7 @@ export interface FoundImage {
   defaults: ImageDefaults;
 }
 
-interface Reference {
+export interface Reference {
   /** Everything before the tag or digest. */
   name: string;
   /** `latest` when the text names none. */
@@ -25,17 +25,26 @@ interface Reference {
   registry: string;
 }
 
+/** Names of variables in an image of ours that are not meant for commands, as JSON: what its sandbox's own agent was started with. */
+export const hiddenEnvLabel = 'glovebox.template.hidden-env';
+
 /** What of `GET /images/{name}/json` we use. */
-interface ImageInspect {
+export interface ImageInspect {
   Id: string;
   Os: string;
   Architecture: string;
+  Size: number;
+  /** RFC 3339. */
+  Created: string;
+  RepoTags?: string[] | null;
+  RootFS: { Layers?: string[] | null };
   Config?: {
     Env?: string[] | null;
     WorkingDir?: string;
     User?: string;
     Entrypoint?: string[] | null;
     Cmd?: string[] | null;
+    Labels?: Record<string, string> | null;
   } | null;
 }
 
@@ -79,7 +88,11 @@ export async function ensureImage(
   return { id: found.Id, defaults: defaultsOf(found) };
 }
 
-function inspectImage(engine: Engine, image: string, signal: AbortSignal): Promise<ImageInspect | undefined> {
+export function inspectImage(
+  engine: Engine,
+  image: string,
+  signal: AbortSignal,
+): Promise<ImageInspect | undefined> {
   const path = `/images/${encodeURIComponent(image)}/json`;
   return engine.call('GET', path, { doing: `look for image ${image}`, accept: [404] }, signal);
 }
@@ -89,12 +102,22 @@ function defaultsOf({ Config: config }: ImageInspect): ImageDefaults {
     const at = it.indexOf('=');
     return at < 0 ? [it, ''] : [it.slice(0, at), it.slice(at + 1)];
   });
+  const hidden = namesIn(config?.Labels?.[hiddenEnvLabel]);
   return {
-    env: Object.fromEntries(pairs),
+    env: Object.fromEntries(pairs.filter(([name]) => !hidden.includes(name))),
     ...(config?.WorkingDir ? { cwd: config.WorkingDir } : {}),
     ...(config?.User ? { user: config.User } : {}),
     entrypoint: [...(config?.Entrypoint ?? []), ...(config?.Cmd ?? [])],
   };
+}
+
+function namesIn(label: string | undefined): unknown[] {
+  try {
+    const names = JSON.parse(label ?? '[]');
+    return Array.isArray(names) ? names : [];
+  } catch {
+    return [];
+  }
 }
 
 /** Docker's and Go's word for an architecture that others call by other names. */
