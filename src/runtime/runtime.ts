@@ -18,7 +18,11 @@ export interface Mount {
    * folders of ours on one file system at first; `work` is the kernel's.
    */
   overlay?: { upper: string; work: string };
-  /** Paths below `guestPath`, relative, that are not there for the guest: files are empty and cannot be opened, or are not found. Folders and files. */
+  /**
+   * Paths below `guestPath`, relative, that are not there for the guest: files are empty and cannot be opened, or are not found. Folders and files, as far as
+   * they exist when the machine starts. With `overlay` it holds for their names; without, until the host puts another file in their place (as editors do
+   * on saving), which the kernel then shows.
+   */
   hidden?: readonly string[];
 }
 
