@@ -1,5 +1,6 @@
 // What the options of `create` and `run` ask for, as a request; and making the sandbox, with its progress shown.
 
+import { spawnSync } from 'node:child_process';
 import {
   type CreateOptions,
   type PortMapping,
@@ -8,6 +9,7 @@ import {
   SandboxError,
   type Workspace,
 } from '../../sdk/src/index.ts';
+import { gitIdentity, gitVariables } from '../agents/git-settings.ts';
 import { parsePublish } from '../contract/ports.ts';
 import type { AgentChoice } from './agent-choice.ts';
 import { type EnvironmentFlags, environmentOf } from './environment.ts';
@@ -100,7 +102,10 @@ export async function creationOf(wanted: Wanted, flags: CreationFlags): Promise<
       ...(memory === undefined ? {} : { memory: sizeOf('--memory', memory) }),
       ...(disk === undefined ? {} : { disk: sizeOf('--disk', disk) }),
     },
-    env: environmentOf(flags, process.env),
+    env: {
+      ...(agent === undefined ? {} : identityOf(wanted.workspaces[0]?.path)),
+      ...environmentOf(flags, process.env),
+    },
     metadata: pairsOf('--label', flags.label ?? []),
     volumes: (flags.volume ?? []).map(volumeOf),
     entrypoint,
@@ -123,6 +128,17 @@ export async function creationOf(wanted: Wanted, flags: CreationFlags): Promise<
     ...(flags.install && agent !== undefined ? { setup: agent.install } : {}),
   };
   return { options, policyFile };
+}
+
+/** Who commits are from: nothing of our configuration of git is seen inside. */
+function identityOf(folder: string | undefined): Record<string, string> {
+  const setting = (key: string) => {
+    const { status, stdout } = spawnSync('git', ['config', '--get', key], {
+      ...{ cwd: folder, encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'], timeout: 5_000 },
+    });
+    return status === 0 ? stdout.trim().slice(0, 200) : '';
+  };
+  return gitVariables(gitIdentity({ name: setting('user.name'), email: setting('user.email') }));
 }
 
 /** What is left out is not there, so the types agree. */

@@ -1,6 +1,9 @@
 // What `run` says about a sandbox that it has just made: short, on stderr, for a person who wants to know what the agent may do.
 import type { SandboxClient, SandboxInfo } from '../../sdk/src/index.ts';
+import { credentialAdvice } from '../agents/credential-offers.ts';
 import type { AgentChoice } from './agent-choice.ts';
+import { serverIsHere } from './connect.ts';
+import { hostCredentials } from './host-credentials.ts';
 import { clean, paint, say } from './output.ts';
 
 const shownMax = 4;
@@ -37,17 +40,17 @@ async function reaches(client: SandboxClient, { id, name }: SandboxInfo): Promis
   return `${few([...new Set(hosts)])}; see \`glovebox policy ls ${name ?? id}\``;
 }
 
-function credentialLines({ info }: AgentChoice): [string, string][] {
+function credentialLines({ name, info }: AgentChoice): [string, string][] {
   const { credentials, available } = info;
   if (credentials.length === 0) return [];
-  if (available.length > 0)
+  if (available.length > 0) {
     return [['credentials', `${available.join(', ')}: a placeholder inside, the real one on the way out`]];
-  return [
-    [
-      'credentials',
-      `none of ${credentials.join(', ')}; store one with \`glovebox secret set ${credentials[0]}\``,
-    ],
-  ];
+  }
+  const advice = credentialAdvice(
+    { name, credentials, available },
+    hostCredentials({ local: serverIsHere() }),
+  );
+  return advice === undefined ? [] : [['credentials', advice]];
 }
 
 function few(all: readonly string[]): string {

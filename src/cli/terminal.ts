@@ -24,9 +24,12 @@ export function rawMode(input: NodeJS.ReadStream = process.stdin): Disposable {
 
 /** Asks on a terminal only: a script means what it says. `declined` is the message when the answer is no; it is an error then. */
 export async function confirm(question: string, declined: string): Promise<void> {
-  if (!atTerminal()) return;
-  const answer = await askLine(`${question} [y/N] `, { shown: true, unanswered: declined });
-  if (!/^y(es)?$/i.test(answer.trim())) throw new CliError(declined);
+  if (atTerminal() && !(await agreed(question, declined))) throw new CliError(declined);
+}
+
+/** Whether the answer is yes. For terminals only; `unanswered` is the message when there is none. */
+export async function agreed(question: string, unanswered: string): Promise<boolean> {
+  return /^y(es)?$/i.test((await askLine(`${question} [y/N] `, { shown: true, unanswered })).trim());
 }
 
 /** A line that is not shown while it is typed. For terminals only. */

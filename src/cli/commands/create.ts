@@ -25,8 +25,9 @@ export async function create({ own, behind = [] }: Words, options: CreateOptions
   // What is wrong with the line is said before a daemon is started.
   await creationOf({ name: 'sandbox', workspaces: [], command: [] }, { ...options, install: false });
   const client = await connect();
-  const agent = word === undefined ? undefined : await agentNamed(client, word);
   const workspaces = serverIsHere() ? onThisMachine(wanted) : wanted;
+  const project = workspaces[0]?.path;
+  const agent = word === undefined ? undefined : await agentNamed(client, word, project);
   const base = {
     ...(agent ? { agent } : word === undefined ? {} : { image: word }),
     ...{ workspaces, command: behind },

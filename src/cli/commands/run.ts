@@ -97,9 +97,9 @@ async function findOrCreate(
     // The name of a sandbox alone is enough, as it is for every other verb.
     const byWord = paths.length === 0 && word !== undefined ? live.find((it) => it.name === word) : undefined;
     if (byWord && (named === undefined || named === word)) return await foundOf(client, byWord);
-    const agent = word === undefined ? undefined : await agentNamed(client, word);
     const asked = workspacesOf(paths.length > 0 ? paths : ['.'], options, process.cwd());
     const workspaces = serverIsHere() ? onThisMachine(asked) : asked;
+    const agent = word === undefined ? undefined : await agentNamed(client, word, workspaces[0]?.path);
     const usual = named ?? usualName(word, workspaces, options);
     const fits = (it: SandboxInfo) =>
       (paths.length === 0 && named !== undefined) || it.workspaces[0]?.path === workspaces[0]?.path;
@@ -148,7 +148,9 @@ function refuseAnother(
 
 async function foundOf(client: SandboxClient, info: SandboxInfo, agent?: AgentChoice): Promise<Found> {
   const settled = await whenMade(client, info);
-  const known = agent ?? (info.agent === undefined ? undefined : await agentNamed(client, info.agent));
+  const known =
+    agent ??
+    (info.agent === undefined ? undefined : await agentNamed(client, info.agent, info.workspaces[0]?.path));
   if (info.agent !== undefined && known === undefined) {
     throw new CliError(`the agent '${info.agent}' of ${info.name ?? info.id} is not known here any more`, {
       hint: `Define it again, or look inside with \`glovebox exec -it ${info.name ?? info.id} sh\`.`,
