@@ -21,6 +21,7 @@ import {
   type TemplateInfo,
   templateInfoOf,
 } from './wire.ts';
+import { Workspaces } from './workspaces.ts';
 
 interface Aborting {
   signal?: AbortSignal;
@@ -46,6 +47,7 @@ export class Sandbox {
   readonly ports: Ports;
   readonly published: Published;
   readonly network: SandboxNetwork;
+  readonly workspaces: Workspaces;
   readonly #connection: Connection;
   readonly #owned: boolean;
   readonly #path: string;
@@ -78,6 +80,7 @@ export class Sandbox {
     this.ports = new Ports(connection, id);
     this.published = new Published(connection, id);
     this.network = new SandboxNetwork(connection, id);
+    this.workspaces = new Workspaces(connection, id);
   }
 
   /**

@@ -9,6 +9,7 @@ import { addSandboxVerbs } from './verbs/sandbox.ts';
 import { addSecretVerbs } from './verbs/secret.ts';
 import { addSshVerbs } from './verbs/ssh.ts';
 import { addTemplateVerbs } from './verbs/template.ts';
+import { addWorkspaceVerbs } from './verbs/workspace.ts';
 
 const exitCodesHelp = `
 Exit codes:
@@ -121,6 +122,7 @@ export function makeProgram(args: readonly string[]): Command {
   addSecretVerbs(program);
   addSshVerbs(program);
   addTemplateVerbs(program);
+  addWorkspaceVerbs(program);
 
   verb('doctor', 'check what works here, and say how to mend the rest')
     .alias('diagnose')

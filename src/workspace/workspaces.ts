@@ -30,6 +30,7 @@ import { toBytes } from './names.ts';
 import { Checkpoints, differing, type Kept, type States } from './overlay/checkpoints.ts';
 import { GuestInside, type Inside, removeAt, UpperInside, type Wanted } from './overlay/inside.ts';
 import { OverlayMode } from './overlay/overlay.ts';
+import { SyncMode } from './sync/sync.ts';
 
 export interface WorkspacesOptions {
   /** Where state lies: `<home>/workspaces`. */
@@ -73,6 +74,7 @@ export class Workspaces implements SandboxWorkspaces {
       mount: mountMode,
       overlay: this.#overlay,
       clone: new CloneMode({ binary, home, hides, log }),
+      sync: new SyncMode({ log, now: options.now }),
       ...options.modes,
     };
   }
