@@ -244,6 +244,19 @@ const egress = z.strictObject({
     .describe('Lets rules open the metadata services of clouds, which hand out the host’s own rights.'),
 });
 
+const sandboxd = z.strictObject({
+  enabled: z
+    .boolean()
+    .default(true)
+    .describe(
+      'Serve the API of Docker Sandboxes on a Unix socket, `sandboxes/sandboxd.sock` in the home folder.',
+    ),
+  docker_path: z
+    .boolean()
+    .default(false)
+    .describe('Serve it at Docker’s own path, too: `~/.docker/sandboxes/sandboxd.sock`.'),
+});
+
 const secureRuntime = z.strictObject({
   type: z
     .enum(['', 'gvisor', 'kata'])
@@ -269,6 +282,7 @@ export const configSections = {
   storage,
   store,
   egress,
+  sandboxd,
   secure_runtime: secureRuntime,
 } as const;
 
@@ -281,6 +295,7 @@ export const ConfigFile = z.strictObject({
   storage: storage.prefault({}),
   store: store.prefault({}),
   egress: egress.prefault({}),
+  sandboxd: sandboxd.prefault({}),
   secure_runtime: secureRuntime.prefault({}),
 });
 export type ConfigFile = z.infer<typeof ConfigFile>;

@@ -100,6 +100,13 @@ export interface Config {
     readonly dangerouslyAllowMetadata: boolean;
   };
   readonly storage: { readonly allowedHostPaths: readonly string[] };
+  readonly sandboxd: {
+    readonly enabled: boolean;
+    /** A second place to listen at. */
+    readonly dockerSocket?: string;
+    /** Where links to a home folder with a long path are made. */
+    readonly shortParent: string;
+  };
 }
 
 export interface ConfigSources {
@@ -131,7 +138,12 @@ export async function loadConfig(sources: ConfigSources): Promise<Config> {
   }
   const parsed = settings.parse();
   if (parsed === undefined) throw settings.failure();
-  const config = configOf(parsed, { home, userHome, file: found ? file : undefined });
+  const config = configOf(parsed, {
+    home,
+    userHome,
+    file: found ? file : undefined,
+    shortParent: shortParentIn(env),
+  });
   await warnOfSecretInFile(settings, file);
   warnOfRisks(settings, config);
   return deepFrozen({ ...config, warnings: settings.warnings });
@@ -396,7 +408,12 @@ const expanded = (path: string, userHome: string) =>
 
 function configOf(
   parsed: ConfigFile,
-  { home, userHome, file }: { home: string; userHome: string; file: string | undefined },
+  {
+    home,
+    userHome,
+    file,
+    shortParent,
+  }: { home: string; userHome: string; file: string | undefined; shortParent: string },
 ): Omit<Config, 'warnings'> {
   const { server, log, docker, bubblewrap, storage, store, secure_runtime: secure } = parsed;
   const absolute = (path: string) => resolve(expanded(path, userHome));
@@ -461,7 +478,21 @@ function configOf(
     },
     storage: { allowedHostPaths: storage.allowed_host_paths.map(absolute) },
     egress: egressOf(parsed.egress, absolute),
+    sandboxd: {
+      enabled: parsed.sandboxd.enabled,
+      ...(parsed.sandboxd.docker_path && {
+        dockerSocket: join(userHome, '.docker/sandboxes/sandboxd.sock'),
+      }),
+      shortParent,
+    },
   };
+}
+
+/** A folder of this user alone whose path is short. */
+function shortParentIn(env: ConfigSources['env']): string {
+  const own = env.XDG_RUNTIME_DIR;
+  if (own?.startsWith('/') && own.length <= 32) return join(own, 'glovebox');
+  return `/tmp/glovebox-${process.getuid?.() ?? 0}`;
 }
 
 function egressOf(egress: ConfigFile['egress'], absolute: (path: string) => string): Config['egress'] {

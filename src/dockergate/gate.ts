@@ -14,11 +14,13 @@ import { type ContainerWalls, containerBodyFor, labelsOf, sharedFolder } from '.
 import { type Exec, execBodyFor, startBodyFor } from './exec.ts';
 import { Images, parseFilters } from './images.ts';
 import { Names, vmLabels } from './names.ts';
+import { bareBody } from './server.ts';
 import {
   type Summary,
   shownContainer,
   shownEvent,
   shownInfo,
+  shownStats,
   shownSummary,
   shownVolume,
   type VolumeInfo,
@@ -217,9 +219,14 @@ export class DockerGate {
     );
   }
 
-  /** Whether any container of the sandbox runs. */
-  async busy(): Promise<boolean> {
-    return (await this.containers(defaultVersion)).some((it) => isAlive(it.State));
+  /** Containers stand still while their sandbox does. */
+  async freeze(frozen: boolean): Promise<void> {
+    const [from, verb] = frozen ? ['running', 'pause'] : ['paused', 'unpause'];
+    for (const { Id: id, State: state } of await this.containers(defaultVersion))
+      if (state === from)
+        await this.upstream
+          .json(defaultVersion, { method: 'POST', path: `/containers/${id}/${verb}` })
+          .catch(ignoreRefusal);
   }
 
   /** Takes away everything that was made through this gate. */
@@ -295,37 +302,6 @@ async function bodyOf(it: Exchange): Promise<Buffer> {
     pieces.push(piece);
   }
   return Buffer.concat(pieces);
-}
-
-/** The body of a request that asks for the bare connection, which Node leaves to us; what comes behind it is the stream. */
-async function bareBody(request: IncomingMessage, bare: NonNullable<Exchange['bare']>): Promise<Buffer> {
-  if (request.headers['transfer-encoding'] !== undefined)
-    throw new Failure('invalid', 'the body of a request for the bare connection needs a Content-Length');
-  const length = Number(request.headers['content-length'] ?? 0);
-  if (!Number.isSafeInteger(length) || length < 0 || length > bodyBytesMax)
-    throw new Failure('invalid', `the body is over ${bodyBytesMax} bytes`);
-  while (bare.head.length < length) {
-    const piece = await nextPiece(bare.socket);
-    bare.head = Buffer.concat([bare.head, piece]);
-  }
-  const body = bare.head.subarray(0, length);
-  bare.head = bare.head.subarray(length);
-  return body;
-}
-
-function nextPiece(socket: Socket): Promise<Buffer> {
-  return new Promise((resolve, reject) => {
-    const settle = (piece: Buffer | undefined) => {
-      socket.off('data', onData).off('end', onEnd).off('close', onEnd);
-      socket.pause();
-      if (piece === undefined) reject(new Failure('aborted', 'the client has gone'));
-      else resolve(piece);
-    };
-    const onData = (piece: Buffer) => settle(piece);
-    const onEnd = () => settle(undefined);
-    socket.on('data', onData).on('end', onEnd).on('close', onEnd);
-    socket.resume();
-  });
 }
 
 async function jsonOf(it: Exchange): Promise<unknown> {
@@ -716,7 +692,14 @@ plain('GET', 'logs', {
 });
 plain('GET', 'changes');
 plain('GET', 'export');
-plain('GET', 'stats', { stream: flag, 'one-shot': flag });
+
+route('GET', '/containers/{name}/stats', async function (it) {
+  const id = await this.containerId(it.version, it.params[0] ?? '');
+  const query = pick(it.query, { stream: flag, 'one-shot': flag });
+  const call = { method: 'GET', path: `/containers/${id}/stats`, query };
+  await relay(it, await this.upstream.stream(it.version, call, it.signal), shownStats(this.names));
+});
+
 // The engine runs ps on the host, with these words.
 plain('GET', 'top', { ps_args: /^(?:-ef|aux|-aux|-e?o ?(?:pid|ppid|user|args|comm|time|,| )+)$/ });
 plain('DELETE', '', { v: flag, force: flag });

@@ -2,6 +2,9 @@
 import { createServer, type IncomingMessage, type Server, ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
+import { Failure } from '../lib/failure.ts';
+
+const bodyBytesMax = 1024 * 1024;
 
 export interface HttpHandler {
   /** Never rejects. `bare`: the client asks for the connection itself; what it has already sent behind the head is `head`. */
@@ -49,4 +52,38 @@ function refuseMalformed(error: NodeJS.ErrnoException, socket: Duplex): void {
   socket.end(
     `HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: ${body.length}\r\nConnection: close\r\n\r\n${body}`,
   );
+}
+
+/** The body of a request that asks for the bare connection, which Node leaves to us; what comes behind it is the stream. */
+export async function bareBody(
+  request: IncomingMessage,
+  bare: { socket: Socket; head: Buffer },
+): Promise<Buffer> {
+  if (request.headers['transfer-encoding'] !== undefined)
+    throw new Failure('invalid', 'the body of a request for the bare connection needs a Content-Length');
+  const length = Number(request.headers['content-length'] ?? 0);
+  if (!Number.isSafeInteger(length) || length < 0 || length > bodyBytesMax)
+    throw new Failure('invalid', `the body is over ${bodyBytesMax} bytes`);
+  while (bare.head.length < length) {
+    const piece = await nextPiece(bare.socket);
+    bare.head = Buffer.concat([bare.head, piece]);
+  }
+  const body = bare.head.subarray(0, length);
+  bare.head = bare.head.subarray(length);
+  return body;
+}
+
+function nextPiece(socket: Socket): Promise<Buffer> {
+  return new Promise((resolve, reject) => {
+    const settle = (piece: Buffer | undefined) => {
+      socket.off('data', onData).off('end', onEnd).off('close', onEnd);
+      socket.pause();
+      if (piece === undefined) reject(new Failure('aborted', 'the client has gone'));
+      else resolve(piece);
+    };
+    const onData = (piece: Buffer) => settle(piece);
+    const onEnd = () => settle(undefined);
+    socket.on('data', onData).on('end', onEnd).on('close', onEnd);
+    socket.resume();
+  });
 }

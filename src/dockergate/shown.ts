@@ -1,5 +1,7 @@
 // What clients see of their containers and volumes: under the names that they gave, without what is the host's business.
+
 import { Transform, type TransformCallback } from 'node:stream';
+import { StringDecoder } from 'node:string_decoder';
 import { type Names, vmLabels, withoutOwnLabels } from './names.ts';
 
 export interface Summary {
@@ -27,7 +29,7 @@ export interface VolumeInfo {
   [other: string]: unknown;
 }
 
-const eventLineBytesMax = 1024 * 1024;
+const lineBytesMax = 1024 * 1024;
 /** Files of ours in every container. */
 const ownTargets = ['/etc/hosts', '/etc/resolv.conf'];
 
@@ -141,14 +143,11 @@ export function shownInfo(
 
 /** One JSON value a line, each with the client's names. */
 export function shownEvent(names: Names): Transform {
-  let rest = '';
-  const line = (text: string): string => {
-    const event = JSON.parse(text) as Fields & {
-      Actor?: { ID?: string; Attributes?: Record<string, string> };
-    };
+  return eachLine((said) => {
+    const event = said as Fields & { Actor?: { ID?: string; Attributes?: Record<string, string> } };
     const attributes = event.Actor?.Attributes ?? {};
     const image = attributes[vmLabels.image] ?? attributes.image;
-    return `${JSON.stringify({
+    return {
       ...event,
       from: image,
       Actor: {
@@ -159,14 +158,24 @@ export function shownEvent(names: Names): Transform {
           ...(image === undefined ? {} : { image }),
         },
       },
-    })}\n`;
-  };
+    };
+  });
+}
+
+export function shownStats(names: Names): Transform {
+  return eachLine((said) => ({ ...said, name: `/${names.shownContainer(String(said.name ?? ''))}` }));
+}
+
+function eachLine(change: (value: Fields) => Fields): Transform {
+  const decoder = new StringDecoder('utf8');
+  let rest = '';
+  const line = (text: string) => `${JSON.stringify(change(JSON.parse(text) as Fields))}\n`;
   return new Transform({
     transform(chunk: Buffer, _encoding: BufferEncoding, done: TransformCallback) {
       try {
-        const lines = (rest + chunk.toString('utf8')).split('\n');
+        const lines = (rest + decoder.write(chunk)).split('\n');
         rest = lines.pop() ?? '';
-        if (rest.length > eventLineBytesMax) throw new Error('an event without an end');
+        if (rest.length > lineBytesMax) throw new Error('a line without an end');
         done(
           null,
           lines
@@ -176,6 +185,13 @@ export function shownEvent(names: Names): Transform {
         );
       } catch (error) {
         done(error as Error);
+      }
+    },
+    flush(done: TransformCallback) {
+      try {
+        done(null, rest.trim() === '' ? '' : line(rest));
+      } catch {
+        done();
       }
     },
   });
