@@ -1,5 +1,5 @@
 // `npm run bench`: figures beside their floors, measured in the same run. A table for people, `--json` for programs, `--quick`
-// for a first look, `--only egress` or `--only sandbox` for a part.
+// for a first look, `--only sandbox`, `--only workspace` or `--only egress` for a part.
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -14,16 +14,17 @@ import { execFigures, fileFigures, stalledReaderFigure, streamFigures } from './
 import { type Figure, table } from './measure.ts';
 import { memoryFigures } from './memory.ts';
 import { createRequest, startFigures } from './start.ts';
+import { workspaceFigures } from './workspace.ts';
 
 const { values: flags } = parseArgs({
   options: {
     json: { type: 'boolean', default: false },
     quick: { type: 'boolean', default: false },
-    /** `sandbox` or `egress`; all figures when absent. */
+    /** `sandbox`, `workspace` or `egress`; all figures when absent. */
     only: { type: 'string' },
   },
 });
-const wanted = (part: 'sandbox' | 'egress') => flags.only === undefined || flags.only === part;
+const wanted = (part: 'sandbox' | 'workspace' | 'egress') => flags.only === undefined || flags.only === part;
 const times = (count: number): number => (flags.quick ? Math.max(2, Math.ceil(count / 5)) : count);
 const say = (line: string): void => console.error(`bench: ${line}`);
 
@@ -68,6 +69,20 @@ async function sandboxFigures(home: string): Promise<Figure[]> {
 const home = await mkdtemp(join(tmpdir(), 'glovebox-bench-'));
 try {
   const figures = wanted('sandbox') ? await sandboxFigures(home) : [];
+  if (wanted('workspace')) {
+    say('workspaces of many files, and large ones');
+    await using platform = await openPlatform(
+      await loadConfig({ home, env: {} }),
+      openLog({ level: 'error' }),
+    );
+    const folder = await mkdtemp(join(tmpdir(), 'glovebox-bench-workspaces-'));
+    try {
+      const sizes = { folder, files: flags.quick ? 5_000 : 50_000, runs: times(5) };
+      figures.push(...(await workspaceFigures(platform.sandboxes, sizes)));
+    } finally {
+      await rm(folder, { recursive: true, force: true });
+    }
+  }
   if (wanted('egress')) {
     say('the way out, beside squid and mitmproxy');
     figures.push(...(await egressFigures({ rounds: times(5), ms: flags.quick ? 1_500 : 4_000 })));
