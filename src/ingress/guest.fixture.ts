@@ -16,11 +16,12 @@ server = socket.create_server(("127.0.0.1", int(sys.argv[1])), backlog=256)
 print("listening", flush=True)
 def serve(connection):
     with connection:
-        heard = b""
+        pieces = []
         while True:
             piece = connection.recv(65536)
             if not piece: break
-            heard += piece
+            pieces.append(piece)
+        heard = b"".join(pieces)
         connection.sendall(b"%d:" % len(heard) + heard)
 while True:
     threading.Thread(target=serve, args=(server.accept()[0],), daemon=True).start()

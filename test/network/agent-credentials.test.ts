@@ -97,7 +97,7 @@ describe.skipIf(runtimes.length === 0)('a subscription', () => {
     runtimes,
   )('in %s: a host that has logged out fails requests, and says so to the guest', async (runtime) => {
     const guest = guests.get(runtime) as Hostile;
-    rmSync(login);
+    rmSync(login, { force: true });
     const { replies } = await guest.https(`${host}:443`, get('/v1/messages', host));
     expect(replies[0]).toMatchObject({ status: 502, body: expect.stringContaining('anthropic-oauth') });
   });
