@@ -27,6 +27,8 @@ interface Guest {
   host: ((id: number, kind: 'uid' | 'gid') => number) | undefined;
 }
 
+// Folders that are made for a guest are open, whatever the daemon was started with.
+process.umask(0o022);
 const kernel = new Kernel();
 
 async function run(plan: HelperPlan): Promise<void> {
