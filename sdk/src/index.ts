@@ -73,6 +73,7 @@ export type { RunOptions, RunResult } from './run.ts';
 export { type Command, Sandbox } from './sandbox.ts';
 export type { SecretBinding, SecretInfo, SecretSource, Secrets, SetSecret } from './secrets.ts';
 export { quote } from './shell.ts';
+export { type BuildEvent, type BuildOptions, Templates } from './templates.ts';
 export { type Duration, milliseconds, type Size } from './units.ts';
 export type {
   ExitStatus,
@@ -88,3 +89,12 @@ export type {
   TemplateInfo,
   Workspace,
 } from './wire.ts';
+export type {
+  ApplyOptions,
+  ApplyResult,
+  SyncedWorkspace,
+  WorkspaceChange,
+  WorkspaceCheckpoint,
+  WorkspaceDetails,
+  Workspaces,
+} from './workspaces.ts';
