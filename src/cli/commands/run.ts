@@ -52,12 +52,12 @@ export async function run({ own, behind }: Words, options: RunOptions): Promise<
   const name = info.name ?? info.id;
   if (made) await sayWhatWasMade(client, info, agent);
   else warnOfIgnored(name, options, paths);
+  using _held = await sandbox.hold();
+  await wakeUp(client, info);
   if (options.detached) {
     await print(name);
     return 0;
   }
-  using _held = await sandbox.hold();
-  await wakeUp(client, info);
   const tty = process.stdin.isTTY === true && process.stdout.isTTY === true;
   const command = commandOf(agent, behind, tty);
   const { TERM } = process.env;
@@ -103,8 +103,12 @@ async function findOrCreate(
     const usual = named ?? usualName(word, workspaces, options);
     const fits = (it: SandboxInfo) =>
       (paths.length === 0 && named !== undefined) || it.workspaces[0]?.path === workspaces[0]?.path;
-    const found = live.find((it) => it.name === usual);
-    if (found && (agent || named !== undefined || (fits(found) && found.image === word))) {
+    // Those of images are numbered, so it is the one of this image and folder that is meant.
+    const found =
+      agent || named !== undefined
+        ? live.find((it) => it.name === usual)
+        : live.find((it) => it.agent === undefined && it.image === word && fits(it) && isOf(it.name, usual));
+    if (found) {
       refuseAnother(found, { word, agent, fits: fits(found), path: workspaces[0]?.path ?? '' });
       return await foundOf(client, found, agent);
     }
@@ -128,6 +132,13 @@ async function findOrCreate(
   }
 }
 
+function isOf(name: string | undefined, usual: string): boolean {
+  return (
+    name === usual ||
+    (name !== undefined && /^-\d+$/.test(name.slice(usual.length)) && name.startsWith(usual))
+  );
+}
+
 /** A sandbox of that name that is not what was asked for is not entered by mistake. */
 function refuseAnother(
   found: SandboxInfo,
@@ -139,7 +150,13 @@ function refuseAnother(
     const made = found.agent === undefined ? `from the image ${found.image}` : `for ${found.agent}`;
     throw new CliError(`the sandbox '${name}' was made ${made}, not for ${wanted.agent.name}`, { hint });
   }
-  if (wanted.fits || wanted.word === undefined) return;
+  if (wanted.word === undefined) return;
+  if (!wanted.agent && found.agent === undefined && found.image !== wanted.word) {
+    throw new CliError(`the sandbox '${name}' was made from the image ${found.image}, not ${wanted.word}`, {
+      hint,
+    });
+  }
+  if (wanted.fits) return;
   const has = found.workspaces[0]?.path;
   throw new CliError(`the sandbox '${name}' is for ${has ?? 'no folder at all'}, not for ${wanted.path}`, {
     hint,
