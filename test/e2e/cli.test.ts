@@ -47,8 +47,9 @@ describe.skipIf(!runtimes.includes('bubblewrap'))('the command line on bubblewra
     home = makeHome();
     folder = mkdtempSync(join(tmpdir(), 'glovebox-cli-'));
     // Six at once, and none runs: one daemon must come of it.
+    const none = '{\n  "sandboxes": [],\n  "vms": []\n}\n';
     const lists = await Promise.all(Array.from({ length: 6 }, () => glovebox('ls', '--json')));
-    expect(lists).toEqual(Array.from({ length: 6 }, () => ({ code: 0, stdout: '[]\n', stderr: '' })));
+    expect(lists).toEqual(Array.from({ length: 6 }, () => ({ code: 0, stdout: none, stderr: '' })));
     expect((await glovebox('create', '--name', 'web')).code).toBe(0);
   });
 
@@ -178,6 +179,8 @@ describe.skipIf(!runtimes.includes('bubblewrap'))('the command line on bubblewra
     await new Promise((resolve) => child.stdout?.once('data', resolve));
     expect(await glovebox('stop', 'brief')).toMatchObject({ code: 0, stdout: 'brief\n' });
     expect(await ended).toMatchObject({ code: 0, stdout: 'up\nsaved\n' });
+    expect((await glovebox('ls', '-q', '-f', 'state=stopped')).stdout).toBe('brief\n');
+    expect(await glovebox('rm', 'brief')).toMatchObject({ code: 0, stdout: 'brief\n' });
     expect(await glovebox('inspect', 'brief')).toMatchObject({ code: 1 });
   });
 
@@ -210,7 +213,7 @@ describe.skipIf(!runtimes.includes('bubblewrap'))('the command line on bubblewra
     const cwd = join(import.meta.dirname, '../..');
     const { code, stdout, stderr } = await finish(spawn('sh', ['-ec', script.join('\n')], { env, cwd }));
     expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
-    expect(stdout).toMatch(/^[0-9a-f-]{36}\n42\nworking\ndone\ndemo\n$/);
+    expect(stdout).toMatch(/^✓ Created sandbox demo in VM demo\n42\nworking\ndone\ndemo\ndemo\n42\ndemo\n$/);
     expect(existsSync(join(target, 'decisions'))).toBe(true);
     rmSync(target, { recursive: true });
   });
