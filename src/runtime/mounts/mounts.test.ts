@@ -171,6 +171,9 @@ for (const name of ['bubblewrap', 'docker'].filter((it) => asRoot && present.inc
       mkdirSync(spec.runFolder, { recursive: true, mode: 0o755 });
       const boot = { protocol: guestProtocol, sandboxId: spec.id, token };
       writeFileSync(join(spec.runFolder, 'boot.json'), JSON.stringify(boot), { mode: 0o644 });
+      // Under every umask, as the sandbox layer makes them.
+      chmodSync(spec.runFolder, 0o755);
+      chmodSync(join(spec.runFolder, 'boot.json'), 0o644);
       return openDoor({ runFolder: spec.runFolder, token, onRefused: () => {} });
     };
     const start = async (mounts: Mount[], more: Partial<MachineSpec> = {}) => {
