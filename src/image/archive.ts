@@ -6,6 +6,7 @@ import * as fs from 'node:fs/promises';
 import { z } from 'zod';
 import { Failure } from '../lib/failure.ts';
 import type { ImageDefaults } from '../runtime/runtime.ts';
+import { hiddenVariables } from './docker-archive.ts';
 import { hostArch } from './elf.ts';
 import { printable, type TarEntry } from './tar.ts';
 
@@ -273,7 +274,14 @@ const ImageConfig = z.object({
   os: text.optional(),
   architecture: text.optional(),
   config: z
-    .object({ Env: list, WorkingDir: text.nullish(), User: text.nullish(), Entrypoint: list, Cmd: list })
+    .object({
+      Labels: z.record(text, text).nullish(),
+      Env: list,
+      WorkingDir: text.nullish(),
+      User: text.nullish(),
+      Entrypoint: list,
+      Cmd: list,
+    })
     .nullish(),
   rootfs: z.object({ diff_ids: z.array(digest).max(layersMax).nullish() }),
 });
@@ -334,9 +342,11 @@ function planOf(
 }
 
 function defaultsOf(config: NonNullable<ImageConfig['config']>): ImageDefaults {
+  const hidden = hiddenVariables(config.Labels);
   const env = (config.Env ?? [])
     .map((it) => /^(?!__proto__=)([^=\0]+)=([^\0]*)$/s.exec(it))
     .filter((it) => it !== null)
+    .filter(([, key]) => !hidden.includes(key))
     .map(([, key = '', value = '']): [string, string] => [key, value]);
   return {
     env: { PATH: defaultPath, ...Object.fromEntries(env) },

@@ -19,6 +19,18 @@ export interface ArchivedLayer {
   open(): AsyncIterable<Uint8Array>;
 }
 
+/** Names of variables in an image's settings that are not meant for commands, as JSON: what the agent was started with in the sandbox it was made of. */
+export const hiddenEnvLabel = 'glovebox.template.hidden-env';
+
+export function hiddenVariables(labels: Record<string, string> | null | undefined): unknown[] {
+  try {
+    const names = JSON.parse(labels?.[hiddenEnvLabel] ?? '[]');
+    return Array.isArray(names) ? names : [];
+  } catch {
+    return [];
+  }
+}
+
 const blockBytes = 512;
 /** What fits into the header's octal digits. Beyond, it is GNU's base 256. */
 const octalSizeMax = 8 ** 11;

@@ -94,6 +94,8 @@ export function runtimeConformance(
     let harness: ConformanceHarness;
     let runtime: Runtime;
     const running: Running[] = [];
+    /** Names of images that may have been made; the last one first, for each may be built on those before. */
+    const templates: string[] = [];
 
     beforeAll(async () => {
       harness = await open();
@@ -101,6 +103,8 @@ export function runtimeConformance(
     });
     afterEach(async () => {
       await Promise.all(running.splice(0).map(end));
+      for (const name of templates.splice(0))
+        if (await runtime.images?.has(name, soon())) await runtime.images?.remove(name, soon());
       await until(
         'what is left on the host',
         () => harness.leftovers(),
@@ -385,7 +389,11 @@ export function runtimeConformance(
       });
     }
 
-    const template = () => `conformance/${newId()}:1`;
+    const template = () => {
+      const name = `conformance/${newId()}:1`;
+      templates.unshift(name);
+      return name;
+    };
     const images = () => runtime.images ?? expect.fail('it keeps no images');
     const defaults: ImageDefaults = {
       env: { GREETING: 'from the template', PATH: '/bin' },
@@ -399,7 +407,7 @@ export function runtimeConformance(
     };
     const removeImages = async (...names: string[]) => {
       for (const name of names) await images().remove(name, soon());
-      expect((await images().list(soon())).filter((it) => it.name.startsWith('conformance/'))).toEqual([]);
+      expect((await images().list(soon())).filter((it) => templates.includes(it.name))).toEqual([]);
     };
 
     if (stated.keep) {
@@ -431,11 +439,11 @@ export function runtimeConformance(
           expect(Math.abs(Date.now() - Number(kept?.createdAt))).toBeLessThan(120_000);
           expect(await images().has(name, soon())).toBe(true);
           await Promise.all(running.splice(0).map(end));
-        } finally {
           await removeImages(name);
+          expect(await images().has(name, soon())).toBe(false);
+        } finally {
           rmSync(hostPath, { recursive: true });
         }
-        expect(await images().has(name, soon())).toBe(false);
       });
 
       test('an image is made of an image: what one layer deletes is gone in the next, and the lower one stays while it is built on', async () => {

@@ -149,7 +149,6 @@ export class DockerRuntime implements Runtime, Disposable {
       engine: this.#engine,
       homeId: options.homeId,
       folder: options.folder,
-      agentVariables: Object.keys(options.agent.environment),
       arch: async (signal) => (await this.#askedFacts(signal)).arch,
     });
     this.images = this.#images;

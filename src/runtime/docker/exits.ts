@@ -30,7 +30,7 @@ export interface ContainerInspect {
   };
   /** `sha256:…` */
   Image: string;
-  Config: { Labels: Record<string, string> | null; NetworkDisabled?: boolean };
+  Config: { Labels: Record<string, string> | null; Env?: string[] | null; NetworkDisabled?: boolean };
   HostConfig: { Mounts?: { Source: string; Target: string; ReadOnly?: boolean }[] | null };
 }
 

@@ -1,4 +1,5 @@
 // Finds an image in the engine or pulls it, and refuses what cannot run here.
+import { hiddenVariables } from '../../image/docker-archive.ts';
 import { Failure } from '../../lib/failure.ts';
 import type { ImageCredentials, ImageDefaults } from '../runtime.ts';
 import { type Engine, plain } from './engine.ts';
@@ -24,9 +25,6 @@ export interface Reference {
   /** Host name and port of the registry. */
   registry: string;
 }
-
-/** Names of variables in an image of ours that are not meant for commands, as JSON: what its sandbox's own agent was started with. */
-export const hiddenEnvLabel = 'glovebox.template.hidden-env';
 
 /** What of `GET /images/{name}/json` we use. */
 export interface ImageInspect {
@@ -102,22 +100,13 @@ function defaultsOf({ Config: config }: ImageInspect): ImageDefaults {
     const at = it.indexOf('=');
     return at < 0 ? [it, ''] : [it.slice(0, at), it.slice(at + 1)];
   });
-  const hidden = namesIn(config?.Labels?.[hiddenEnvLabel]);
+  const hidden = hiddenVariables(config?.Labels);
   return {
     env: Object.fromEntries(pairs.filter(([name]) => !hidden.includes(name))),
     ...(config?.WorkingDir ? { cwd: config.WorkingDir } : {}),
     ...(config?.User ? { user: config.User } : {}),
     entrypoint: [...(config?.Entrypoint ?? []), ...(config?.Cmd ?? [])],
   };
-}
-
-function namesIn(label: string | undefined): unknown[] {
-  try {
-    const names = JSON.parse(label ?? '[]');
-    return Array.isArray(names) ? names : [];
-  } catch {
-    return [];
-  }
 }
 
 /** Docker's and Go's word for an architecture that others call by other names. */

@@ -18,14 +18,14 @@ import {
 } from '../../image/archive.ts';
 import { untilAborted } from '../../image/bytes.ts';
 import { decompressed, type InflationLimits } from '../../image/compression.ts';
-import { type ArchivedLayer, dockerArchive } from '../../image/docker-archive.ts';
+import { type ArchivedLayer, dockerArchive, hiddenEnvLabel } from '../../image/docker-archive.ts';
 import { machineOf, majorityArch } from '../../image/elf.ts';
 import { readTar } from '../../image/tar.ts';
 import { Failure, type FailureCode } from '../../lib/failure.ts';
 import type { ImageDefaults, KeptImage, RuntimeImages } from '../runtime.ts';
 import { type Engine, plain } from './engine.ts';
 import { containersLabelled, inspectContainer } from './exits.ts';
-import { canonicalArch, hiddenEnvLabel, type ImageInspect, inspectImage, parseReference } from './image.ts';
+import { canonicalArch, type ImageInspect, inspectImage, parseReference } from './image.ts';
 
 /** Its value is the image's name. An image that others build on it inherits the label, but not the name. */
 const nameLabel = 'glovebox.template';
@@ -47,8 +47,6 @@ export interface DockerImagesOptions {
   homeId: string;
   /** For archives on their way; see DockerOptions. */
   folder: string | undefined;
-  /** Variables of the agent's own environment, which the engine puts into an image of its container. */
-  agentVariables: readonly string[];
   /** The engine's architecture. */
   arch: (signal: AbortSignal) => Promise<string>;
 }
@@ -119,7 +117,8 @@ export class DockerImages implements RuntimeImages {
       const inherited = image?.Config?.Labels ?? {};
       // The engine adds the container's own settings wherever nothing else is said. Without a value a label of ours means nothing.
       const labels = Object.keys(container.Config.Labels ?? {}).filter((it) => !(it in inherited));
-      const hidden = this.#options.agentVariables.filter((it) => !(it in defaults.env));
+      const variables = (container.Config.Env ?? []).map((it) => it.split('=')[0] as string);
+      const hidden = variables.filter((it) => !(it in defaults.env));
       const config = {
         Env: Object.entries(defaults.env).map(([key, value]) => `${key}=${value}`),
         User: defaults.user ?? '0',
@@ -467,7 +466,7 @@ class BuildOutput {
     if (/^Step \d+\/\d+ : /.test(line)) {
       this.#step = plain(line).slice(0, outputLineCharsMax);
       this.#lines = [];
-    } else if (line.trim() !== '' && !/^ ---> /.test(line)) {
+    } else if (line.trim() !== '' && !/^( ---> |Removing intermediate container )/.test(line)) {
       this.#lines.push(plain(line).slice(0, outputLineCharsMax));
       if (this.#lines.length > lastLinesMax) this.#lines.shift();
     }
