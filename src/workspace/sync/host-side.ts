@@ -8,7 +8,7 @@ import {
   fchmodSync,
   fchownSync,
   fstatSync,
-  fsyncSync,
+  fsync,
   write,
 } from 'node:fs';
 import { promisify } from 'node:util';
@@ -27,6 +27,7 @@ import {
   staysInside,
 } from './seen.ts';
 
+const fsyncAsync = promisify(fsync);
 const writeAsync = promisify(write);
 
 export interface HostSideOptions {
@@ -181,12 +182,12 @@ export class HostSide {
         for (let at = 0; at < piece.length; )
           at += (await writeAsync(fd, piece, at, piece.length - at, null)).bytesWritten;
       }
-      const old = folder.stat(name);
+      const before = folder.stat(name);
       const { uid, gid } = this.owner();
       if (process.getuid?.() === 0) fchownSync(fd, uid, gid);
-      fchmodSync(fd, modeOf(old?.isFile() ? Number(old.mode) & 0o777 : 0o644, file.executable));
-      fsyncSync(fd);
-      if (!file.onWhole() || !isExpected(old, file.expected)) return undefined;
+      fchmodSync(fd, modeOf(before?.isFile() ? Number(before.mode) & 0o777 : 0o644, file.executable));
+      await fsyncAsync(fd);
+      if (!file.onWhole() || !isExpected(folder.stat(name), file.expected)) return undefined;
       folder.rename(temporary, name);
       placed = true;
       return stampOf(fstatSync(fd, { bigint: true }));

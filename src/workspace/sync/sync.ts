@@ -5,7 +5,7 @@ import type { Guest } from '../../guest/guest.ts';
 import { Failure } from '../../lib/failure.ts';
 import type { Log } from '../../lib/log.ts';
 import type { SandboxInfo } from '../../sandbox/sandbox.ts';
-import { hides } from '../hides.ts';
+import { hides } from '../hidden.ts';
 import type { Mode, Place } from '../mode.ts';
 import { GuestSide } from './guest-side.ts';
 import { HostSide } from './host-side.ts';

@@ -4,6 +4,7 @@
 // is gone or suddenly empty stops everything, because nobody deletes all they have that way.
 import { createHash } from 'node:crypto';
 import { closeSync, createReadStream, type FSWatcher, watch } from 'node:fs';
+import { join } from 'node:path';
 import { buffer } from 'node:stream/consumers';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { SyncStatus } from '../../contract/workspace.ts';
@@ -29,13 +30,14 @@ type Status = SyncStatus['items'][number];
 
 const pollMs = 1_000;
 const pollMostMs = 30_000;
-/** A round takes this part of the time at most. */
+/** Looking takes this part of the time at most. */
 const pollRest = 10;
 const settleMs = 100;
 const roundDeadlineMs = 30 * 60_000;
 const watchedFoldersMax = 4_096;
 const batchBytesMax = 8 * 1024 * 1024;
 const batchFilesMax = 1_000;
+const atOnceMax = 16;
 const smallBytesMax = 1024 * 1024;
 const stepsBetweenSaves = 2_000;
 /** Rounds in a row before the first command, while files still change. */
@@ -47,7 +49,8 @@ export class Synchronizer {
   #looping: Promise<void> = Promise.resolve();
   #wake = () => {};
   #hinted = false;
-  #watcher: FSWatcher | undefined;
+  #lookMs = 0;
+  readonly #watchers = new Map<string, FSWatcher>();
   #state: Status['state'] = 'synchronising';
   #message: string | undefined;
   #lastAt: Date | undefined;
@@ -72,7 +75,7 @@ export class Synchronizer {
       for (let i = 0; i < firstRoundsMax; i++) if (!(await this.round(signal))) break;
     } catch (thrown) {
       this.#ending.abort(thrown);
-      this.#watcher?.close();
+      this.#unwatch();
       throw thrown;
     }
     this.#looping = this.#loop();
@@ -82,7 +85,7 @@ export class Synchronizer {
   async stop(lastRoundMs: number): Promise<void> {
     this.#ending.abort(new Failure('aborted', 'the workspace is detached'));
     this.#wake();
-    this.#watcher?.close();
+    this.#unwatch();
     await this.#looping;
     try {
       const signal = AbortSignal.timeout(lastRoundMs);
@@ -100,7 +103,6 @@ export class Synchronizer {
     const { signal } = this.#ending;
     let told: string | undefined;
     while (!signal.aborted) {
-      const from = performance.now();
       let again = false;
       try {
         again = await this.round(AbortSignal.any([signal, AbortSignal.timeout(roundDeadlineMs)]));
@@ -113,8 +115,7 @@ export class Synchronizer {
           this.#options.log.warn({ path: this.#options.path, problem: message }, 'not synchronised');
         told = message;
       }
-      const took = performance.now() - from;
-      const pause = again ? settleMs : Math.min(Math.max(pollMs, took * pollRest), pollMostMs);
+      const pause = again ? settleMs : Math.min(Math.max(pollMs, this.#lookMs * pollRest), pollMostMs);
       await this.#rest(pause);
     }
   }
@@ -141,9 +142,11 @@ export class Synchronizer {
       const old = known.get(it);
       return old?.[side] === stamp && old.item.kind === 'file' ? old.item.content : undefined;
     };
+    const from = performance.now();
     const hostLook = await host.look(contentOf('host'), signal);
     if (hostLook === undefined) return this.#halt(`${path} is gone on the host; put it back to go on`);
     let guestLook = await guest.look(contentOf('guest'), signal);
+    this.#lookMs = performance.now() - from;
     if (known.size > 0) {
       if (isEmpty(hostLook))
         return this.#halt(
@@ -198,21 +201,34 @@ export class Synchronizer {
     }
   }
 
-  /** Only a hint: what it misses, the next round finds. */
+  /** Only a hint: what it misses, the next round finds. One watch a folder: the recursive kind lists a folder anew whenever one of its files changes. */
   #watch(look: Look): void {
-    if (this.#watcher !== undefined || this.#ending.signal.aborted) return;
-    let folders = 0;
-    for (const { item } of look.values()) if (item.kind === 'folder') folders++;
-    if (folders > watchedFoldersMax) return;
-    try {
-      const watcher = watch(this.#options.path, { recursive: true, persistent: false }, () => {
-        this.#hinted = true;
-        this.#wake();
-      });
-      watcher.on('error', () => watcher.close());
-      this.#watcher = watcher;
-    } catch {
-      // No watches are left on this host.
+    const folders = [''];
+    for (const [path, { item }] of look) if (item.kind === 'folder') folders.push(path);
+    if (folders.length > watchedFoldersMax || this.#ending.signal.aborted) return this.#unwatch();
+    const there = new Set(folders);
+    for (const path of this.#watchers.keys()) if (!there.has(path)) this.#unwatch(path);
+    for (const path of there) {
+      if (this.#watchers.has(path)) continue;
+      try {
+        const watcher = watch(join(this.#options.path, path), { persistent: false }, () => {
+          this.#hinted = true;
+          this.#wake();
+        });
+        watcher.on('error', () => this.#unwatch(path));
+        this.#watchers.set(path, watcher);
+      } catch {
+        // It has gone, or no watches are left on this host.
+        return;
+      }
+    }
+  }
+
+  #unwatch(path?: string): void {
+    for (const [at, watcher] of this.#watchers) {
+      if (path !== undefined && path !== at) continue;
+      watcher.close();
+      this.#watchers.delete(at);
     }
   }
 }
@@ -228,6 +244,7 @@ class Round {
   readonly #sent = new Map<string, { item: Item; host: string; modifiedAt: Date }>();
   #batch: NewFile[] = [];
   #batchBytes = 0;
+  #flushing: Promise<void> = Promise.resolve();
   #problems = 0;
   #came = 0;
   readonly #from = performance.now();
@@ -249,13 +266,14 @@ class Round {
       this.again = true;
     }
     let done = 0;
-    for (const step of steps) {
+    for (const together of groups(steps)) {
       this.#signal.throwIfAborted();
-      if (step.do !== 'keep-guest') await this.#try(step.path, () => this.#step(step));
-      if (++done % stepsBetweenSaves === 0) {
-        await this.#flush();
-        await manifest.save();
-      }
+      await atOnce(together, (step) => this.#try(step.path, () => this.#step(step)));
+      done += together.length;
+      if (done < stepsBetweenSaves) continue;
+      done = 0;
+      await this.#flush();
+      await manifest.save();
     }
     await this.#flush();
     await this.#rememberSent();
@@ -274,7 +292,7 @@ class Round {
     }
   }
 
-  async #step(step: Exclude<Step, { do: 'keep-guest' }>): Promise<boolean> {
+  async #step(step: Doable): Promise<boolean> {
     const { manifest } = this.#options;
     const { path } = step;
     switch (step.do) {
@@ -414,15 +432,21 @@ class Round {
     return true;
   }
 
+  /** Resolves when all that was added before is there. */
   async #flush(): Promise<void> {
+    const before = this.#flushing;
     const batch = this.#batch;
-    if (batch.length === 0) return;
     this.#batch = [];
     this.#batchBytes = 0;
-    await this.#try(batch[0]?.path ?? '', async () => {
-      await this.#options.guest.putNew(batch, this.#signal);
-      return true;
-    });
+    this.#flushing = (async () => {
+      await before;
+      if (batch.length === 0) return;
+      await this.#try(batch[0]?.path ?? '', async () => {
+        await this.#options.guest.putNew(batch, this.#signal);
+        return true;
+      });
+    })();
+    await this.#flushing;
   }
 
   /** What went in an archive is agreed on where the guest has it as it was sent. */
@@ -462,6 +486,36 @@ class Round {
     manifest.delete(path);
     return true;
   }
+}
+
+type Doable = Exclude<Step, { do: 'keep-guest' }>;
+
+/** Steps that can be done at the same time: files whose folders are there. Each of the others stands alone, in its place. */
+function* groups(steps: readonly Step[]): Generator<Doable[]> {
+  let together: Doable[] = [];
+  for (const step of steps) {
+    if (step.do === 'keep-guest') continue;
+    const isFile = (step.do === 'to-host' || step.do === 'to-guest') && step.item.kind === 'file';
+    if (!isFile) {
+      if (together.length > 0) yield together;
+      together = [];
+      yield [step];
+    } else if (together.push(step) >= batchFilesMax) {
+      yield together;
+      together = [];
+    }
+  }
+  if (together.length > 0) yield together;
+}
+
+/** A few at once, so that neither side waits for the other's disk. */
+async function atOnce<T>(items: readonly T[], act: (item: T) => Promise<void>): Promise<void> {
+  const left = items.values();
+  const workers = Array.from({ length: Math.min(atOnceMax, items.length) }, async () => {
+    for (const item of left) await act(item);
+  });
+  const failed = (await Promise.allSettled(workers)).find((it) => it.status === 'rejected');
+  if (failed) throw failed.reason;
 }
 
 function treeOf(look: Look): Tree {
