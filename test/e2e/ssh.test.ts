@@ -167,6 +167,7 @@ describe.skipIf(!runtimes.includes('bubblewrap') || !hasSsh)('ssh to sandboxes',
 
   test('sftp: folders, links, modes, renames, and what is refused', async () => {
     writeFileSync(join(folder, 'small'), 'content\n');
+    writeFileSync(join(folder, 'part'), 'con');
     const script = [
       'mkdir /tmp/d',
       'put small /tmp/d/a',
@@ -178,6 +179,7 @@ describe.skipIf(!runtimes.includes('bubblewrap') || !hasSsh)('ssh to sandboxes',
       '-mkdir /tmp/d',
       '-get /tmp/nothing',
       '-put small /tmp/nowhere/x',
+      'put part /tmp/d/c',
       'reput small /tmp/d/c',
       'ls -1 /tmp/d',
       'get /proc/version',
