@@ -556,6 +556,17 @@ const keeping = {
     webSocket: '',
     endless: true,
   }),
+  connectPort: route({
+    ...oneOf(
+      'sandbox',
+      'A TCP connection to a port at its loopback: bytes in binary messages, and the text {"type":"end"} where one direction ends',
+    ),
+    method: 'GET',
+    path: '/sandboxes/{sandboxId}/ports/{port}/connect',
+    status: 101,
+    webSocket: '',
+    endless: true,
+  }),
   listPorts: route({
     ...oneOf('sandbox', 'Ports that it has on the host'),
     method: 'GET',
