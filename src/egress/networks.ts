@@ -118,6 +118,13 @@ export class Networks implements SandboxNetwork {
     }
   }
 
+  async allowMeanwhile(sandboxId: string, resources: readonly string[]): Promise<Disposable> {
+    const allowed = this.#options.policies.allowMeanwhile(sandboxId, resources);
+    // Its agent has heard of it before anything counts on it.
+    await this.#of(sandboxId).telling;
+    return allowed;
+  }
+
   accept(sandboxId: string, socket: Socket): void {
     const session = this.#all.get(sandboxId)?.session;
     if (session === undefined) socket.destroy();

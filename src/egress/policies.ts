@@ -53,6 +53,8 @@ export class Policies {
   readonly #options: PoliciesOptions;
   readonly #own = new Map<string, Own>();
   readonly #compiled = new Map<string | undefined, Compiled>();
+  /** Rules of sandboxes that hold for a while and are never recorded: with the daemon they are gone. */
+  readonly #passing = new Map<string, Rule[]>();
   #hostAddresses: { at: number; value: string[] } = { at: Number.NEGATIVE_INFINITY, value: [] };
 
   constructor(options: PoliciesOptions) {
@@ -90,7 +92,22 @@ export class Policies {
     this.#compiled.delete(sandboxId);
   }
 
+  /** Allows more to one sandbox until it is disposed of. Failure('invalid') for what cannot be meant. */
+  allowMeanwhile(sandboxId: string, resources: readonly string[]): Disposable {
+    const rule = this.#made({ decision: 'allow', resources: [...resources] }, sandboxId, 'added');
+    const others = () => (this.#passing.get(sandboxId) ?? []).filter((it) => it !== rule);
+    this.#passing.set(sandboxId, [...others(), rule]);
+    this.#changed(sandboxId);
+    return {
+      [Symbol.dispose]: () => {
+        this.#passing.set(sandboxId, others());
+        this.#changed(sandboxId);
+      },
+    };
+  }
+
   forget(sandboxId: string): void {
+    this.#passing.delete(sandboxId);
     this.#own.delete(sandboxId);
     this.#compiled.delete(sandboxId);
     rmSync(this.#configFolder(sandboxId), { recursive: true, force: true });
@@ -254,9 +271,11 @@ export class Policies {
   }
 
   #rulesFor(sandboxId: string | undefined): Rule[] {
-    return this.#options.store
+    const passing = sandboxId === undefined ? [] : (this.#passing.get(sandboxId) ?? []);
+    const kept = this.#options.store
       .rules()
       .filter((it) => it.sandboxId === undefined || it.sandboxId === sandboxId);
+    return [...kept, ...passing];
   }
 
   #compile(

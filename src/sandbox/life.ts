@@ -208,6 +208,7 @@ export class Life {
   async #boot(request: CreateRequest, signal: AbortSignal): Promise<void> {
     const { runtime, network, workspaces } = this.#options;
     network.open(this.info, request);
+    await this.#options.ports.reserve(this.info.id, this.info.published);
     const folders = await workspaces.open(this.info, signal);
     const credentials = request.imageCredentials ? { imageCredentials: request.imageCredentials } : {};
     await this.#openDoor({ boots: true });
@@ -268,6 +269,7 @@ export class Life {
       ...{ guest, executions: this.executions },
       user: this.#record.user ?? this.#image.user ?? '',
       onProgress: (line) => this.#progress(line),
+      allowMeanwhile: (resources) => this.#options.network.allowMeanwhile(id, resources),
     };
     await Promise.race([runStartup(inside, signal).then(() => prepare(inside, signal)), died]);
     if (entrypoint.length > 0 && !keepsItself(entrypoint))

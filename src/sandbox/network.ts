@@ -31,6 +31,8 @@ export interface SandboxNetwork {
     inside: { guest: Guest; walls: Machine['network']; fresh: boolean },
     signal: AbortSignal,
   ): Promise<void>;
+  /** Allows names or `name:port` to one sandbox until it is disposed of; never longer than this daemon lives. Failure('invalid'). */
+  allowMeanwhile(sandboxId: string, resources: readonly string[]): Promise<Disposable>;
   /** A connection that the agent has caught. */
   accept(sandboxId: string, socket: Socket): void;
   /** The machine is gone: everything that is open is cut. */

@@ -19,12 +19,14 @@ export interface Inside {
   /** What commands run as; the agent's own user when empty. */
   user: string;
   onProgress: (line: string) => void;
+  /** Opens more of the world until it is disposed of. */
+  allowMeanwhile: (resources: readonly string[]) => Promise<Disposable>;
 }
 
 /** Failure('invalid') for paths that cannot be written to; others as the guest answers. */
 export async function writeFiles(
   files: readonly SetupFile[],
-  inside: Inside,
+  inside: Pick<Inside, 'guest' | 'user'>,
   signal: AbortSignal,
 ): Promise<void> {
   if (files.length === 0) return;
@@ -78,6 +80,9 @@ async function runStep(step: SetupStep, label: string, inside: Inside, signal: A
     const line = tail.trimEnd().split('\n').at(-1)?.trim();
     if (line) inside.onProgress(`${label}: ${line}`);
   };
+  const hosts = (step.hosts ?? []).map((it) => (/:\d+$/.test(it) ? it : `${it}:443`));
+  if (hosts.length === 0) return await runShell(step, label, inside, onOutput, signal);
+  using _open = await inside.allowMeanwhile(hosts);
   await runShell(step, label, inside, onOutput, signal);
 }
 

@@ -79,6 +79,10 @@ const network: SandboxNetwork = {
   files: () => ({ 'ca.crt': 'a certificate' }),
   environment: () => ({ HTTP_PROXY: 'http://127.0.0.1:3128', MINE: 'network' }),
   attach: async (id, { walls, fresh }) => void told.push(`attach ${id} ${walls} ${fresh}`),
+  allowMeanwhile: async (id, resources) => {
+    told.push(`allow ${id} ${resources.join()}`);
+    return { [Symbol.dispose]: () => void told.push(`no longer ${id}`) };
+  },
   accept: (_id, socket) => socket.destroy(),
   detach: (id) => void told.push(`detach ${id}`),
   forget: async (id) => void told.push(`forget ${id}`),
@@ -99,6 +103,7 @@ const workspaces: SandboxWorkspaces = {
   forget: async ({ id }) => void surroundings.push(`forget ${id}`),
 };
 const ports: SandboxPorts = {
+  reserve: async () => undefined,
   attach: async ({ id }) => void surroundings.push(`ports ${id}`),
   detach: async (id) => void surroundings.push(`no ports ${id}`),
 };
@@ -599,9 +604,15 @@ describe('what is kept', () => {
       call.reply({ type: 'exit', end: 0, exit: { code: 0, signal: null, reason: 'exited' } });
       call.end();
     };
-    const setup = [{ ...step('once'), when: 'create' as const }, step('always')];
+    const setup = [
+      { ...step('once'), when: 'create' as const, hosts: ['a.test', 'b.test:80'] },
+      step('always'),
+    ];
     const { id } = await sandboxes.create({ ...kept, setup }, never);
     expect(commands).toEqual(['once', 'always']);
+    // What one step may reach is closed again before the next.
+    expect(told).toContain(`allow ${id} a.test:443,b.test:80`);
+    expect(told.indexOf(`no longer ${id}`)).toBe(told.indexOf(`allow ${id} a.test:443,b.test:80`) + 1);
     await sandboxes.stop(id, never);
     await sandboxes.start(id, never);
     expect(commands).toEqual(['once', 'always', 'always']);

@@ -1,4 +1,5 @@
 // What a sandbox's life asks of the folders of the host around it, and of the ports that it has there.
+import type { PublishPort } from '../contract/ports.ts';
 import type { WorkspaceRequest } from '../contract/workspace.ts';
 import type { Guest } from '../guest/guest.ts';
 import type { Mount, Runtime } from '../runtime/runtime.ts';
@@ -31,6 +32,11 @@ export interface SandboxWorkspaces {
 
 /** The host's end of published ports. */
 export interface SandboxPorts {
+  /**
+   * Takes the ports of a sandbox that is about to be made, all or none, so that one that is taken fails the creation and not its end. `attach` goes on with
+   * them, `detach` gives them back. Failure('conflict'), Failure('permission').
+   */
+  reserve(sandboxId: string, ports: readonly PublishPort[]): Promise<void>;
   /** Opens what the sandbox has published. Never rejects: a port that cannot be had is shown with the problem. */
   attach(info: SandboxInfo, guest: () => Guest): Promise<void>;
   /** Closes them; connections end. */

@@ -282,7 +282,7 @@ export class Templates {
     return template;
   }
 
-  #inside(sandboxId: string, emit: Emit): Inside & { emit: Emit } {
+  #inside(sandboxId: string, emit: Emit): Building {
     const { service } = this.#options;
     return {
       ...{ guest: service.guest(sandboxId), executions: service.executions(sandboxId), user: '0', emit },
@@ -290,12 +290,7 @@ export class Templates {
     };
   }
 
-  async #take(
-    step: RecipeStep,
-    number: number,
-    inside: Inside & { emit: Emit },
-    signal: AbortSignal,
-  ): Promise<void> {
+  async #take(step: RecipeStep, number: number, inside: Building, signal: AbortSignal): Promise<void> {
     const { work, label } = step;
     try {
       if (work.kind === 'run')
@@ -390,6 +385,8 @@ export class Templates {
     return noted;
   }
 }
+
+type Building = Omit<Inside, 'allowMeanwhile'> & { emit: Emit };
 
 interface Target {
   name: string;
