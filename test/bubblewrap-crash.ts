@@ -1,5 +1,6 @@
 // A daemon that dies: makes and removes a machine, and kills itself at the nth thing it does to the host. Run by a test as a process of its own:
-//   node bubblewrap-crash.ts <home folder> <home id> <n>
+//   node bubblewrap-crash.ts <home folder> <home id> <n> [keep]
+// With `keep`, the machine has a disk that outlives it, and what is counted is stopping it and starting it again.
 // Prints `survived` and the number of things done if it gets to the end.
 import childProcess from 'node:child_process';
 import fs from 'node:fs';
@@ -8,8 +9,9 @@ import { syncBuiltinESMExports } from 'node:module';
 import net from 'node:net';
 import { join } from 'node:path';
 
-const [folder, homeId, last] = process.argv.slice(2) as [string, string, string];
+const [folder, homeId, last, mode] = process.argv.slice(2) as [string, string, string, string?];
 let done = 0;
+let counting = mode !== 'keep';
 
 /** Makes a function end the process instead of its effect, when that is the `last` one. */
 function deadly(owner: object, name: string): void {
@@ -17,7 +19,7 @@ function deadly(owner: object, name: string): void {
   const real = methods[name];
   methods[name] = function (this: unknown, ...args: unknown[]) {
     // One of the many folders and files below stage/ is like another.
-    const counts = !/\/stage\/./.test(String(args[0]));
+    const counts = counting && !/\/stage\/./.test(String(args[0]));
     if (counts && ++done === Number(last)) process.kill(process.pid, 'SIGKILL');
     return real?.apply(this, args);
   };
@@ -43,18 +45,24 @@ const runtime = new BubblewrapRuntime({
   },
 });
 const soon = AbortSignal.timeout(30_000);
-const machine = await runtime.create(
-  {
-    id: 'crash',
-    image: 'host',
-    limits: { diskBytes: 2 ** 20 },
-    mounts: [],
-    runFolder: join(folder, 'run'),
-    stateFolder: join(folder, 'machines/crash'),
-    labels: {},
-  },
-  soon,
-);
+// As a daemon's sockets do: machines alone keep no process alive.
+setInterval(() => {}, 1_000);
+const spec = {
+  id: 'crash',
+  image: 'host',
+  limits: mode === 'keep' ? {} : { diskBytes: 2 ** 20 },
+  mounts: [],
+  runFolder: join(folder, 'run'),
+  stateFolder: join(folder, 'machines/crash'),
+  labels: {},
+};
+let machine = await runtime.create(spec, soon);
+if (mode === 'keep') {
+  counting = true;
+  await machine.keeping?.stop(soon);
+  machine = await runtime.start(spec, soon);
+  counting = false;
+}
 await machine.remove(soon);
 console.log('survived', done);
 process.exit(0);

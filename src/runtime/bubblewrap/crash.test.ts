@@ -9,8 +9,8 @@ import { until } from '../../../test/daemon.ts';
 const present = process.env.GLOVEBOX_TEST_PRESENT?.split(',').includes('bubblewrap') ?? false;
 const scenario = join(import.meta.dirname, '../../../test/bubblewrap-crash.ts');
 
-const crashAt = (home: BubblewrapHome, step: number) =>
-  spawnSync(process.execPath, [scenario, home.folder, home.homeId, String(step)], {
+const crashAt = (home: BubblewrapHome, step: number, ...mode: string[]) =>
+  spawnSync(process.execPath, [scenario, home.folder, home.homeId, String(step), ...mode], {
     encoding: 'utf8',
     // Fifty starts of the same program.
     env: { ...process.env, NODE_COMPILE_CACHE: join(home.folder, 'compiled') },
@@ -51,6 +51,38 @@ describe.runIf(present)('bubblewrap: kill -9 of the daemon', () => {
     }
     // Crashes behind the start leave running machines: a test that never sees one tests nothing.
     expect(aliveAfterwards).toBeGreaterThan(0);
+    await home.close();
+  });
+
+  test('at any step of stop and start leaves a machine that the next daemon finds, and can start again', {
+    timeout: 360_000,
+  }, async () => {
+    const home = new BubblewrapHome();
+    const whole = crashAt(home, 0, 'keep');
+    expect(whole.stdout, whole.stderr).toMatch(/^survived \d+/);
+    const steps = Number(whole.stdout.trim().split(' ')[1]);
+    const spec = home.spec({ id: 'crash', runFolder: join(home.folder, 'run') });
+    for (let step = 1; step <= steps; step++) {
+      const { signal, stdout, stderr } = crashAt(home, step, 'keep');
+      using later = home.open();
+      const [found] = await later.list(soon());
+      if (signal !== 'SIGKILL') expect(stdout, stderr).toMatch(/^survived/);
+      else {
+        expect(found?.id, `after step ${step} of ${steps}`).toBe('crash');
+        await found?.keeping?.stop(soon());
+        const again = await later.start(spec, soon());
+        await again.keeping?.stop(soon());
+        expect(await again.exited).toMatchObject({ reason: 'stopped' });
+      }
+      await removeAll(await later.list(soon()));
+      // With it go the chains that it keeps ready.
+      later[Symbol.dispose]();
+      await until(
+        `what a crash at step ${step} of ${steps} left`,
+        () => home.left(),
+        (left) => left.length === 0,
+      );
+    }
     await home.close();
   });
 });

@@ -99,9 +99,9 @@ export class BubblewrapMachine implements Machine {
   async #stop(signal: AbortSignal): Promise<void> {
     this.#stopWanted = true;
     await endProcesses(this.#traces, signal);
+    await noteStop(this.#traces.stateFolder, signal);
     this.#watch?.look();
     await this.exited;
-    await noteStop(this.#traces.stateFolder, signal);
   }
 
   async #remove(signal: AbortSignal): Promise<void> {
