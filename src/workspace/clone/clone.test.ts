@@ -413,6 +413,10 @@ describe.skipIf(!present.includes('bubblewrap'))('coming back', () => {
       'echo 2 >a; git add a; git commit -qm 2; echo 3 >a; git commit -qam 3; git switch -qc b; git commit -q --allow-empty -m 4',
     );
     expect(await mode.unfetched(it, agent.guest, signal)).toBe(3);
+    await mode.attach(it, agent);
+    expect((await mode.info(it)).unfetched).toBe(3);
+    await mode.detach(it);
+    expect((await mode.info(it)).unfetched).toBeUndefined();
     git(repository, 'fetch', '-q', 'sandbox-web');
     expect(await mode.unfetched(it, agent.guest, signal)).toBe(0);
     work(it, 'git commit -q --allow-empty -m 5');

@@ -48,6 +48,8 @@ const Kept = z.object({
 });
 type Kept = z.infer<typeof Kept>;
 
+/** A frozen guest does not answer. */
+const askDeadlineMs = 5_000;
 const copyDeadlineMs = 30 * 60_000;
 
 /** Where git reads the host's repository as the user whom it belongs to, though the copy is made by another. */
@@ -61,6 +63,8 @@ process.execve(git, ['git', '-c', 'safe.directory=*', 'upload-pack', path], proc
 
 export class CloneMode implements Mode {
   readonly #options: CloneOptions;
+  /** Those that can be asked. */
+  readonly #guests = new Map<string, Guest>();
 
   constructor(options: CloneOptions) {
     this.#options = options;
@@ -112,6 +116,14 @@ export class CloneMode implements Mode {
     return mountOf(place, kept);
   }
 
+  async attach(place: Place, { guest }: { guest: Guest }): Promise<void> {
+    this.#guests.set(keyOf(place), guest);
+  }
+
+  async detach(place: Place): Promise<void> {
+    this.#guests.delete(keyOf(place));
+  }
+
   async forget(place: Place): Promise<void> {
     const kept = await recall(place.folder);
     if (kept === undefined || statSync(kept.root, { throwIfNoEntry: false }) === undefined) return;
@@ -132,7 +144,11 @@ export class CloneMode implements Mode {
   async info(place: Place): Promise<Partial<WorkspaceInfo>> {
     const kept = await recall(place.folder);
     if (kept === undefined) return {};
+    const guest = this.#guests.get(keyOf(place));
+    const asking = guest && unfetchedCommits(kept, guest, AbortSignal.timeout(askDeadlineMs));
+    const unfetched = await asking?.catch(() => undefined);
     return {
+      ...(unfetched !== undefined && { unfetched }),
       remote: kept.remote,
       ...(kept.uncommitted !== undefined && { uncommitted: kept.uncommitted }),
     };
@@ -287,6 +303,10 @@ export function wordFor(sandbox: Pick<SandboxInfo, 'id' | 'metadata'>): string {
     .replace(/(\.lock|[.-])+$/, '')
     .slice(0, 80);
   return name === '' ? sandbox.id.slice(0, 12) : name;
+}
+
+function keyOf({ sandbox, index }: Place): string {
+  return `${sandbox.id}/${index}`;
 }
 
 function uploadPackFor(owner: { uid: number; gid: number }): string {
