@@ -10,6 +10,8 @@
 // Requests to POST /v1/sandboxes choose a runtime with extensions["glovebox.runtime"], and whether connections are caught with ["glovebox.transparent"]; metadata["glovebox.name"] is a name that is unique among live sandboxes.
 import { z } from 'zod';
 
+/** The image that stands for the host's own system folders. */
+export const hostImage = 'host';
 export const runtimeExtension = 'glovebox.runtime';
 /** `false`: connections are not caught, so the guest's own servers can have ports 80 and 443, and only programs that use the proxy get out. */
 export const transparentExtension = 'glovebox.transparent';

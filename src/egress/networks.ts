@@ -1,7 +1,7 @@
 // The network around all sandboxes of a home: gives each its policy, its secrets, its authority and a session that its agent's connections go to, and
 // tells agents and sessions when something changes.
 import type { Socket } from 'node:net';
-import { nameLabel, transparentExtension } from '../contract/admin.ts';
+import { hostImage, nameLabel, transparentExtension } from '../contract/admin.ts';
 import type { Guest } from '../guest/guest.ts';
 import { Failure } from '../lib/failure.ts';
 import type { Log } from '../lib/log.ts';
@@ -16,7 +16,6 @@ import { installTrust, trustEnvironment } from './trust.ts';
 /** Caught beside the ports that rules name. */
 const webPorts = [80, 443];
 /** The built-in image: its trust store is this machine's own, read-only. Looking would only wake the larger part of an idle agent. */
-const hostImage = 'host';
 /** An agent that does not answer keeps nobody waiting. */
 const agentMs = 10_000;
 

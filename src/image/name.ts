@@ -2,7 +2,7 @@
 import { Failure } from '../lib/failure.ts';
 
 /** The built-in image: the host's own system folders. */
-export const hostImage = 'host';
+export { hostImage } from '../contract/admin.ts';
 
 const nameLengthMax = 128;
 

@@ -38,6 +38,9 @@ export function honest(): Answer {
   return (call) => {
     const { request } = call;
     switch (request.op) {
+      case 'stat':
+        call.reply({ type: 'error', code: 'not-found', message: 'there are no files' });
+        return call.end();
       case 'ping':
         call.reply({ type: 'pong' });
         return call.end();

@@ -19,6 +19,7 @@
 // Each step is saved before its effect, so that a daemon that starts again knows what was meant and finishes it.
 import { mkdir, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { hostImage } from '../contract/admin.ts';
 import { type AgentBoot, guestProtocol } from '../contract/guest.ts';
 import type { PublishPort } from '../contract/ports.ts';
 import type { Guest } from '../guest/guest.ts';
@@ -271,7 +272,9 @@ export class Life {
       onProgress: (line) => this.#progress(line),
       allowMeanwhile: (resources) => this.#options.network.allowMeanwhile(id, resources),
     };
-    await Promise.race([runStartup(inside, signal).then(() => prepare(inside, signal)), died]);
+    // The host's own folders have no such script, and looking would wake the larger part of the agent.
+    const startup = this.info.image === hostImage ? Promise.resolve() : runStartup(inside, signal);
+    await Promise.race([startup.then(() => prepare(inside, signal)), died]);
     if (entrypoint.length > 0 && !keepsItself(entrypoint))
       await this.executions.start(
         { execId: mainExecId, argv: entrypoint, stdin: 'none', background: true },

@@ -233,7 +233,11 @@ describe('what each state allows', () => {
 });
 
 describe('a creation that fails leaves nothing, and is remembered', () => {
-  const hostile = (): ReturnType<typeof honest> => (call) => call.stream.reset({ code: 'no', message: 'no' });
+  const hostile = (): ReturnType<typeof honest> => {
+    const plain = honest();
+    return (call) =>
+      call.request.op === 'exec' ? call.stream.reset({ code: 'no', message: 'no' }) : plain(call);
+  };
   const steps: [string, string, () => void][] = [
     ['the record cannot be saved', 'full', () => broken.add('saveSandbox')],
     ['the machine cannot be made', 'unavailable', () => failing('create', 'unavailable')],
