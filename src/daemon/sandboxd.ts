@@ -1,6 +1,7 @@
 // Puts Docker Sandboxes' API together: its socket, the endpoints of its machines, and the filter before the host's engine.
 import { existsSync, lstatSync, mkdirSync, readlinkSync, rmSync, symlinkSync } from 'node:fs';
 import { mkdir, readFile } from 'node:fs/promises';
+import { totalmem } from 'node:os';
 import { dirname, join } from 'node:path';
 import { Readable } from 'node:stream';
 import { Sandboxd } from '../api/sandboxd/server.ts';
@@ -17,6 +18,7 @@ import { homeIdOf, type Platform } from './platform.ts';
 
 /** What our agent runs in when there is no image for the agent that was asked for: its containers are what counts. */
 const emptyImage = { repo: 'glovebox/empty', tag: '1' };
+const memoryShare = 0.75;
 /** The longest that a machine's name and file make of a path. */
 const roomForNames = '/vm/'.length + 24 + '/docker-public.sock'.length;
 
@@ -39,6 +41,7 @@ export async function openSandboxd(
   const { sandboxes: service, network, ports, templates, agents } = platform;
   const endpoints = await Endpoints.open({
     folder: join(folder, 'vm'),
+    etcFolder: join(folder, 'etc'),
     shortFolder: join(short.path, 'vm'),
     homeId: homeIdOf(config.home),
     upstream,
@@ -51,7 +54,11 @@ export async function openSandboxd(
       ...(docker.apparmorProfile === undefined ? {} : { apparmorProfile: docker.apparmorProfile }),
       ...(docker.runtimeClass === undefined ? {} : { runtimeClass: docker.runtimeClass }),
     },
-    defaults: docker.pidsLimit === null ? {} : { pids: docker.pidsLimit },
+    defaults: {
+      ...(docker.pidsLimit === null ? {} : { pids: docker.pidsLimit }),
+      // The rest keeps the host alive beside one greedy container.
+      ...(docker.host.startsWith('unix:') ? { memoryBytes: Math.floor(totalmem() * memoryShare) } : {}),
+    },
     authorityFile: (id) => join(config.paths.runFolder, id, 'ca.crt'),
     proxyConfigFile: (id) => join(config.paths.networkFolder, 'sandboxes', id, 'proxy-config.json'),
     log,

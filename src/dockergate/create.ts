@@ -20,7 +20,7 @@ export interface ContainerWalls {
   /** Files of the host that stand in for those that the engine would make. */
   hostsFile: string;
   resolvFile: string;
-  limits: { cpu?: number; memoryBytes?: number; pids?: number };
+  limits: { cpu?: number; memoryBytes?: number; pids?: number; diskBytes?: number };
   dropCapabilities: readonly string[];
   noNewPrivileges: boolean;
   /** A profile as JSON, or `unconfined`. */
@@ -106,17 +106,9 @@ const hostFields = {
   BlkioWeight: count,
   MemoryReservation: count,
   MemorySwappiness: count,
-  StorageOpt: z.strictObject({ size: z.string().max(64) }),
   RestartPolicy: z.strictObject({
     Name: z.enum(['', 'no', 'always', 'unless-stopped', 'on-failure']),
     MaximumRetryCount: count.optional(),
-  }),
-  LogConfig: z.strictObject({
-    Type: z.enum(['', 'json-file', 'local', 'none']),
-    Config: z
-      .strictObject({ 'max-size': text.optional(), 'max-file': text.optional() })
-      .nullable()
-      .optional(),
   }),
 } as const;
 
@@ -143,6 +135,7 @@ const hostHandled = [
     'Isolation',
     'ContainerIDFile',
   ],
+  ...['LogConfig', 'StorageOpt'],
 ];
 
 /** What people ask for most, with the reason why not and what to do. */
@@ -199,6 +192,7 @@ export async function containerBodyFor(
     HostConfig: {
       ...taken('HostConfig.', host, hostFields),
       ...limitsFor(host, walls),
+      LogConfig: logOf(host.LogConfig),
       ...(await namespacesFor(host, lookups)),
       NetworkMode: `container:${walls.containerId}`,
       Mounts: mounts,
@@ -390,9 +384,30 @@ function limitsFor(host: Body, { limits }: ContainerWalls): Body {
     ...(Number.isFinite(memory) ? { Memory: memory, MemorySwap: memory } : {}),
     ...(Number.isFinite(cpus) && !byQuota ? { NanoCpus: cpus } : {}),
     ...(Number.isFinite(pids) ? { PidsLimit: pids } : {}),
+    ...storageFor(host.StorageOpt, limits.diskBytes),
   };
 }
 
+function storageFor(value: unknown, limit: number | undefined): Body {
+  const size = parsed('HostConfig.StorageOpt', StorageOpt.nullish(), value)?.size;
+  if (limit === undefined) return size === undefined ? {} : { StorageOpt: { size } };
+  if (size !== undefined) refuse('HostConfig.StorageOpt', 'this sandbox has a limit of what may be written');
+  return { StorageOpt: { size: String(limit) } };
+}
+
+/** What containers print lies on the host's disk, so there is a bound to it. */
+function logOf(value: unknown): Body {
+  const asked = parsed('HostConfig.LogConfig', LogConfig.nullish(), value);
+  if (!isEmpty(asked?.Config)) refuse('HostConfig.LogConfig', 'the size of a log is bounded already');
+  if (asked?.Type === 'none') return { Type: 'none' };
+  return { Type: asked?.Type || 'json-file', Config: { 'max-size': '32m', 'max-file': '2' } };
+}
+
+const StorageOpt = z.strictObject({ size: z.string().max(64) });
+const LogConfig = z.strictObject({
+  Type: z.enum(['', 'json-file', 'local', 'none']),
+  Config: z.record(z.string(), text).nullish(),
+});
 const Ulimit = z.strictObject({ Name: z.string().max(32), Soft: count, Hard: count });
 /** Engines whose own limit is lower cannot start containers with a higher one. */
 const openFilesMax = 16_384;
@@ -448,6 +463,9 @@ interface AskedMount {
   target: string;
   readOnly: boolean;
   tmpfs?: object;
+  /** Of volumes: leave out what the image has there. */
+  noCopy?: boolean;
+  labels?: Record<string, string>;
 }
 
 const Mount = z.strictObject({
@@ -492,6 +510,8 @@ async function mountsFor(
       target: it.Target,
       readOnly: it.ReadOnly ?? false,
       ...(it.TmpfsOptions ? { tmpfs: it.TmpfsOptions } : {}),
+      noCopy: it.VolumeOptions?.NoCopy ?? false,
+      labels: labelsOf(it.VolumeOptions?.Labels),
     }),
   );
   const declared = Object.keys(objectOf('Volumes', asked.Volumes ?? {}));
@@ -525,7 +545,10 @@ async function mountFor(mount: AskedMount, walls: ContainerWalls, lookups: Looku
         ...(source === '' ? {} : { Source: await lookups.volume(source) }),
         Target,
         ReadOnly: readOnly,
-        VolumeOptions: { Labels: { [vmLabels.vm]: walls.sandboxId, [vmLabels.home]: walls.homeId } },
+        VolumeOptions: {
+          NoCopy: mount.noCopy ?? false,
+          Labels: { ...mount.labels, [vmLabels.vm]: walls.sandboxId, [vmLabels.home]: walls.homeId },
+        },
       };
     case 'bind': {
       const folder = await sharedFolder(source, walls.shared, lookups.realPath);
@@ -567,7 +590,7 @@ function bindOf(text: string): AskedMount {
   const strange = words.find((it) => !harmless.includes(it));
   if (strange !== undefined) refuse(field, `the option ${strange.slice(0, 40)} is not for sandboxes`);
   const type = source.startsWith('/') || source.startsWith('.') ? 'bind' : 'volume';
-  return { field, type, source, target, readOnly: words.includes('ro') };
+  return { field, type, source, target, readOnly: words.includes('ro'), noCopy: words.includes('nocopy') };
 }
 
 /**

@@ -1,7 +1,7 @@
-// Every sandbox that has an engine endpoint, with its folder: the socket, the files that its containers share, and a note of whose it is. The folder is there
+// Every sandbox that has an engine endpoint, with its folder: the socket, its authority's certificate, and a note of whose it is. The folder is there
 // before anything can be made through the socket and goes after all of it is gone, so that the next daemon finds what a killed one left.
 //
-//   <folder>/<name>/{metadata.json, docker.sock, docker-public.sock, proxy-config.json, hosts, resolv.conf, proxy_cacerts/proxy-ca.crt}
+//   <folder>/<name>/{metadata.json, docker.sock, docker-public.sock, proxy-config.json, proxy_cacerts/proxy-ca.crt}
 
 import { copyFile, mkdir, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -22,6 +22,8 @@ export const endpointLabel = 'glovebox.docker-endpoint';
 
 export interface EndpointsOptions {
   folder: string;
+  /** For the files that stand in for the engine's own in all containers. */
+  etcFolder: string;
   /** The same folder under a path short enough for clients; absent when its own is. */
   shortFolder: string;
   homeId: string;
@@ -33,7 +35,7 @@ export interface EndpointsOptions {
     'dropCapabilities' | 'noNewPrivileges' | 'seccomp' | 'apparmorProfile' | 'runtimeClass'
   >;
   /** For what a sandbox’s own limits leave open. */
-  defaults: { pids?: number };
+  defaults: { pids?: number; memoryBytes?: number };
   /** The certificate of a sandbox's authority, PEM: there while it runs. */
   authorityFile: (sandboxId: string) => string;
   proxyConfigFile: (sandboxId: string) => string;
@@ -70,7 +72,12 @@ export class Endpoints {
 
   /** Opens the endpoints of all sandboxes that have one; what belongs to none is taken away as soon as the engine answers. */
   static async open(options: EndpointsOptions): Promise<Endpoints> {
-    await mkdir(options.folder, { recursive: true, mode: 0o700 });
+    for (const folder of [options.folder, options.etcFolder])
+      await mkdir(folder, { recursive: true, mode: 0o700 });
+    const names = ['localhost', ...hostNames].join(' ');
+    const hosts = `127.0.0.1\t${names}\n::1\tlocalhost ip6-localhost ip6-loopback\n`;
+    await writeFile(join(options.etcFolder, 'hosts'), hosts, { mode: 0o644 });
+    await writeFile(join(options.etcFolder, 'resolv.conf'), 'nameserver 127.0.0.1\n', { mode: 0o644 });
     const endpoints = new Endpoints(options);
     await endpoints.#openMissing();
     endpoints.#looking = endpoints.#lookOn();
@@ -129,19 +136,15 @@ export class Endpoints {
     const name = nameOf(info);
     const known = this.#all.get(info.id);
     if (known?.name === name) return;
-    if (known !== undefined) await this.#hangUp(known);
+    if (known !== undefined) {
+      await this.#hangUp(known);
+      await rm(known.folder, { recursive: true, force: true });
+    }
     this.socketOf(name);
     const folder = this.folderOf(name);
     await this.#clear(folder, info.id);
     await mkdir(join(folder, 'proxy_cacerts'), { recursive: true, mode: 0o700 });
     await writeFile(join(folder, 'metadata.json'), `${JSON.stringify({ vm_id: info.id, vm_name: name })}\n`);
-    const names = ['localhost', ...hostNames].join(' ');
-    await writeFile(
-      join(folder, 'hosts'),
-      `127.0.0.1\t${names}\n::1\tlocalhost ip6-localhost ip6-loopback\n`,
-      { mode: 0o644 },
-    );
-    await writeFile(join(folder, 'resolv.conf'), 'nameserver 127.0.0.1\n', { mode: 0o644 });
     // It stays the same as long as the sandbox does, so that the copy holds while it is stopped.
     await copyFile(this.#options.authorityFile(info.id), join(folder, authorityFile)).catch((error) => {
       if (error.code !== 'ENOENT') throw error;
@@ -159,7 +162,7 @@ export class Endpoints {
   }
 
   #gate(info: SandboxInfo, name: string, folder: string): DockerGate {
-    const { service, upstream, homeId, walls, defaults, log } = this.#options;
+    const { service, upstream, homeId, walls, defaults, etcFolder, log } = this.#options;
     return new DockerGate({
       upstream,
       log,
@@ -171,15 +174,16 @@ export class Endpoints {
         hold: () => this.#hold(info.id),
         walls: () => {
           const { limits, workspaces } = service.get(info.id);
-          const { cpu, memoryBytes, pids = defaults.pids } = limits;
+          const { cpu, diskBytes, memoryBytes = defaults.memoryBytes, pids = defaults.pids } = limits;
           return {
             ...walls,
             homeId,
-            hostsFile: join(folder, 'hosts'),
-            resolvFile: join(folder, 'resolv.conf'),
+            hostsFile: join(etcFolder, 'hosts'),
+            resolvFile: join(etcFolder, 'resolv.conf'),
             limits: {
               ...(cpu === undefined ? {} : { cpu }),
               ...(memoryBytes === undefined ? {} : { memoryBytes }),
+              ...(diskBytes === undefined ? {} : { diskBytes }),
               ...(pids === undefined ? {} : { pids }),
             },
             shared: [

@@ -211,6 +211,43 @@ describe.runIf(present)('a gate', () => {
     ).not.toBe(0);
   });
 
+  test('stops, freezes and thaws containers with their sandbox, and starts none while it does not run', async () => {
+    await using vm = await openVm({ readOnly: true, limits: { memoryBytes: 64 * 2 ** 20, pids: 32 } });
+    await loadInto(vm, dockerImage('busybox'), 'test/busybox:1');
+    mkdirSync(join(vm.workspace, 'sub'));
+    const run = [
+      'run',
+      '-d',
+      '--name',
+      'it',
+      '--memory',
+      '1g',
+      '-v',
+      `${vm.workspace}/sub:/w`,
+      image,
+      'sleep',
+      '600',
+    ];
+    const id = (await vm.ok(...run)).trim();
+    const host = hostDocker('inspect', '-f', '{{.HostConfig.Memory}} {{.HostConfig.PidsLimit}}', id);
+    expect(host).toBe(`${64 * 2 ** 20} 32\n`);
+    expect((await vm.docker('exec', 'it', 'touch', '/w/x')).code).toBe(1);
+    const state = () => hostDocker('inspect', '-f', '{{.State.Status}}', id).trim();
+    await vm.gate.freeze(true);
+    expect(state()).toBe('paused');
+    await vm.gate.freeze(false);
+    expect(state()).toBe('running');
+    await vm.gate.stopContainers();
+    expect(state()).toBe('exited');
+    vm.halt();
+    for (const args of [
+      ['start', 'it'],
+      ['restart', 'it'],
+      ['run', image, 'true'],
+    ])
+      expect((await vm.docker(...args)).stderr).toContain('does not run');
+  }, 60_000);
+
   test('does not take an image’s labels for its own', async () => {
     await one().ok(
       'commit',
