@@ -23,6 +23,7 @@ export interface CreationFlags extends ModeFlags, EnvironmentFlags {
   name?: string;
   template?: string;
   pull?: string;
+  pullTemplate?: string;
   runtime?: string;
   cpus?: string;
   memory?: string;
@@ -69,6 +70,7 @@ const noAutoStop = '365d';
 export async function creationOf(wanted: Wanted, flags: CreationFlags): Promise<Creation> {
   const { cpus, pids, memory, disk, timeout, allow = [], deny = [], denyNetwork = [] } = flags;
   const { agent } = wanted;
+  refusePull(flags);
   if (agent === undefined && flags.install) {
     throw usageError(
       '--install: an image has nothing to install',
@@ -128,6 +130,18 @@ export async function creationOf(wanted: Wanted, flags: CreationFlags): Promise<
     ...(flags.install && agent !== undefined ? { setup: agent.install } : {}),
   };
   return { options, policyFile };
+}
+
+/** An image is pulled when it is missing, and only then: the runtime decides, and nothing else can be asked of it. */
+function refusePull({ pull, pullTemplate }: CreationFlags): void {
+  const asked = pull ?? pullTemplate ?? 'missing';
+  if (asked === 'missing') return;
+  throw usageError(
+    `--pull: images are pulled when they are missing, not '${asked}'`,
+    asked === 'always'
+      ? 'Run `docker pull IMAGE` first, or remove the old one.'
+      : 'Load the image first: see `glovebox template load --help`.',
+  );
 }
 
 /** Who commits are from: nothing of our configuration of git is seen inside. */

@@ -1,7 +1,7 @@
 // glovebox start, stop, pause, resume, renew, rm, reset and prune: what can happen to sandboxes that exist.
 import { setTimeout as delay } from 'node:timers/promises';
 import { type Sandbox, type SandboxClient, SandboxError, type SandboxInfo } from '../../../sdk/src/index.ts';
-import { connect } from '../connect.ts';
+import { connect, serverIsHere } from '../connect.ts';
 import { entryOf } from '../entry.ts';
 import { CliError, exitCodeOf, usageError } from '../exit-codes.ts';
 import { clean, counted, paint, print, printJson, say, sayError } from '../output.ts';
@@ -165,7 +165,7 @@ async function lossesOf(client: SandboxClient, info: SandboxInfo): Promise<strin
         ];
       }
       if (it.mode !== 'overlay') return [];
-      const changes = await workspaces.changes(it.path).catch(() => []);
+      const changes = await workspaces.changes({ workspace: it.path }).catch(() => []);
       return changes.length === 0
         ? []
         : [
@@ -224,6 +224,10 @@ export async function reset(options: { force?: boolean }): Promise<void> {
       return true;
     },
   );
+  if (!serverIsHere()) return;
+  // Names of sandboxes are no hosts of ssh any more.
+  const { removeSshBlock } = await import('./setup.ts');
+  await removeSshBlock();
 }
 
 export interface PruneOptions {

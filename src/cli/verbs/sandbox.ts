@@ -80,11 +80,15 @@ function operands(word: string | undefined, others: string[]): string[] {
   return [...(word === undefined ? [] : [word]), ...others];
 }
 
+const pullPolicies = ['always', 'missing', 'never'];
+
 /** What `run` and `create` have in common. */
 function withCreationOptions(command: Command): Command {
   return command
     .option('--name <name>', 'what to call it (default: AGENT-FOLDER)')
     .option('-t, --template <image>', 'an image instead of what the agent would take')
+    .addOption(new Option('--pull <when>', 'when a registry is asked for the image').choices(pullPolicies))
+    .addOption(new Option('--pull-template <when>').choices(pullPolicies).hideHelp())
     .option('--install', 'install the agent where the image has it not')
     .option('--clone', 'give it a private clone of the git repository')
     .option('--overlay', 'keep what it writes to the folder apart, for diff, apply and discard')
