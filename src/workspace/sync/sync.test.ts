@@ -232,11 +232,12 @@ test('2,000 files go in, come back when the guest has changed them all, and go w
     'a folder is gone',
     () => existsSync(join(inside, 'd3')),
     (it) => !it,
+    60_000,
   );
   await mode.detach(place);
   expect(JSON.stringify(tree(host)) === JSON.stringify(tree(inside))).toBe(true);
   expect(tree(host).filter((it) => it.includes('= changed'))).toHaveLength(1_900);
-}, 120_000);
+}, 180_000);
 
 test('hidden and ignored files stay where they are', async () => {
   put(host, { '.env': 'secret', a: '1', '.git/index.lock': '', '.git/HEAD': 'ref', 'd/x.pem': 'secret' });
