@@ -84,6 +84,7 @@ export type {
   RuntimeInfo,
   SandboxInfo,
   SandboxLimits,
+  SandboxMetrics,
   SandboxState,
   SystemInfo,
   TemplateInfo,

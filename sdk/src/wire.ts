@@ -172,6 +172,30 @@ export interface SandboxInfo {
   commands: number;
 }
 
+export interface SandboxMetrics {
+  /** That it may use. */
+  cpuCount: number;
+  /** Of all of these together, 0 to 100. */
+  cpuPercent: number;
+  memoryUsedBytes: number;
+  memoryTotalBytes: number;
+}
+
+export function sandboxMetricsOf(value: unknown, what: string): SandboxMetrics {
+  const wire = expectFields<Record<string, number>>(
+    value,
+    { cpu_count: 'number', cpu_used_pct: 'number', mem_used_mib: 'number', mem_total_mib: 'number' },
+    what,
+  );
+  const mebibyte = 1024 * 1024;
+  return {
+    cpuCount: wire.cpu_count as number,
+    cpuPercent: wire.cpu_used_pct as number,
+    memoryUsedBytes: (wire.mem_used_mib as number) * mebibyte,
+    memoryTotalBytes: (wire.mem_total_mib as number) * mebibyte,
+  };
+}
+
 /** A folder of the host, at the same path inside. */
 export interface Workspace {
   path: string;
