@@ -237,6 +237,28 @@ describe.skipIf(!runtimes.includes('bubblewrap'))('sessions of the command line'
     expect(await glovebox('rm', 'web', 'next')).toMatchObject({ code: 0 });
   });
 
+  test('before anything is removed a person is asked, and told what would be lost', async () => {
+    const made = await glovebox(
+      'run',
+      '--overlay',
+      '--name',
+      'lossy',
+      'shell',
+      '--',
+      '-c',
+      'echo new >added',
+    );
+    expect(made).toMatchObject({ code: 0 });
+    expect(existsSync(join(folder, 'added'))).toBe(false);
+    const asked = inTerminal(['rm', 'lossy']);
+    await shows(asked, '[y/N]');
+    asked.child.stdin.write('n\r');
+    expect((await asked.ended).stdout).toMatch(
+      /lossy: .*\/app: 1 change not applied[\s\S]*Remove the sandbox lossy[\s\S]*nothing was removed[\s\S]*left with 1/,
+    );
+    expect(await glovebox('rm', '-f', 'lossy')).toMatchObject({ code: 0, stdout: 'lossy\n' });
+  });
+
   test("a project's own agent runs once it is approved, and what else it becomes is not", async () => {
     mkdirSync(join(folder, '.glovebox/agents'), { recursive: true });
     const file = join(folder, '.glovebox/agents/greeter.toml');

@@ -161,16 +161,14 @@ async function lossesOf(client: SandboxClient, info: SandboxInfo): Promise<strin
       const where = `${nameOf(info)}: ${it.path}:`;
       if (it.mode === 'clone' && it.unfetched) {
         return [
-          `${where} ${counted(it.unfetched, 'commit')} that nobody fetched (\`glovebox fetch ${nameOf(info)}\`)`,
+          `${where} ${counted(it.unfetched, 'commit')} not fetched (\`glovebox fetch ${nameOf(info)}\`)`,
         ];
       }
       if (it.mode !== 'overlay') return [];
       const changes = await workspaces.changes({ workspace: it.path }).catch(() => []);
       return changes.length === 0
         ? []
-        : [
-            `${where} ${counted(changes.length, 'change')} that are not applied (\`glovebox diff ${nameOf(info)}\`)`,
-          ];
+        : [`${where} ${counted(changes.length, 'change')} not applied (\`glovebox diff ${nameOf(info)}\`)`];
     }),
   );
   return lines.flat();
