@@ -275,6 +275,32 @@ test.runIf(present)(
   },
 );
 
+test.runIf(present && runtimes.includes('bubblewrap'))(
+  'the second version shows sandboxes, runs commands in them, and judges hosts',
+  async () => {
+    expect(await curl('GET', '/daemon/health')).toMatchObject({ status: 200, body: { status: 'ok' } });
+    const request = { agent: 'shell', name: 'second', template: 'host', environment: { GREETING: 'hello' } };
+    expect(await curl('POST', '/sandbox', request)).toMatchObject({
+      status: 201,
+      body: { name: 'second', status: 'running' },
+    });
+    expect(await curl('POST', '/sandbox', request)).toMatchObject({ status: 409 });
+    const exec = { cmd: ['sh', '-c', 'echo $GREETING; echo no >&2; exit 3'] };
+    const outcome = { exit_code: 3, stdout: 'hello\n', stderr: 'no\n' };
+    expect(await curl('POST', '/sandbox/second/exec', exec)).toMatchObject({ status: 200, body: outcome });
+    expect(await curl('POST', '/sandbox/second/exec', { cmd: ['id'], workdir: '/' })).toMatchObject({
+      status: 400,
+    });
+    expect(
+      await curl('POST', '/policy/network/check', { target: 'evil.test', sandbox_id: 'second' }),
+    ).toMatchObject({ body: { allowed: false } });
+    expect((await curl('GET', '/sandbox')).body).toMatchObject([{ name: 'second' }]);
+    expect(await curl('POST', '/sandbox/second/stop')).toMatchObject({ body: { status: 'stopped' } });
+    expect((await curl('DELETE', '/sandbox/second')).status).toBe(204);
+    expect((await curl('GET', '/sandbox/second')).status).toBe(404);
+  },
+);
+
 test.runIf(present)('a home folder with a long path hands out a socket under a short one', async () => {
   const parent = mkdtempSync(join(tmpdir(), `glovebox-${'long-'.repeat(20)}`));
   const long = join(parent, 'home');
