@@ -6,6 +6,7 @@ import { Network } from './network.ts';
 import { type NewRule, Policy } from './policy.ts';
 import { Sandbox } from './sandbox.ts';
 import { Secrets } from './secrets.ts';
+import { Templates } from './templates.ts';
 import { bytes, type Duration, milliseconds, type Size } from './units.ts';
 import {
   expectFields,
@@ -145,6 +146,7 @@ export class SandboxClient {
   readonly policy: Policy;
   readonly network: Network;
   readonly secrets: Secrets;
+  readonly templates: Templates;
   readonly agents: Agents;
 
   constructor(options: ConnectionOptions = {}) {
@@ -153,6 +155,7 @@ export class SandboxClient {
     this.policy = new Policy(this.#connection);
     this.network = new Network(this.#connection);
     this.secrets = new Secrets(this.#connection);
+    this.templates = new Templates(this.#connection);
     this.agents = new Agents(this.#connection);
   }
 

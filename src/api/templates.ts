@@ -4,6 +4,7 @@ import { Failure } from '../lib/failure.ts';
 import type { BuildRequest } from '../template/templates.ts';
 import type { ApiOptions, Handlers } from './handlers.ts';
 import { sendLines } from './lines.ts';
+import { primed } from './primed.ts';
 
 export interface TemplateService {
   list(signal: AbortSignal): Promise<TemplateInfo[]>;
@@ -43,10 +44,10 @@ export function templateHandlers({ templates }: ApiOptions): TemplateHandlers {
       status: 201,
       json: await templates.load(query.name, query.runtime, exchange.body(), exchange.signal),
     }),
-    exportTemplate: ({ params, query, exchange }) => ({
+    exportTemplate: async ({ params, query, exchange }) => ({
       status: 200,
       type: 'application/x-tar',
-      bytes: templates.export(params.name ?? '', query.runtime, exchange.signal),
+      bytes: await primed(templates.export(params.name ?? '', query.runtime, exchange.signal)),
     }),
     removeTemplate: async ({ params, query, lifetime }) => {
       await templates.remove(params.name ?? '', query.runtime, lifetime);

@@ -10,6 +10,7 @@ import type {
   WorkspaceInfo,
 } from '../contract/workspace.ts';
 import type { ApiOptions, Handlers } from './handlers.ts';
+import { primed } from './primed.ts';
 
 /** All of these: Failure('not-found') for sandboxes and workspaces that are not there, Failure('conflict') for workspaces of another mode. */
 export interface WorkspaceService {
@@ -51,10 +52,10 @@ export function workspaceHandlers({ workspaces }: ApiOptions): WorkspaceHandlers
       status: 200,
       json: { items: await workspaces.changes(sandboxId, query.path, exchange.signal) },
     }),
-    diffWorkspace: ({ sandboxId, query, exchange }) => ({
+    diffWorkspace: async ({ sandboxId, query, exchange }) => ({
       status: 200,
       type: 'text/x-diff',
-      bytes: workspaces.diff(sandboxId, query.path, exchange.signal),
+      bytes: await primed(workspaces.diff(sandboxId, query.path, exchange.signal)),
     }),
     applyWorkspace: async ({ sandboxId, body, lifetime }) => ({
       status: 200,
