@@ -8,6 +8,7 @@ import type { Config } from './config.ts';
 import { forgetAddress, keyOf, prepareHome, writeAddress } from './home.ts';
 import { lockHome } from './lock.ts';
 import { openPlatform, type Platform } from './platform.ts';
+import { openSandboxd } from './sandboxd.ts';
 
 /** How long requests under way may go on after the stop was asked for. */
 const drainMs = 5_000;
@@ -63,6 +64,7 @@ export async function startDaemon(config: Config): Promise<Daemon> {
     backlog: config.server.backlog,
   });
   undo.defer(() => listening.close(AbortSignal.timeout(drainMs)));
+  undo.use(await openSandboxd(config, platform, version, log));
   await writeAddress(config.paths.addressFile, { pid: process.pid, url: listening.url, version });
   undo.defer(() => forgetAddress(config.paths.addressFile));
   log.info({ url: listening.url, home: config.home, version }, 'ready');
