@@ -3,9 +3,10 @@ import { CommanderError } from 'commander';
 import { type CliError, exitCodeOf, exitCodes } from './exit-codes.ts';
 import { endQuietlyOnBrokenPipe, sayError } from './output.ts';
 import { makeProgram } from './program.ts';
+import { withDefaultVerb } from './verbs/tui.ts';
 
 endQuietlyOnBrokenPipe();
-process.exit(await run(process.argv.slice(2)));
+process.exit(await run(withDefaultVerb(process.argv.slice(2))));
 
 async function run(args: string[]): Promise<number> {
   try {

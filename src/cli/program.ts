@@ -10,6 +10,7 @@ import { addSandboxVerbs } from './verbs/sandbox.ts';
 import { addSecretVerbs } from './verbs/secret.ts';
 import { addSshVerbs } from './verbs/ssh.ts';
 import { addTemplateVerbs } from './verbs/template.ts';
+import { addTuiVerb } from './verbs/tui.ts';
 import { addWorkspaceVerbs } from './verbs/workspace.ts';
 
 const exitCodesHelp = `
@@ -124,6 +125,7 @@ export function makeProgram(args: readonly string[]): Command {
   addSecretVerbs(program);
   addSshVerbs(program);
   addTemplateVerbs(program);
+  addTuiVerb(program);
   addWorkspaceVerbs(program);
 
   verb('doctor', 'check what works here, and say how to mend the rest')

@@ -152,7 +152,7 @@ async function lookUp(
 const nameOf = (info: SandboxInfo): string => info.name ?? info.id;
 
 /** What would be gone for good, one line each. */
-async function lossesOf(client: SandboxClient, info: SandboxInfo): Promise<string[]> {
+export async function lossesOf(client: SandboxClient, info: SandboxInfo): Promise<string[]> {
   if (!info.workspaces.some((it) => it.mode === 'overlay' || it.mode === 'clone')) return [];
   const { workspaces } = client.handle(info.id);
   const known = await workspaces.list().catch(() => []);
