@@ -24,6 +24,8 @@ export interface BuildOptions extends OfRuntime {
   args?: Readonly<Record<string, string>>;
   target?: string;
   noCache?: boolean;
+  /** Lets the steps of a Dockerfile reach what the Docker engine reaches, past the policy. */
+  network?: boolean;
   /** Told as it comes. */
   onEvent?: (event: BuildEvent) => void;
 }
@@ -51,12 +53,13 @@ export class Templates {
     options: BuildOptions = {},
   ): Promise<TemplateInfo> {
     const doing = `build the template '${name}'`;
-    const { file, args = {}, target, noCache, runtime, onEvent, signal } = options;
+    const { file, args = {}, target, noCache, network, runtime, onEvent, signal } = options;
     const query = new URLSearchParams({
       name,
       ...(file === undefined ? {} : { file }),
       ...(target === undefined ? {} : { target }),
       ...(noCache ? { noCache: 'true' } : {}),
+      ...(network ? { network: 'true' } : {}),
       ...(runtime === undefined ? {} : { runtime }),
     });
     for (const [key, value] of Object.entries(args)) query.append('arg', `${key}=${value}`);

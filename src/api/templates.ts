@@ -25,16 +25,16 @@ type TemplateHandlers = Handlers<
   'listTemplates' | 'buildTemplate' | 'loadTemplate' | 'exportTemplate' | 'removeTemplate' | 'saveSandbox'
 >;
 
-export function templateHandlers({ templates }: ApiOptions): TemplateHandlers {
+export function templateHandlers({ templates, ownerKey }: ApiOptions): TemplateHandlers {
   return {
     listTemplates: async ({ exchange }) => ({
       status: 200,
       json: { items: await templates.list(exchange.signal) },
     }),
     buildTemplate: ({ query, exchange }) => {
-      const { name, file, arg, runtime, target, noCache = false } = query;
+      const { name, file, arg, runtime, target, noCache = false, network = false } = query;
       const request = {
-        ...{ name, file, noCache, args: argumentsOf(arg), context: exchange.body() },
+        ...{ name, file, noCache, network, args: argumentsOf(arg), context: exchange.body() },
         ...(runtime === undefined ? {} : { runtime }),
         ...(target === undefined ? {} : { target }),
       };

@@ -631,6 +631,9 @@ const templates = {
         .describe('In the context: a Dockerfile, or a template file when it ends in .toml.'),
       target: z.string().max(128).optional().describe('Of a Dockerfile.'),
       noCache: flag.optional(),
+      network: flag
+        .optional()
+        .describe('Let the steps of a Dockerfile reach what the Docker engine reaches, past the policy.'),
       arg: z.array(z.string().max(65_536)).default([]).describe('KEY=VALUE, of a Dockerfile.'),
     }),
     body: 'application/x-tar',

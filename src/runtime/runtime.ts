@@ -83,8 +83,8 @@ export interface Keeping {
 /** Makes an image of the runtime's own kind from what is on the machine's disk: mounts are not part of it. Running or stopped. */
 export interface Saving {
   /**
-   * Replaces an image of the same name; machines made from it keep their files. Failures: `invalid` (name), `full`, `unsupported`. On failure or
-   * abort the store is as before.
+   * Replaces an image of the same name that was saved, built or loaded by us; machines made from it keep their files. Failures: `invalid` (name),
+   * `conflict` (the name is that of an image which is not ours), `full`, `unsupported`. On failure or abort the store is as before.
    */
   save(name: string, defaults: ImageDefaults, signal: AbortSignal): Promise<void>;
 }
@@ -157,11 +157,14 @@ export interface RuntimeImages {
   has(name: string, signal: AbortSignal): Promise<boolean>;
   /** Failures: `not-found`; `conflict` while a machine uses it, or another image is built on it. */
   remove(name: string, signal: AbortSignal): Promise<void>;
-  /** A tar: `docker save`, an OCI layout, or a root file system. Failures: `invalid`, `full`; then the store is as before. */
+  /**
+   * A tar: `docker save`, an OCI layout, or a root file system. Replaces as `Saving.save` does. Failures: `invalid`, `conflict`, `full`, `unsupported`; then
+   * the store is as before.
+   */
   load(name: string, source: AsyncIterable<Uint8Array>, signal: AbortSignal): Promise<KeptImage>;
   /** A tar that `load` takes, here and on other hosts. Failure('unsupported') for what lives of this host's own files. */
   export(name: string, signal: AbortSignal): AsyncIterable<Uint8Array>;
-  /** From a Dockerfile and its context (a tar). Absent where the runtime has no builder. */
+  /** From a Dockerfile and its context (a tar). Replaces as `Saving.save` does. Absent where the runtime has no builder. */
   build?(
     name: string,
     build: {
@@ -170,6 +173,8 @@ export interface RuntimeImages {
       args: Record<string, string>;
       target?: string;
       noCache: boolean;
+      /** Whether its steps reach what the engine reaches, past every rule of ours. What the engine itself fetches (FROM, ADD) it fetches anyway. */
+      network: boolean;
     },
     onOutput: (text: string) => void,
     signal: AbortSignal,

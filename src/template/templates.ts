@@ -46,6 +46,8 @@ export interface BuildRequest {
   args: Record<string, string>;
   target?: string;
   noCache: boolean;
+  /** Whether the steps of a Dockerfile reach what the Docker engine reaches, past the policy. Those of template files have a sandbox's network. */
+  network: boolean;
 }
 
 export interface TemplatesOptions {
@@ -180,7 +182,7 @@ export class Templates {
     emit: Emit,
     signal: AbortSignal,
   ): Promise<TemplateInfo> {
-    const { name, file, args, target, noCache } = request;
+    const { name, file, args, target, noCache, network } = request;
     const builder = wanted.images.build
       ? wanted
       : [...this.#options.runtimes.values()].map(targetOf).find((it) => it?.images.build !== undefined);
@@ -196,6 +198,7 @@ export class Templates {
         dockerfile: file,
         args,
         noCache,
+        network,
         ...(target === undefined ? {} : { target }),
       },
       (text) => void emit({ type: 'output', text }),

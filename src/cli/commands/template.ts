@@ -20,6 +20,7 @@ export interface BuildOptions {
   buildArg?: string[];
   target?: string;
   cache: boolean;
+  network?: boolean;
   quiet?: boolean;
   json?: boolean;
 }
@@ -36,6 +37,7 @@ export async function build(folder: string, options: BuildOptions): Promise<void
     file: plan.file,
     args: argumentsOf(options.buildArg ?? []),
     noCache: !options.cache,
+    network: options.network === true,
     ...(runtime === undefined ? {} : { runtime }),
     ...(target === undefined ? {} : { target }),
     ...(options.quiet ? {} : { onEvent: tell }),

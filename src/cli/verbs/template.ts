@@ -21,6 +21,10 @@ export function addTemplateVerbs(program: Command): void {
     .option('--build-arg <KEY=VALUE>', 'of a Dockerfile (repeatable)', collect)
     .option('--target <stage>', 'of a Dockerfile')
     .option('--no-cache', 'take every step anew')
+    .option(
+      '--network',
+      'let the steps of a Dockerfile reach what the Docker engine reaches, past the policy (default: no network)',
+    )
     .option('-q, --quiet', 'no progress')
     .option('--json', 'print all about it')
     .addHelpText(

@@ -33,12 +33,17 @@ describe.runIf(present)('templates of the Docker runtime', () => {
       .filter((it) => it.includes(mark)),
     ...readdirSync(folder),
   ];
-  const built = (dockerfile: string, onOutput: (text: string) => void = () => {}, signal = soon()) =>
+  const built = (
+    dockerfile: string,
+    onOutput: (text: string) => void = () => {},
+    signal = soon(),
+    network = false,
+  ) =>
     images.build(
       name('built'),
       {
         context: Readable.from([tar([file('Dockerfile', dockerfile), file('data', 'from the context')])]),
-        ...{ dockerfile: 'Dockerfile', args: { WORD: 'hello' }, noCache: true },
+        ...{ dockerfile: 'Dockerfile', args: { WORD: 'hello' }, noCache: true, network },
       },
       onOutput,
       signal,
@@ -83,6 +88,25 @@ describe.runIf(present)('templates of the Docker runtime', () => {
     expect(failure.message).toMatch(/Step 2\/\d+ : RUN/);
     expect(failure.message).toContain('code: 7');
     expect(failure.message).toContain(`last words: no such ${mark}`);
+    expect(left()).toEqual([]);
+  });
+
+  test('steps have no network unless it is asked for, and one that fails says so', async () => {
+    const look =
+      'RUN echo "interfaces: $(ls /sys/class/net | grep -vc ^lo$)" && test -z "$WANTED" -o -e /sys/class/net/eth0';
+    const lines = (wanted: string) =>
+      [`FROM ${dockerImage('busybox')}`, `ENV WANTED=${wanted}`, look].join('\n');
+    let said = '';
+    const hear = (text: string) => {
+      said += text;
+    };
+    await built(lines(''), hear);
+    expect(said).toContain('\ninterfaces: 0\n');
+    const failure = await built(lines('yes')).catch((it) => it);
+    expect(failure).toMatchObject({ code: 'invalid', hint: expect.stringContaining('--network') });
+    await built(lines('yes'), hear, soon(), true);
+    expect(said).toContain('\ninterfaces: 1\n');
+    await images.remove(name('built'), soon());
     expect(left()).toEqual([]);
   });
 

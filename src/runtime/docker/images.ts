@@ -174,8 +174,8 @@ export class DockerImages implements RuntimeImages {
   ): Promise<KeptImage> {
     const doing = `build template ${name}`;
     return this.#make(name, doing, signal, async (spare) => {
-      const said = new BuildOutput(doing, onOutput);
-      const { context, dockerfile, args, target, noCache } = options;
+      const { context, dockerfile, args, target, noCache, network } = options;
+      const said = new BuildOutput(doing, network, onOutput);
       const query = {
         ...{ dockerfile, t: spare, version: '1', rm: '1', forcerm: '1', nocache: noCache ? '1' : '0' },
         ...{
@@ -183,6 +183,7 @@ export class DockerImages implements RuntimeImages {
           labels: JSON.stringify({ [nameLabel]: name, [baseLabel]: '' }),
         },
         ...(target === undefined ? {} : { target }),
+        ...(network ? {} : { networkmode: 'none' }),
       };
       const call = { doing, query, tar: untilAborted(context, signal) };
       try {
@@ -423,18 +424,24 @@ const buildTroubles: [pattern: RegExp, code: FailureCode, hint: string][] = [
   ],
 ];
 
+const ranCommand = /^Step \S+ : RUN\b/i;
+const mendHint = 'Correct the step, and build it again.';
+const noNetworkHint = `${mendHint} Steps have no network unless it is asked for (--network), which is past every rule.`;
+
 /** Follows the output of a build: passes it on, and remembers what a failure should be told with. */
 class BuildOutput {
   /** Containers that steps ran in. */
   readonly containers = new Set<string>();
   readonly #doing: string;
+  readonly #network: boolean;
   readonly #onOutput: (text: string) => void;
   #step = '';
   #lines: string[] = [];
   #rest = '';
 
-  constructor(doing: string, onOutput: (text: string) => void) {
+  constructor(doing: string, network: boolean, onOutput: (text: string) => void) {
     this.#doing = doing;
+    this.#network = network;
     this.#onOutput = onOutput;
   }
 
@@ -479,7 +486,7 @@ class BuildOutput {
     const said = this.#lines.length === 0 ? '' : `; its last words: ${this.#lines.join(' | ')}`;
     const trouble = buildTroubles.find(([pattern]) => pattern.test(message));
     return new Failure(trouble?.[1] ?? 'invalid', `${where}: ${message}${said}`, {
-      hint: trouble?.[2] ?? 'Correct the step, and build it again.',
+      hint: trouble?.[2] ?? (this.#network || !ranCommand.test(this.#step) ? mendHint : noNetworkHint),
       details: { step: this.#step, lastLines: this.#lines },
     });
   }
