@@ -145,6 +145,7 @@ async function runtimesOf(
       new DockerRuntime({
         homeId,
         agent: { folder: agentFolder, command: agentCommand(), environment: agentEnvironment() },
+        folder: join(config.home, 'docker'),
         host: docker.host,
         apiTimeoutMs: docker.apiTimeoutMs,
         network: docker.network,
