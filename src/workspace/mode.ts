@@ -24,7 +24,11 @@ export interface Mode {
    */
   check?(
     request: WorkspaceRequest,
-    options: { capabilities: Capabilities },
+    options: {
+      capabilities: Capabilities;
+      /** Throws unless another folder may be shown to whoever asks, too; for modes that show more than the path. */
+      allow: (path: string) => void;
+    },
     signal: AbortSignal,
   ): Promise<WorkspaceRequest>;
   /** Makes what it needs in `place.folder` (which is empty), and tells the mount, if there is one. On failure or abort what lies outside of that folder is as before. */

@@ -91,7 +91,8 @@ export class Workspaces implements SandboxWorkspaces {
     this.#owners.set(runtime.name, capabilities.mounts.owner);
     const checked: WorkspaceRequest[] = [];
     for (const request of requests) {
-      const path = checkPath(request.path, { byOwner, home, allowedHostPaths, host });
+      const rules = { byOwner, home, allowedHostPaths, host };
+      const path = checkPath(request.path, rules);
       if (request.mode === 'mount' && request.hide !== undefined && request.hide.length > 0) {
         throw new Failure('invalid', `the workspace ${JSON.stringify(path)}: a plain mount hides nothing`, {
           hint: 'Use mode overlay or clone, or leave out what is to be hidden.',
@@ -102,7 +103,8 @@ export class Workspaces implements SandboxWorkspaces {
       const whole = { ...request, path, hide };
       able(whole, runtime.name, capabilities);
       const mode = this.#mode(whole);
-      checked.push((await mode.check?.(whole, { capabilities }, signal)) ?? whole);
+      const allow = (other: string) => void checkPath(other, rules);
+      checked.push((await mode.check?.(whole, { capabilities, allow }, signal)) ?? whole);
     }
     checkTogether(checked);
     return checked;

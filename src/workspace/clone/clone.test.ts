@@ -202,6 +202,10 @@ describe('what goes in', () => {
   test('a folder below the root: the repository is cloned, and the folder is there', async () => {
     mkdirSync(join(repository, 'empty/deep'), { recursive: true });
     const it = place({ request: { path: join(repository, 'empty/deep') } });
+    const asked: string[] = [];
+    await expect(mode.open(it, signal)).rejects.toMatchObject({ code: 'conflict' });
+    await mode.check(it.request, { allow: (path) => void asked.push(path) }, signal);
+    expect(asked).toEqual([repository]);
     const mount = await mode.open(it, signal);
     expect(mount.guestPath).toBe(repository);
     expect(lstatSync(join(it.folder, 'clone/empty/deep')).isDirectory()).toBe(true);
@@ -250,7 +254,7 @@ describe('what goes in', () => {
 describe('what cannot be cloned is refused with the next step', () => {
   const refused = async (path: string) =>
     await mode
-      .check({ path, mode: 'clone', readOnly: false }, {}, signal)
+      .check({ path, mode: 'clone', readOnly: false }, { allow: () => {} }, signal)
       .then(() => undefined)
       .catch((failure) => failure);
 

@@ -55,16 +55,20 @@ const copyDeadlineMs = 30 * 60_000;
 /** Where git reads the host's repository as the user whom it belongs to, though the copy is made by another. */
 const becomeAndServe = `
 const [uid, gid, path] = process.argv.slice(1);
-process.setgroups([]); process.setgid(Number(gid)); process.setuid(Number(uid));
-const { existsSync } = require('node:fs');
-const git = process.env.PATH.split(':').map((it) => it + '/git').find((it) => existsSync(it));
-process.execve(git, ['git', '-c', 'safe.directory=*', 'upload-pack', path], process.env);
+const child = require('node:child_process').spawn(
+  'env', ['GIT_ALLOW_PROTOCOL=', 'git', '-c', 'safe.directory=*', 'upload-pack', path],
+  { stdio: 'inherit', uid: Number(uid), gid: Number(gid) },
+);
+child.on('error', () => process.exit(127));
+child.on('exit', (code) => process.exit(code ?? 1));
 `;
 
 export class CloneMode implements Mode {
   readonly #options: CloneOptions;
   /** Those that can be asked. */
   readonly #guests = new Map<string, Guest>();
+  /** Repositories that may be shown, although they begin above the folder that was asked for. */
+  readonly #allowed = new Set<string>();
 
   constructor(options: CloneOptions) {
     this.#options = options;
@@ -75,14 +79,27 @@ export class CloneMode implements Mode {
     return (await findRepository(path, signal)).root;
   }
 
-  async check(request: WorkspaceRequest, _options: unknown, signal: AbortSignal): Promise<WorkspaceRequest> {
-    await findRepository(request.path, signal);
+  /** The whole repository is shown, so all of it has to be allowed. */
+  async check(
+    request: WorkspaceRequest,
+    { allow }: Pick<Parameters<NonNullable<Mode['check']>>[1], 'allow'>,
+    signal: AbortSignal,
+  ): Promise<WorkspaceRequest> {
+    const { root } = await findRepository(request.path, signal);
+    if (root === request.path) return request;
+    allow(root);
+    this.#allowed.add(pairOf(request.path, root));
     return request;
   }
 
   async open(place: Place, signal: AbortSignal): Promise<Mount> {
     const { request, sandbox } = place;
     const repository = await findRepository(request.path, signal);
+    // Whoever can write the folder can make it part of another repository meanwhile.
+    if (repository.root !== request.path && !this.#allowed.has(pairOf(request.path, repository.root)))
+      throw new Failure('conflict', `clone ${request.path}: its repository is now ${repository.root}`, {
+        hint: 'Try again when nobody changes it.',
+      });
     const uncommitted = await uncommittedFiles(repository, signal);
     const clone = join(place.folder, 'clone');
     await using undo = new AsyncDisposableStack();
@@ -191,7 +208,7 @@ export class CloneMode implements Mode {
           `^refs/remotes/${name}/HEAD`,
         ]),
       ],
-      { ...inside, config: [['protocol.file.allow', 'always']], deadlineMs: copyDeadlineMs },
+      { ...inside, protocol: 'file', deadlineMs: copyDeadlineMs },
       signal,
     );
     if (code !== 0)
@@ -305,12 +322,15 @@ export function wordFor(sandbox: Pick<SandboxInfo, 'id' | 'metadata'>): string {
   return name === '' ? sandbox.id.slice(0, 12) : name;
 }
 
+const pairOf = (path: string, root: string): string => `${path}\0${root}`;
+
 function keyOf({ sandbox, index }: Place): string {
   return `${sandbox.id}/${index}`;
 }
 
 function uploadPackFor(owner: { uid: number; gid: number }): string {
-  if (process.getuid?.() !== 0 || owner.uid === 0) return "git -c 'safe.directory=*' upload-pack";
+  if (process.getuid?.() !== 0 || owner.uid === 0)
+    return "GIT_ALLOW_PROTOCOL= git -c 'safe.directory=*' upload-pack";
   const node = `${quoted(process.execPath)} --disable-warning=ExperimentalWarning`;
   return `${node} -e ${quoted(becomeAndServe)} ${owner.uid} ${owner.gid}`;
 }

@@ -14,6 +14,8 @@ export interface GitCall {
   /** The user's own settings count, too: for names and addresses. Only together with `as` or where the daemon is that user. */
   userHome?: string;
   deadlineMs?: number;
+  /** The one way that it may speak to another repository; none when absent. */
+  protocol?: 'file';
 }
 
 export interface GitResult {
@@ -43,7 +45,9 @@ const searchPath = [
 ].join(':');
 
 /** What git is told on its way, for every call. */
-export function gitEnvironment(call: Pick<GitCall, 'config' | 'userHome'>): Record<string, string> {
+export function gitEnvironment(
+  call: Pick<GitCall, 'config' | 'userHome' | 'protocol'>,
+): Record<string, string> {
   const config = [...harmless, ...(call.config ?? [])];
   return {
     PATH: searchPath,
@@ -53,7 +57,9 @@ export function gitEnvironment(call: Pick<GitCall, 'config' | 'userHome'>): Reco
     ...(call.userHome === undefined && { GIT_CONFIG_GLOBAL: '/dev/null' }),
     GIT_TERMINAL_PROMPT: '0',
     GIT_OPTIONAL_LOCKS: '0',
+    // An object that is missing is not asked for elsewhere: a repository may name any program for that. Older versions of git know the second alone.
     GIT_NO_LAZY_FETCH: '1',
+    GIT_ALLOW_PROTOCOL: call.protocol ?? '',
     GIT_CONFIG_COUNT: String(config.length),
     ...Object.fromEntries(
       config.flatMap(([name, value], i) => [

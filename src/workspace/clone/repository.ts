@@ -1,5 +1,5 @@
 // What the host's repository is, and what of it goes into a clone. Only looks, but for the remote that leads back.
-import { lstatSync, statSync } from 'node:fs';
+import { lstatSync, readdirSync, statSync } from 'node:fs';
 import { readFile, realpath } from 'node:fs/promises';
 import { homedir, userInfo } from 'node:os';
 import { join } from 'node:path';
@@ -53,6 +53,12 @@ export async function findRepository(path: string, signal: AbortSignal): Promise
       'it is a linked worktree, whose repository lies elsewhere',
       `Use the repository itself${common === undefined ? '' : `, ${join(common, '..')}`}, or choose another mode for it.`,
     );
+  const away = path === root || path.startsWith(`${root}/`) ? leadsAway(join(root, '.git')) : root;
+  if (away !== undefined || own !== join(root, '.git'))
+    throw refuse(
+      `what it holds would come from elsewhere, for ${away ?? join(root, '.git')} leads out of it`,
+      'Make a whole repository of it, e.g. with `git clone --no-local`, or choose another mode for it.',
+    );
   if ((await ask('--verify', '--quiet', 'HEAD^{commit}')).code !== 0)
     throw refuse('the repository has no commit yet', 'Commit something first.');
   const head = await git(['symbolic-ref', '--quiet', 'HEAD'], { in: root, as }, signal);
@@ -65,6 +71,24 @@ export async function findRepository(path: string, signal: AbortSignal): Promise
     ...(head.code === 0 && ref.startsWith('refs/heads/') && { branch: ref.slice('refs/heads/'.length) }),
     objectFormat: format.stdout.toString().trim() === 'sha256' ? 'sha256' : 'sha1',
   };
+}
+
+/**
+ * Whoever can write a folder, an earlier sandbox too, can make its repository a window to another one: with a link for `.git`, its objects or its
+ * references, or with a note where more objects are. The first thing that does so; undefined in a usual repository.
+ */
+function leadsAway(folder: string): string | undefined {
+  const alternates = join(folder, 'objects/info/alternates');
+  const isLink = (path: string) => lstatSync(path, { throwIfNoEntry: false })?.isSymbolicLink() === true;
+  if (lstatSync(folder, { throwIfNoEntry: false })?.isDirectory() !== true) return folder;
+  if (lstatSync(alternates, { throwIfNoEntry: false }) !== undefined) return alternates;
+  for (const name of ['objects', 'objects/info', 'objects/pack', 'refs'])
+    if (isLink(join(folder, name))) return join(folder, name);
+  for (const name of ['HEAD', 'config', 'packed-refs', 'shallow'])
+    if (isLink(join(folder, name))) return join(folder, name);
+  for (const entry of readdirSync(join(folder, 'refs'), { withFileTypes: true, recursive: true }))
+    if (entry.isSymbolicLink()) return join(entry.parentPath, entry.name);
+  return undefined;
 }
 
 /** How many files have changes or are new, and so are not in a clone. Undefined when that takes too long to find out. */

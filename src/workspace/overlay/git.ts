@@ -1,6 +1,7 @@
 // Git as a tool for patches and merges, and to look at the repository that a workspace lies in. It never sees a file of a guest: content goes in through pipes
 // or as copies of ours, configuration is nobody's, and it runs as the owner of the folder where it looks at one.
 import { spawn } from 'node:child_process';
+import { statSync } from 'node:fs';
 import type { Writable } from 'node:stream';
 import { Failure } from '../../lib/failure.ts';
 import type { Ids } from '../folder.ts';
@@ -17,6 +18,9 @@ const environment = {
   GIT_TERMINAL_PROMPT: '0',
   GIT_OPTIONAL_LOCKS: '0',
   GIT_NO_REPLACE_OBJECTS: '1',
+  // An object that is missing is not asked for elsewhere: a repository may name any program for that. Older versions of git know the second alone.
+  GIT_NO_LAZY_FETCH: '1',
+  GIT_ALLOW_PROTOCOL: '',
 };
 const settings = ['-c', 'core.hooksPath=/dev/null', '-c', 'core.fsmonitor=false', '-c', 'safe.directory=*'];
 
@@ -220,12 +224,18 @@ export interface Head {
   prefix: string;
 }
 
+/** A repository's settings are its owner's: they get no more rights than that. */
+function ownerOf(folder: string): Ids {
+  const { uid, gid } = statSync(folder);
+  return { uid, gid };
+}
+
 export async function headOf(
   folder: string,
   as: Ids | undefined,
   signal: AbortSignal,
 ): Promise<Head | undefined> {
-  const asked = { cwd: folder, ...(as ? { as } : {}), signal };
+  const asked = { cwd: folder, as: as ?? ownerOf(folder), signal };
   try {
     const { code, stdout } = await git(['rev-parse', '--show-prefix', '--verify', 'HEAD^{commit}'], asked);
     const [prefix = '', commit = ''] = stdout.toString().split('\n');
@@ -244,7 +254,7 @@ export async function committed(
 ): Promise<Buffer | undefined> {
   if (!at.path.isWellFormed()) return undefined;
   const name = `${at.head.commit}:${at.head.prefix}${at.path}`;
-  const options = { cwd: at.folder, ...(at.as ? { as: at.as } : {}), signal };
+  const options = { cwd: at.folder, as: at.as ?? ownerOf(at.folder), signal };
   const { code, stdout } = await git(['cat-file', 'blob', name], options);
   return code === 0 ? stdout : undefined;
 }
