@@ -411,6 +411,36 @@ describe('the store', () => {
     expect((await failureOf(store.remove('host'))).code).toBe('conflict');
   });
 
+  test('takes 32 layers on top of each other and no more, and gives the way out', {
+    timeout: 180_000,
+  }, async () => {
+    const store = storeAt();
+    await store.import(pieces(one), { name: 'layer-0' });
+    const never = new AbortController().signal;
+    const add = async (count: number, parent: string) =>
+      store.addLayer(
+        `layer-${count}`,
+        {
+          copyTo: async (folder) => fs.writeFile(join(folder, `file-${count}`), String(count)),
+          ...{ parent, base: 'layer-0', defaults: { env: {}, entrypoint: [] } },
+        },
+        never,
+      );
+    for (let count = 1; count <= 32; count++)
+      await add(count, (await rootOf(store, `layer-${count - 1}`)).digest);
+    const top = await rootOf(store, 'layer-32');
+    expect(top.below).toHaveLength(32);
+    expect(await failureOf(add(33, top.digest))).toMatchObject({
+      code: 'exhausted',
+      message: expect.stringContaining('layer 33'),
+      hint: expect.stringContaining('Export it and load it again'),
+    });
+    expect(await store.has('layer-33')).toBe(false);
+    expect(await fs.readdir(join(home, 'images/tmp'))).toEqual([]);
+    // What lies below stays for as long as something is built on it.
+    expect(await failureOf(store.remove('layer-31'))).toMatchObject({ code: 'conflict' });
+  });
+
   test('says so when the files of an image are gone, and mends it by importing again', async () => {
     const store = storeAt();
     await store.import(pieces(one), { name: 'it' });

@@ -193,7 +193,7 @@ export class ImageStore {
     try {
       const below = await this.#chain(layer.parent);
       if (below.filter((it) => it.parent !== undefined).length >= depthMax)
-        throw new Failure('exhausted', `${doing}: it would be the ${depthMax + 1}th on top of each other`, {
+        throw new Failure('exhausted', `${doing}: it would be layer ${depthMax + 1} on top of each other`, {
           hint: 'Export it and load it again, which makes one layer of all; or make it of an earlier image.',
         });
       await this.#prepare();
@@ -448,8 +448,12 @@ export class ImageStore {
   /** Removes every root that no name stands for, no sandbox can be using and no other root is built on. Runs in turn. */
   async #collect(): Promise<void> {
     const needed = new Set<string>();
+    // Also of what is damaged the rest stays: it is somebody's work.
     const need = async (digest: string) => {
-      for (const it of await this.#chain(digest).catch(() => [])) needed.add(it.digest);
+      for (let at: string | undefined = digest; at !== undefined && !needed.has(at); ) {
+        needed.add(at);
+        at = (await this.#readRoot(at))?.parent;
+      }
     };
     for (const name of await this.#allNames()) {
       const digest = await this.#readName(name);
