@@ -142,7 +142,7 @@ export const Checkpoint = z.object({
 });
 export type Checkpoint = z.infer<typeof Checkpoint>;
 
-/** Back to a checkpoint; the newest when absent. What is undone becomes a checkpoint itself, so that undo can be undone. */
+/** Back to a checkpoint; when absent, to the newest that is not as it is now. What is undone becomes a checkpoint itself, so that undo can be undone. */
 export const UndoWorkspace = z.strictObject({ checkpoint: z.string().max(64).optional() });
 export type UndoWorkspace = z.infer<typeof UndoWorkspace>;
 

@@ -45,9 +45,11 @@ export interface WorkspacesOptions {
   guest: (sandboxId: string) => Guest;
   /** For tests, and for modes of others. */
   modes?: Partial<globalThis.Record<WorkspaceMode, Mode>>;
+  /** How long a command waits for what it can be undone with; for tests. */
+  checkpointDeadlineMs?: number;
 }
 
-/** A command does not wait longer for what may be undone. */
+/** A command does not wait longer for what it can be undone with, be it for its turn or for files to be read. */
 const checkpointDeadlineMs = 10_000;
 
 /** Nothing runs in these, and nothing will before they are started again. */
@@ -154,14 +156,17 @@ export class Workspaces implements SandboxWorkspaces {
   async beforeCommand(info: SandboxInfo, label: string): Promise<void> {
     const overlays = this.#overlays(info);
     if (overlays.length === 0) return;
-    const signal = AbortSignal.timeout(checkpointDeadlineMs);
+    const signal = AbortSignal.timeout(this.#options.checkpointDeadlineMs ?? checkpointDeadlineMs);
     try {
-      await this.#inTurn(info.id, async () => {
+      const made = this.#inTurn(info.id, async () => {
+        // It may have been waited for long enough, while something was applied; the command runs by now.
+        signal.throwIfAborted();
         const checkpoints = this.#checkpoints(info.id);
         const states = await checkpoints.read(await this.#states(overlays, signal), signal);
         const options = { label, automatic: true, at: this.#options.now(), unlessSame: true };
         if (checkpoints.add(states, options)) checkpoints.drop();
       });
+      await Promise.race([made, aborted(signal)]);
     } catch (thrown) {
       const { code, message } = Failure.from(thrown, 'keep the state before a command');
       this.#options.log.warn({ sandbox: info.id, code, problem: message }, 'a command cannot be undone');
@@ -468,6 +473,15 @@ function wantedOf(entry: Kept['states'][string][number], checkpoints: Checkpoint
   if (type === 'link') return { type, target };
   if (type === 'other' || digest === undefined || !checkpoints.has(digest)) return undefined;
   return { type: 'file', mode, content: () => checkpoints.content(digest) };
+}
+
+/** Rejects when the signal fires. */
+function aborted(signal: AbortSignal): Promise<never> {
+  return new Promise((_, reject) => {
+    const fail = () => reject(signal.reason);
+    if (signal.aborted) fail();
+    else signal.addEventListener('abort', fail, { once: true });
+  });
 }
 
 function textOf(path: string): string | undefined {

@@ -44,6 +44,7 @@ export interface ApplyOptions {
 
 /** The host's is kept, as was asked for. */
 const stays = Symbol('stays');
+const withoutGit = Symbol('without git');
 const otherNow = 'the host changed it in this very moment';
 
 type Step =
@@ -228,7 +229,9 @@ class Applying {
     if (stats === undefined) {
       if (change.now.type === 'absent') return { do: 'nothing' };
       const was = change.now.type === 'file' ? await this.#base(path) : undefined;
-      return was === undefined ? { do: 'write' } : why('the host has deleted it, the sandbox has changed it');
+      return was === undefined || was === withoutGit
+        ? { do: 'write' }
+        : why('the host has deleted it, the sandbox has changed it');
     }
     if (stats.isDirectory() || record.untouched(path, stats)) return { do: 'write' };
     if (change.now.type === 'absent') return why('the host has changed it, the sandbox has deleted it');
@@ -246,6 +249,8 @@ class Applying {
   async #merge(change: Change, sides: Sides): Promise<Buffer | string> {
     const { path } = change;
     const base = await this.#base(path);
+    if (base === withoutGit)
+      return 'both have changed it, and merging needs git, which this host has not got';
     if (base === undefined)
       return "both have changed it, and what it was before is not known: it was not in the repository's last commit";
     const ours = this.#hostFile(path);
@@ -262,10 +267,16 @@ class Applying {
     return result ?? 'both have changed the same lines, or it is not text';
   }
 
-  async #base(path: string): Promise<Buffer | undefined> {
+  /** Whole files can be applied without git. */
+  async #base(path: string): Promise<Buffer | undefined | typeof withoutGit> {
     const { record, sides, owner } = this.#options;
     if (!record.head) return undefined;
-    return await committed({ folder: sides.host, head: record.head, path, as: owner }, this.#signal);
+    try {
+      return await committed({ folder: sides.host, head: record.head, path, as: owner }, this.#signal);
+    } catch (error) {
+      if (error instanceof Failure && error.code === 'unavailable') return withoutGit;
+      throw error;
+    }
   }
 
   #hostFile(path: string): { content: Buffer; mode: number; identity: string } | undefined {

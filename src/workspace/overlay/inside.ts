@@ -201,14 +201,20 @@ async function writeFile(
 /** Whatever it is, with all that is in it. */
 export async function removeAt(folder: Folder, name: Buffer): Promise<void> {
   const shown = asArgument(folder, name);
+  const path = `${folder.path}/${shown}`;
   // A program of its own walks as deep as need be, and only ever below the folder that is open here.
-  await execute('rm', ['-rf', '--one-file-system', '--', `${folder.path}/${shown}`], { env: {} }).catch(
-    (cause: unknown) => {
+  const remove = () => execute('rm', ['-rf', '--one-file-system', '--', path], { env: {} });
+  await remove()
+    .catch(async () => {
+      // Who is not root cannot enter a folder that forbids it, though it is theirs; the kernel leaves one in each overlay.
+      await execute('find', [path, '-xdev', '-type', 'd', '-exec', 'chmod', 'u+rwx', '{}', ';'], { env: {} });
+      await remove();
+    })
+    .catch((cause: unknown) => {
       throw new Failure('io', `remove a path of the upper layer: ${(cause as Error).message.slice(0, 300)}`, {
         cause,
       });
-    },
-  );
+    });
 }
 
 /** Arguments of programs are text here. What is not gets another name first. */
