@@ -22,7 +22,7 @@ export function filesOf(text: string): PatchFile[] {
 /** Back to text, if it is some. */
 export function chosenPatch(parts: readonly { file: PatchFile; hunks: readonly string[] }[]): string {
   const bytes = Buffer.from(
-    parts.map(({ file, hunks }) => `${file.head}${hunks.join('')}`).join(''),
+    parts.map(({ file, hunks }) => `${file.head}${renumbered(hunks).join('')}`).join(''),
     'latin1',
   );
   return new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes);
@@ -36,6 +36,23 @@ export function isText({ head, hunks }: PatchFile): boolean {
   } catch {
     return false;
   }
+}
+
+/** Where a hunk goes is said as if all before it were applied, too, and lines that are there twice are told apart by that alone. */
+function renumbered(hunks: readonly string[]): string[] {
+  let shift = 0;
+  return hunks.map((hunk) =>
+    hunk.replace(
+      /^@@ -(\d+)(?:,(\d+))? \+\d+((?:,\d+)?) @@/,
+      (_, from: string, removed = '1', added: string) => {
+        const [before, after] = [Number(removed), Number(added.slice(1) || '1')];
+        // A side without lines is told by the line before it.
+        const first = Number(from) + shift + (before === 0 ? 1 : 0) - (after === 0 ? 1 : 0);
+        shift += after - before;
+        return `@@ -${from}${removed === '1' ? '' : `,${removed}`} +${first}${added} @@`;
+      },
+    ),
+  );
 }
 
 function pathOf(head: string): string | undefined {

@@ -1,6 +1,7 @@
 // Talking with the person at the terminal: questions, hidden answers, single keys. Whoever is not at one is not asked.
 import { createInterface } from 'node:readline/promises';
 import { Writable } from 'node:stream';
+import { StringDecoder } from 'node:string_decoder';
 import { CliError, exitCodes } from './exit-codes.ts';
 import { clean } from './output.ts';
 
@@ -58,23 +59,40 @@ async function askLine(question: string, options: { shown: boolean; unanswered: 
   }
 }
 
-/** Single keys, without Enter. Those that nobody waits for are forgotten, so that no key answers what was not on the screen yet. */
+/** Typed ahead of the questions; what comes beyond is forgotten. */
+const keysAheadMax = 1_000;
+
+/**
+ * Single keys, without Enter. Those that nobody waits for are forgotten, so that no key answers what was not on the screen yet; with `ahead` they are
+ * kept, each for one question, for where nothing happens before the last one.
+ */
 export class Keys implements Disposable {
-  /** Called for Ctrl-C, at any time. */
+  /** Called for Ctrl-C, at any time, and when the terminal is gone. */
   onInterrupt: () => void = () => {};
   readonly #input: NodeJS.ReadStream;
   readonly #raw: Disposable;
+  readonly #ahead: string[] | undefined;
+  readonly #decoder = new StringDecoder();
+  /** What an arrow key or the like has begun with, which may come in pieces. */
+  #begun = '';
+  #ended = false;
   #waiting: ((key: string) => void) | undefined;
 
-  constructor(input: NodeJS.ReadStream = process.stdin) {
+  constructor(input: NodeJS.ReadStream = process.stdin, { ahead = false } = {}) {
     this.#input = input;
+    this.#ahead = ahead ? [] : undefined;
     this.#raw = rawMode(input);
     input.on('data', this.#onData);
+    input.on('end', this.#onEnd);
     input.resume();
   }
 
-  /** The next key that is pressed from now on. Rejects when the signal fires. */
+  /** The next key: that is pressed from now on, or was typed ahead. Rejects when the signal fires. */
   async next(signal: AbortSignal): Promise<string> {
+    signal.throwIfAborted();
+    const typed = this.#ahead?.shift();
+    if (typed !== undefined) return typed;
+    if (this.#ended) this.onInterrupt();
     signal.throwIfAborted();
     const { promise, resolve, reject } = Promise.withResolvers<string>();
     const aborted = () => reject(signal.reason);
@@ -89,15 +107,47 @@ export class Keys implements Disposable {
   }
 
   readonly #onData = (data: Buffer): void => {
-    const text = data.toString();
-    if (text.includes('\u0003')) this.onInterrupt();
+    const text = this.#decoder.write(data);
+    if (text.includes('\u0003')) {
+      this.#ahead?.splice(0);
+      return this.onInterrupt();
+    }
+    if (this.#ahead) for (const key of this.#single(text)) this.#give(key);
     // Several at once are an arrow key, or something pasted.
     else if (text.length === 1) this.#waiting?.(text);
   };
 
+  #give(key: string): void {
+    const waiting = this.#waiting;
+    this.#waiting = undefined;
+    if (waiting) waiting(key);
+    else if (this.#ahead && this.#ahead.length < keysAheadMax) this.#ahead.push(key);
+  }
+
+  /** Characters that are keys of their own: an arrow's letters answer nothing. */
+  *#single(text: string): Generator<string> {
+    for (const character of text) {
+      const sequence = this.#begun + character;
+      if (!sequence.startsWith('\u001b')) yield character;
+      else this.#begun = isPartOfKey(sequence) ? sequence : '';
+    }
+  }
+
+  readonly #onEnd = (): void => {
+    this.#ended = true;
+    if (this.#waiting) this.onInterrupt();
+  };
+
   [Symbol.dispose](): void {
     this.#input.off('data', this.#onData);
+    this.#input.off('end', this.#onEnd);
     this.#input.pause();
     this.#raw[Symbol.dispose]();
   }
+}
+
+/** Whether more belongs to it: ESC and a letter is a key with Alt, ESC O or ESC [ goes on to the letter that ends it. */
+function isPartOfKey(sequence: string): boolean {
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: that is how they begin
+  return /^\u001b(O|\[[\u0020-\u003f]*)?$/.test(sequence) && sequence.length < 32;
 }

@@ -109,6 +109,10 @@ export async function apply(
   return result.conflicts.length > 0 ? exitCodes.failed : exitCodes.ok;
 }
 
+const isGits = (path: string) => path.split('/').at(-1)?.toLowerCase() === '.git';
+const commitsStay =
+  'Commits made in the sandbox stay there, their files are applied: commit on the host, or make sandboxes with --clone to bring commits back.';
+
 async function printResult(result: ApplyResult, reference: string, dryRun: boolean): Promise<void> {
   const { applied, merged, conflicts, refused } = result;
   const lines = [
@@ -120,6 +124,7 @@ async function printResult(result: ApplyResult, reference: string, dryRun: boole
   if (lines.length > 0) await print(lines.join('\n'));
   else say('There is nothing to apply.');
   if (dryRun) say('Nothing was written: this was a dry run.');
+  if (refused.some((it) => isGits(it.path))) say(commitsStay);
   if (conflicts.length === 0) return;
   say(
     `${counted(conflicts.length, 'conflict')} left as they are on both sides. Take the sandbox's with \`glovebox apply ${cleanLine(reference)} --theirs PATH\`, ` +
@@ -127,7 +132,14 @@ async function printResult(result: ApplyResult, reference: string, dryRun: boole
   );
 }
 
-const legend = '[y]es  [n]o  [a]ll of this file  [d]one with this file  [q]uit';
+const legend = '[y]es  [n]o  [a]ll of this file  [d]one with this file  [q]uit  [?]';
+const legendInFull = [
+  'y  apply this',
+  'n  leave this as a change',
+  'a  apply this and the rest of this file',
+  'd  leave this and the rest of this file as changes',
+  'q  ask no more, and apply what was chosen; Ctrl-C applies nothing',
+].join('\n');
 
 /** What the person wants, as the request says it. Undefined for nothing. */
 async function pick(
@@ -143,7 +155,7 @@ async function pick(
     wanted.length === 0 || wanted.some((it) => it === '.' || path === it || path.startsWith(`${it}/`));
   const paths: string[] = [];
   const parts: { file: PatchFile; hunks: string[] }[] = [];
-  using keys = new Keys();
+  using keys = new Keys(process.stdin, { ahead: true });
   const quit = new AbortController();
   keys.onInterrupt = () =>
     quit.abort(new CliError('nothing was applied', { exitCode: exitCodes.interrupted }));
@@ -170,6 +182,7 @@ async function pickFile(
   const title = `${change.kind} ${change.type} ${nameOf(change.path)}`;
   if (change.warning !== undefined) {
     say(`${paint('bold', title, process.stderr)}\n  is left out: ${cleanLine(change.warning)}`);
+    if (isGits(change.path)) say(commitsStay);
     return { hunks: [], quit: false };
   }
   say(paint('bold', title, process.stderr));
@@ -180,7 +193,7 @@ async function pickFile(
   const taken: string[] = [];
   for (const [index, piece] of pieces.entries()) {
     say(`${coloured(Buffer.from(piece, 'latin1').toString())}(${index + 1}/${pieces.length}) ${legend}`);
-    const key = await keyOf('ynadq', keys, signal);
+    const key = await answerOf(keys, signal);
     if (key === 'y') taken.push(piece);
     if (key === 'a') taken.push(...pieces.slice(index));
     if (key === 'a' || key === 'd' || key === 'q')
@@ -189,10 +202,13 @@ async function pickFile(
   return { hunks: taken.length === pieces.length ? 'all' : taken, quit: false };
 }
 
-async function keyOf(known: string, keys: Keys, signal: AbortSignal): Promise<string> {
+async function answerOf(keys: Keys, signal: AbortSignal): Promise<string> {
   for (;;) {
     const key = (await keys.next(signal)).toLowerCase();
-    if (known.includes(key)) return key;
+    if ('ynadq'.includes(key)) return key;
+    if (key === '?') say(`${legendInFull}\n${legend}`);
+    // Ctrl-D
+    if (key === '\u0004') keys.onInterrupt();
   }
 }
 
