@@ -12,11 +12,13 @@ export async function call(
   method: string,
   path: string,
   body?: unknown,
+  headers: Record<string, string> = {},
 ): Promise<Answer> {
   const reply = await fetch(`${daemon.url}${path}`, {
     method,
     headers: {
       'OPEN-SANDBOX-API-KEY': daemon.apiKey,
+      ...headers,
       ...(body === undefined ? {} : { 'Content-Type': 'application/json' }),
     },
     ...(body === undefined ? {} : { body: JSON.stringify(body) }),

@@ -1,7 +1,7 @@
 // Workspaces, agents, templates and ports: what their requests become, and what their answers look like.
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { Failure } from '../lib/failure.ts';
-import { startTestApi, type TestApi } from './fake.fixture.ts';
+import { startTestApi, type TestApi, testOwnerKey } from './fake.fixture.ts';
 
 let api: TestApi;
 beforeEach(async () => {
@@ -67,12 +67,16 @@ test('a patch comes as it is', async () => {
 });
 
 test('a build tells of itself line by line', async () => {
-  const answer = await api.call('POST', '/v1/templates/build?name=x&arg=A%3Db', new Uint8Array(1024));
+  const owner = { 'Glovebox-Owner': testOwnerKey };
+  const build = (query: string, headers: Record<string, string>, bytes = 0) =>
+    api.call('POST', `/v1/templates/build?name=x&${query}`, new Uint8Array(bytes), headers);
+  const answer = await build('arg=A%3Db', owner, 1024);
   const lines = answer.text.split('\n').filter((line) => line !== '');
   expect(lines.map((line) => JSON.parse(line).type)).toEqual(['done']);
-  expect(
-    (await api.call('POST', '/v1/templates/build?name=x&arg=b', new Uint8Array(0))).json.message,
-  ).toMatch(/"b" is not KEY=VALUE/);
+  expect((await build('arg=b', owner)).json.message).toMatch(/"b" is not KEY=VALUE/);
+  expect((await build('file=box.toml', {})).status).toBe(200);
+  for (const query of ['file=Dockerfile', 'file=x.toml.Dockerfile', 'file=./Dockerfile', ''])
+    expect((await build(query, {})).status, query).toBe(403);
 });
 
 test('what fails before its first byte is an error, not a cut connection', async () => {

@@ -2,7 +2,7 @@
 import { once } from 'node:events';
 import { type IncomingMessage, request } from 'node:http';
 import { expect, test } from 'vitest';
-import { startTestApi, type TestApi, testKey } from './fake.fixture.ts';
+import { startTestApi, type TestApi, testKey, testOwnerKey } from './fake.fixture.ts';
 import { refuseFromAfar } from './gate.ts';
 import { networkHandlers } from './network.ts';
 
@@ -216,11 +216,12 @@ test('secrets are set, listed without their values, and removed', async () => {
     source: { type: 'value', value: 'hunter2' },
   });
   expect([set.status, set.json]).toMatchObject([200, { name: 'github', sandboxId: id }]);
-  await api.call('PUT', '/v1/secrets', {
+  const own = {
     name: 'own',
     source: { type: 'env', variable: 'OWN' },
     bindings: [{ hosts: ['api.example.com'] }],
-  });
+  };
+  await api.call('PUT', '/v1/secrets', own, { 'Glovebox-Owner': testOwnerKey });
   const list = async (query: string) => await api.call('GET', `/v1/secrets${query}`);
   expect((await list('')).json.items).toHaveLength(2);
   expect((await list('?sandbox=s')).json.items).toMatchObject([
@@ -229,6 +230,18 @@ test('secrets are set, listed without their values, and removed', async () => {
   expect(`${set.text}${(await list('')).text}`).not.toContain('hunter2');
   expect((await api.call('DELETE', '/v1/secrets/secret-1')).status).toBe(204);
   expect((await list('')).json.items).toHaveLength(1);
+});
+
+test('what the daemon would read or run on its host is taken from its own user alone', async () => {
+  await using api = await start();
+  for (const source of [
+    { type: 'env', variable: 'OWN' },
+    { type: 'file', path: '/etc/shadow' },
+    { type: 'command', command: ['id'] },
+  ])
+    for (const headers of [{}, { 'Glovebox-Owner': 'a guess' }])
+      expect((await api.call('PUT', '/v1/secrets', { name: 'a', source }, headers)).status).toBe(403);
+  expect(api.network.held).toEqual([]);
 });
 
 const from = (remoteAddress: string | undefined) =>

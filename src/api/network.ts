@@ -24,7 +24,7 @@ import type {
 } from '../contract/network.ts';
 import type { NetworkPolicy } from '../contract/opensandbox.ts';
 import { Failure } from '../lib/failure.ts';
-import { refuseFromAfar } from './gate.ts';
+import { isOwner, refuseFromAfar } from './gate.ts';
 import type { ApiOptions, Handlers } from './handlers.ts';
 import { sendLines } from './lines.ts';
 import { sandboxIdOf } from './reference.ts';
@@ -103,7 +103,9 @@ type NetworkHandlers = Handlers<
   | ('changeProxyConfig' | 'listSecrets' | 'setSecret' | 'removeSecret')
 >;
 
-export function networkHandlers({ service, network }: ApiOptions): NetworkHandlers {
+const sourceNames = { env: 'variable', file: 'file', command: 'command' } as const;
+
+export function networkHandlers({ service, network, ownerKey }: ApiOptions): NetworkHandlers {
   const idOf = (reference: string | undefined) =>
     reference === undefined ? undefined : sandboxIdOf(service, reference);
   const scoped = <T extends { sandbox?: string | undefined }>({ sandbox, ...rest }: T): Scoped<T> => {
@@ -177,8 +179,16 @@ export function networkHandlers({ service, network }: ApiOptions): NetworkHandle
       json: { items: await network.secrets(idOf(query.sandbox)) },
     }),
     setSecret: async ({ body, exchange }) => {
-      // Sources other than a value have the daemon read or run something of its host, which a key alone must not open to other hosts.
       refuseFromAfar(exchange.request, 'secrets');
+      // Other sources have the daemon read or run something of its host as its own user, and a binding can send what comes of it anywhere.
+      if (body.source.type !== 'value' && !isOwner(exchange.request, ownerKey))
+        throw new Failure(
+          'permission',
+          `secret ${body.name}: only the daemon's own user may have it taken from a ${sourceNames[body.source.type]} of the host`,
+          {
+            hint: 'Send the value itself, or call as that user: `glovebox secret` and the SDK then prove it by themselves.',
+          },
+        );
       return { status: 200, json: await network.setSecret(scoped(body)) };
     },
     removeSecret: async ({ params }) => {

@@ -2,6 +2,7 @@
 import type { BuildEvent, TemplateInfo } from '../contract/template.ts';
 import { Failure } from '../lib/failure.ts';
 import type { BuildRequest } from '../template/templates.ts';
+import { isOwner } from './gate.ts';
 import type { ApiOptions, Handlers } from './handlers.ts';
 import { sendLines } from './lines.ts';
 import { primed } from './primed.ts';
@@ -33,6 +34,11 @@ export function templateHandlers({ templates, ownerKey }: ApiOptions): TemplateH
     }),
     buildTemplate: ({ query, exchange }) => {
       const { name, file, arg, runtime, target, noCache = false, network = false } = query;
+      // What a Dockerfile adds from an address the engine fetches by itself, from the host's network, where no policy holds.
+      if (!file.startsWith('recipe:') && !file.endsWith('.toml') && !isOwner(exchange.request, ownerKey))
+        throw new Failure('permission', `build ${file}: only the daemon's own user may build Dockerfiles`, {
+          hint: 'Write a template file (.toml): its steps run in a sandbox, under the policy.',
+        });
       const request = {
         ...{ name, file, noCache, network, args: argumentsOf(arg), context: exchange.body() },
         ...(runtime === undefined ? {} : { runtime }),

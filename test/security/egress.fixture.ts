@@ -456,7 +456,8 @@ export class World implements AsyncDisposable {
   }
 
   async secret(secret: SetSecret): Promise<{ id: string; placeholder: string }> {
-    const { status, body } = await this.call('PUT', '/v1/secrets', secret);
+    const owner = { 'Glovebox-Owner': readFileSync(join(this.home, 'owner-key'), 'utf8').trim() };
+    const { status, body } = await call(this.daemon, 'PUT', '/v1/secrets', secret, owner);
     expect(status, JSON.stringify(body)).toBe(200);
     return body as { id: string; placeholder: string };
   }
