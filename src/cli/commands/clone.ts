@@ -6,7 +6,7 @@ import { promisify } from 'node:util';
 import { CommandNotFoundError, type Sandbox } from '../../../sdk/src/index.ts';
 import { connect } from '../connect.ts';
 import { CliError } from '../exit-codes.ts';
-import { cleanLine, print, printJson } from '../output.ts';
+import { clean, cleanLine, print, printJson } from '../output.ts';
 
 interface Branch {
   branch: string;
@@ -91,11 +91,13 @@ class Repository {
     }
     await using undo = new AsyncDisposableStack();
     undo.use(inside);
-    const args = ['-C', this.#path, '-c', 'fetch.fsckObjects=true', 'fetch', '--upload-pack', relay, remote];
+    const fetching = ['-c', 'fetch.fsckObjects=true', 'fetch', '--no-recurse-submodules'];
+    const args = ['-C', this.#path, ...fetching, '--upload-pack', relay, remote];
     const git = spawn('git', args, {
       ...this.#options,
-      stdio: ['ignore', 'ignore', 'inherit', 'pipe', 'pipe'],
+      stdio: ['ignore', 'ignore', 'pipe', 'pipe', 'pipe'],
     });
+    const said = tellCleaned(git.stderr as Readable);
     undo.defer(() => void git.kill());
     const [toGit, fromGit] = [git.stdio[3] as Duplex as Writable, git.stdio[4] as Readable];
     // Git ends when it has what it wants, whatever is still on the way.
@@ -122,12 +124,19 @@ class Repository {
     };
     const relayed = Promise.allSettled([output(), input()]);
     const code = await ended;
+    await said;
     await inside.end().catch(() => {});
     if (code === 0) return void (await relayed);
     throw new CliError(`git could not fetch from ${remote}`, {
       hint: 'What git says is above. `glovebox exec` in the sandbox tells whether the clone is whole: git fsck.',
     });
   }
+}
+
+/** Git passes on what the other end says as it is, for the terminal to obey. */
+async function tellCleaned(stderr: Readable): Promise<void> {
+  for await (const text of stderr.setEncoding('utf8') as AsyncIterable<string>)
+    process.stderr.write(clean(text.replaceAll('\r', '\n')));
 }
 
 function failed(cause: unknown, what: string): CliError {
