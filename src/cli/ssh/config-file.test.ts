@@ -146,8 +146,8 @@ test('sizes and modes of terminals', () => {
   expect(bounded({ cols: 4_294_967_295, rows: 1 })).toEqual({ cols: 1000, rows: 1 });
   const modes = new WireWriter().byte(1).uint32(3).byte(53).uint32(0).byte(42).uint32(1).byte(6).uint32(255);
   const bytes = modes.byte(200).uint32(1).byte(53).uint32(1).byte(0).done();
-  expect(sttyWords(new WireReader(bytes))).toEqual(['intr 3', '-echo', 'iutf8', 'eol undef']);
-  expect(sttyWords(new WireReader(bytes.subarray(0, 7)))).toEqual(['intr 3']);
+  expect(sttyWords(new WireReader(bytes))).toEqual(['intr ^C', '-echo', 'iutf8', 'eol undef']);
+  expect(sttyWords(new WireReader(bytes.subarray(0, 7)))).toEqual(['intr ^C']);
 });
 
 test('data of SSH that is shorter than it says is refused', () => {

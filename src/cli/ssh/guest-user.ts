@@ -32,7 +32,7 @@ done </etc/passwd 2>/dev/null
 case $shell in ''|*/nologin|*/false|*/sync) shell=$SHELL;; esac
 [ -x "$shell" ] || shell=$(command -v bash) || shell=/bin/sh
 export SHELL="$shell"
-for mode; do stty $mode 2>/dev/null; done
+[ $# = 0 ] || stty $* 2>/dev/null || for mode; do stty $mode 2>/dev/null; done
 if [ -n "$line" ]; then exec "$shell" -c "$line"; else exec "$shell"; fi
 `;
 

@@ -35,7 +35,7 @@ const flags: Record<number, string> = {
 /** Opcodes from here on have no agreed form, so that nothing behind them can be read. */
 const opcodesMax = 159;
 
-/** Groups of words, each for one call of stty: one that a system does not know spoils no other. */
+/** Groups of words for stty, each of which can be given alone: one that a system does not know spoils no other. */
 export function sttyWords(modes: WireReader): string[] {
   const words: string[] = [];
   while (modes.left >= 5) {
@@ -50,7 +50,8 @@ export function sttyWords(modes: WireReader): string[] {
   return words;
 }
 
-/** 255 stands for "none". Stty reads a number as the character's code. */
+/** 255 stands for "none". Stty reads a number as the character's code, but one digit as that digit: `intr 3` would leave Ctrl-C without a meaning. */
 function characterText(value: number): string {
-  return value === 255 ? 'undef' : String(value);
+  if (value === 255) return 'undef';
+  return value < 10 ? `^${String.fromCharCode(64 + value)}` : String(value);
 }
