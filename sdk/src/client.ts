@@ -83,6 +83,8 @@ export interface CreateOptions {
    * read-only.
    */
   image?: string;
+  /** When a registry is asked for the image. Default: `missing`. `always` fails where the runtime has no registries. */
+  pull?: 'always' | 'missing' | 'never';
   /** For pulling the image; not kept. */
   imageCredentials?: { username: string; password: string };
   /** Unique among live sandboxes; letters, digits, `-`, `_` and `.`, at most 63. */
@@ -110,7 +112,7 @@ export interface CreateOptions {
   transparent?: boolean;
   /** It can be stopped and started again, and stays until it is removed. Default: false. */
   keep?: boolean;
-  /** Of kept ones: stops when nothing ran in it and nobody held it for so long. Default, and null: never. */
+  /** Of kept ones: stops when nothing ran in it and nobody held it for so long. Default: as its agent has it, else never; null: never. */
   autoStop?: Duration | null;
   /** Name of an agent that the server knows, or a definition of one: what it needs is prepared. */
   agent?: string | object;
@@ -342,13 +344,16 @@ export class Images {
 
 /** What OpenSandbox has no field for; undefined where nothing of it is asked for, so that its own servers take the request. */
 function ownParts(options: CreateOptions): object | undefined {
-  const { rules, keep, autoStop, agent, workspaces, ports, files, setup, user, cwd } = options;
+  const { rules, keep, autoStop, pull, agent, workspaces, ports, files, setup, user, cwd } = options;
   const parts = {
     ...(rules?.length ? { rules } : {}),
     ...(keep ? { keep } : {}),
     ...(autoStop == null
       ? {}
       : { autoStopAfterSeconds: Math.ceil(milliseconds(autoStop, 'autoStop') / 1000) }),
+    // Only an agent has a default that this takes away.
+    ...(autoStop === null && agent !== undefined ? { autoStopAfterSeconds: null } : {}),
+    ...(pull === undefined ? {} : { pull }),
     ...(agent === undefined ? {} : { agent }),
     ...(workspaces?.length ? { workspaces } : {}),
     ...(ports?.length ? { ports } : {}),

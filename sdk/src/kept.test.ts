@@ -41,6 +41,12 @@ test('create asks for what OpenSandbox has no field for in a part of its own', a
     files: [{ path: '~/x', content: 'y' }],
     setup: [{ run: 'true' }],
   });
+  await client.create({ agent: 'claude', autoStop: null, pull: 'always' });
+  expect(sent(/^\/v1\/sandboxes$/).glovebox).toEqual({
+    ...{ agent: 'claude', autoStopAfterSeconds: null, pull: 'always' },
+  });
+  await client.create({ autoStop: null });
+  expect(sent(/^\/v1\/sandboxes$/)).not.toHaveProperty('glovebox');
   await client.create();
   expect(sent(/^\/v1\/sandboxes$/)).not.toHaveProperty('glovebox');
   expect(sent(/^\/v1\/sandboxes$/).image).toEqual({ uri: 'host' });

@@ -197,6 +197,8 @@ describe('a request', () => {
     expect(planned.setup).toEqual(own.setup);
     const longer = await catalogue().prepare(request({ autoStopAfterMs: 5 }), 'shell', signal);
     expect(longer).toMatchObject({ keep: true, autoStopAfterMs: 5 });
+    const never = await catalogue().prepare(request({ autoStopAfterMs: null }), 'shell', signal);
+    expect(never).toMatchObject({ keep: true, autoStopAfterMs: null });
   });
 
   test.each([

@@ -60,7 +60,8 @@ export function planned(
       hint: hintFor(definition),
     },
     keep,
-    ...(keep ? { autoStopAfterMs: request.autoStopAfterMs ?? autoStopAfterMs } : {}),
+    // Null stays what it is: never.
+    ...(keep && request.autoStopAfterMs === undefined ? { autoStopAfterMs } : {}),
     ...(cwd === undefined ? {} : { cwd }),
     ...(asked === undefined ? {} : { user: asked }),
   };

@@ -354,7 +354,7 @@ export class FakeService implements SandboxService {
     const { keep = false, workspaces = [], published = [], autoStopAfterMs } = request;
     this.add(id, {
       ...{ image, entrypoint, metadata, extensions, limits, keep, workspaces, published },
-      ...(autoStopAfterMs === undefined ? {} : { autoStopAfterMs }),
+      ...(autoStopAfterMs == null ? {} : { autoStopAfterMs }),
       ...(platform ? { platform } : {}),
       ...(timeoutMs === undefined ? {} : { expiresAt: new Date(this.now.getTime() + timeoutMs) }),
     });

@@ -50,6 +50,17 @@ test('only who shows the owner’s key counts as the owner', async () => {
   ]);
 });
 
+test('no stop by itself is said with null, and when to pull with a word', async () => {
+  const create = (glovebox: object) =>
+    api.call('POST', '/v1/sandboxes', { image: { uri: 'host' }, resourceLimits: {}, glovebox });
+  await create({ keep: true, autoStopAfterSeconds: null, pull: 'never' });
+  await create({ keep: true, autoStopAfterSeconds: 5 });
+  expect(api.service.created[0]).toMatchObject({ autoStopAfterMs: null, pull: 'never' });
+  expect(api.service.created[1]).toMatchObject({ autoStopAfterMs: 5_000 });
+  expect(api.service.created[1]).not.toHaveProperty('pull');
+  expect((await create({ pull: 'sometimes' })).json.message).toMatch(/glovebox\.pull/);
+});
+
 test('what cannot be is refused with its place', async () => {
   const create = (glovebox: object) =>
     api.call('POST', '/v1/sandboxes', { image: { uri: 'host' }, resourceLimits: {}, glovebox });

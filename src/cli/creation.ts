@@ -64,13 +64,10 @@ export interface Wanted {
   command: string[];
 }
 
-/** Never, as far as anybody will see. */
-const noAutoStop = '365d';
-
 export async function creationOf(wanted: Wanted, flags: CreationFlags): Promise<Creation> {
   const { cpus, pids, memory, disk, timeout, allow = [], deny = [], denyNetwork = [] } = flags;
   const { agent } = wanted;
-  refusePull(flags);
+  const pull = (flags.pull ?? flags.pullTemplate) as CreateOptions['pull'];
   if (agent === undefined && flags.install) {
     throw usageError(
       '--install: an image has nothing to install',
@@ -92,6 +89,7 @@ export async function creationOf(wanted: Wanted, flags: CreationFlags): Promise<
   const policyFile = file === undefined ? undefined : await readPolicyFile(file);
   const options: CreateOptions & { name: string } = {
     ...(image === undefined ? {} : { image }),
+    ...(pull === undefined ? {} : { pull }),
     name: wanted.name,
     ...(flags.runtime === undefined ? {} : { runtime: flags.runtime }),
     ...(flags.transparent === false ? { transparent: false } : {}),
@@ -121,7 +119,7 @@ export async function creationOf(wanted: Wanted, flags: CreationFlags): Promise<
     ],
     ...(policyFile === undefined ? {} : { networkPolicy: policyFile.policy }),
     keep: flags.keep !== false,
-    ...(flags.autoStop === false && agent !== undefined ? { autoStop: noAutoStop } : {}),
+    ...(flags.autoStop === false && agent !== undefined ? { autoStop: null } : {}),
     ...(agent === undefined ? {} : { agent: agent.asked }),
     workspaces: wanted.workspaces,
     ports: (flags.publish ?? []).map(mappingOf),
@@ -130,18 +128,6 @@ export async function creationOf(wanted: Wanted, flags: CreationFlags): Promise<
     ...(flags.install && agent !== undefined ? { setup: agent.install } : {}),
   };
   return { options, policyFile };
-}
-
-/** An image is pulled when it is missing, and only then: the runtime decides, and nothing else can be asked of it. */
-function refusePull({ pull, pullTemplate }: CreationFlags): void {
-  const asked = pull ?? pullTemplate ?? 'missing';
-  if (asked === 'missing') return;
-  throw usageError(
-    `--pull: images are pulled when they are missing, not '${asked}'`,
-    asked === 'always'
-      ? 'Run `docker pull IMAGE` first, or remove the old one.'
-      : 'Load the image first: see `glovebox template load --help`.',
-  );
 }
 
 /** Who commits are from: nothing of our configuration of git is seen inside. */

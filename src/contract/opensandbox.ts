@@ -87,6 +87,8 @@ export type NetworkPolicy = z.infer<typeof NetworkPolicy>;
 /** A hundred years: far below the last moment that a date can name. */
 const timeoutSecondsMax = 100 * 365 * 24 * 60 * 60;
 
+export const PullPolicy = z.enum(['always', 'missing', 'never']);
+
 /** Fields that this build refuses are described so that the refusal can be clear; see api/opensandbox/create.ts. */
 export const CreateSandboxRequest = z.strictObject({
   image: ImageSpec.optional(),
@@ -130,8 +132,11 @@ export const CreateSandboxRequest = z.strictObject({
         .max(31_536_000)
         .nullish()
         .describe(
-          'Of kept ones: stops by itself when nothing has run in it and nobody was attached for so long.',
+          'Of kept ones: stops by itself when nothing has run in it and nobody was attached for so long. Absent: as its agent has it, else never; null: never.',
         ),
+      pull: PullPolicy.optional().describe(
+        'When a registry is asked for the image: `missing` (the default), `always`, also where there is one, or `never`.',
+      ),
       agent: z
         .union([z.string().min(1).max(40), AgentDefinition])
         .optional()

@@ -35,6 +35,8 @@ export interface MachineSpec {
   id: string;
   /** As the user wrote it: a reference for Docker, a name in our image store (or `host`) for bubblewrap. */
   image: string;
+  /** When a registry is asked for it; `missing` when absent. `always` is Failure('unsupported') where there are no registries. */
+  pull?: 'always' | 'missing' | 'never';
   imageCredentials?: ImageCredentials;
   platform?: { os: string; arch: string };
   /** Whom commands run as (`name`, `uid`, `name:group`, `uid:gid`), when not as the image says: to this user belongs what `Mount.owner` owns. */

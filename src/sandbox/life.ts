@@ -211,10 +211,12 @@ export class Life {
     network.open(this.info, request);
     await this.#options.ports.reserve(this.info.id, this.info.published);
     const folders = await workspaces.open(this.info, signal);
-    const credentials = request.imageCredentials ? { imageCredentials: request.imageCredentials } : {};
+    // Asked for at the first start alone: a kept sandbox goes on with the image that it was made from.
+    const { pull, imageCredentials } = request;
+    const asked = { ...(pull && { pull }), ...(imageCredentials && { imageCredentials }) };
     await this.#openDoor({ boots: true });
     signal.throwIfAborted();
-    const machine = await runtime.create({ ...this.#spec(folders), ...credentials }, signal);
+    const machine = await runtime.create({ ...this.#spec(folders), ...asked }, signal);
     this.#machine = machine;
     if (this.info.keep && machine.keeping === undefined)
       throw new Failure('unsupported', `runtime ${this.info.runtime} cannot keep this sandbox over a stop`, {

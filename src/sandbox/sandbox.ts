@@ -25,6 +25,8 @@ export interface RequiredProgram {
 
 export interface CreateRequest {
   image: string;
+  /** See MachineSpec. */
+  pull?: 'always' | 'missing' | 'never';
   imageCredentials?: ImageCredentials;
   platform?: { os: string; arch: string };
   /** Name of a runtime; the configured default when absent. */
@@ -41,7 +43,8 @@ export interface CreateRequest {
   rules?: NewRule[];
   /** See SandboxInfo. Failure('unsupported') where the runtime cannot. */
   keep?: boolean;
-  autoStopAfterMs?: number;
+  /** Null: never, whatever an agent has as its default. */
+  autoStopAfterMs?: number | null;
   agent?: string;
   workspaces?: WorkspaceRequest[];
   /** The request comes from the user whose daemon this is, who may show any folder of theirs; others those that the configuration allows. */

@@ -101,7 +101,7 @@ export class Sandboxes implements SandboxService {
       keep: request.keep ?? false,
       workspaces,
       published: request.published ?? [],
-      ...(request.autoStopAfterMs === undefined ? {} : { autoStopAfterMs: request.autoStopAfterMs }),
+      ...(request.autoStopAfterMs == null ? {} : { autoStopAfterMs: request.autoStopAfterMs }),
       ...(request.agent === undefined ? {} : { agent: request.agent }),
       ...(request.platform ? { platform: request.platform } : {}),
       ...(request.timeoutMs === undefined ? {} : { expiresAt: new Date(now.getTime() + request.timeoutMs) }),

@@ -52,7 +52,8 @@ export function createRequestOf(
 
 /** What OpenSandbox has no field for. */
 function ownParts(own: Partial<NonNullable<CreateSandboxRequest['glovebox']>>): Partial<CreateRequest> {
-  const { rules, keep, autoStopAfterSeconds, workspaces = [], ports, files, setup, user, cwd } = own;
+  const { rules, keep, autoStopAfterSeconds, pull, workspaces = [], ports, files, setup, user, cwd } = own;
+  const autoStopAfterMs = autoStopAfterSeconds == null ? autoStopAfterSeconds : autoStopAfterSeconds * 1000;
   if (autoStopAfterSeconds != null && keep !== true)
     throw new Failure(
       'invalid',
@@ -61,7 +62,8 @@ function ownParts(own: Partial<NonNullable<CreateSandboxRequest['glovebox']>>): 
   return {
     ...(rules === undefined ? {} : { rules }),
     ...(keep === undefined ? {} : { keep }),
-    ...(autoStopAfterSeconds == null ? {} : { autoStopAfterMs: autoStopAfterSeconds * 1000 }),
+    ...(autoStopAfterMs === undefined ? {} : { autoStopAfterMs }),
+    ...(pull === undefined ? {} : { pull }),
     ...(workspaces.length === 0 ? {} : { workspaces }),
     ...(ports === undefined ? {} : { published: ports }),
     ...(files === undefined ? {} : { files }),

@@ -87,7 +87,11 @@ function withCreationOptions(command: Command): Command {
   return command
     .option('--name <name>', 'what to call it (default: AGENT-FOLDER)')
     .option('-t, --template <image>', 'an image instead of what the agent would take')
-    .addOption(new Option('--pull <when>', 'when a registry is asked for the image').choices(pullPolicies))
+    .addOption(
+      new Option('--pull <when>', 'whether a registry is asked for the image (default: missing)').choices(
+        pullPolicies,
+      ),
+    )
     .addOption(new Option('--pull-template <when>').choices(pullPolicies).hideHelp())
     .option('--install', 'install the agent where the image has it not')
     .option('--clone', 'give it a private clone of the git repository')

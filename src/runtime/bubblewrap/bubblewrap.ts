@@ -133,6 +133,12 @@ export class BubblewrapRuntime implements Runtime {
   async create(spec: MachineSpec, signal: AbortSignal): Promise<Machine> {
     if (!idPattern.test(spec.id))
       throw new Failure('invalid', `make machine ${JSON.stringify(spec.id)}: not a possible id`);
+    if (spec.pull === 'always')
+      throw new Failure(
+        'unsupported',
+        `image ${spec.image}: cannot be pulled: bubblewrap has no registries, only what was built here, imported or loaded`,
+        { hint: 'Leave out the wish to always pull, or use the runtime docker.' },
+      );
     if (this.#making.has(spec.id) || this.#machines.has(spec.id))
       throw new Failure('conflict', `make machine ${spec.id}: there is one with this id`);
     return this.#alone(spec.id, () => this.#create(spec, signal));

@@ -59,11 +59,11 @@ describe.runIf(present)('pulling', () => {
     return { mediaType, size: content.length, digest: sha256(content) };
   };
   const manifestType = 'application/vnd.docker.distribution.manifest.v2+json';
-  const manifestFor = (architecture: string, diffId = sha256(layer)) => {
+  const manifestFor = (architecture: string, diffId = sha256(layer), variable = 'FROM=registry') => {
     const config = {
       architecture,
       os: 'linux',
-      config: { Env: ['FROM=registry'], Cmd: ['/busybox'] },
+      config: { Env: [variable], Cmd: ['/busybox'] },
       rootfs: { type: 'layers', diff_ids: [diffId] },
     };
     return Buffer.from(
@@ -125,7 +125,9 @@ describe.runIf(present)('pulling', () => {
     requests = [];
   });
   afterAll(() => {
-    const ours = execFileSync('docker', ['image', 'ls', '--format', '{{.Repository}}:{{.Tag}}'], {
+    // What a tag has moved away from has its digest alone.
+    const format = '{{.Repository}}{{if eq .Tag "<none>"}}@{{.Digest}}{{else}}:{{.Tag}}{{end}}';
+    const ours = execFileSync('docker', ['image', 'ls', '--digests', '--format', format], {
       encoding: 'utf8',
     });
     const names = ours.split('\n').filter((it) => it.startsWith(host));
@@ -148,6 +150,30 @@ describe.runIf(present)('pulling', () => {
     requests = [];
     expect(await ensureImage(engine, { image, platform: { os: 'linux', arch } }, arch, never)).toEqual(found);
     expect(requests).toEqual([]);
+  });
+
+  test('always asks the registry again and takes what it has now; never asks it for nothing', async () => {
+    const image = `${host}/${fresh()}/moving:moving`;
+    const wanted = { image, imageCredentials: account };
+    const named = (pull: 'always' | 'never') => ensureImage(engine, { ...wanted, pull }, arch, never);
+    expect(await failureOf(image, { pull: 'never' })).toMatchObject({
+      code: 'not-found',
+      message: expect.stringContaining('not to be pulled'),
+      hint: expect.stringContaining('template load'),
+    });
+    expect(requests).toEqual([]);
+    manifests.moving = manifestFor(arch);
+    const first = await named('always');
+    expect(await named('always')).toEqual(first);
+    manifests.moving = manifestFor(arch, undefined, 'MOVED=on');
+    expect(await named('never')).toEqual(first);
+    const second = await named('always');
+    expect(second.id).not.toBe(first.id);
+    expect(second.defaults.env).toEqual({ MOVED: 'on' });
+    delete manifests.moving;
+    // What is there is not taken for what was asked for.
+    expect(await failureOf(image, { ...wanted, pull: 'always' })).toMatchObject({ code: 'not-found' });
+    expect(await named('never')).toEqual(second);
   });
 
   test.each([

@@ -6,6 +6,7 @@ import { type Engine, plain } from './engine.ts';
 
 export interface ImageWanted {
   image: string;
+  pull?: 'always' | 'missing' | 'never';
   imageCredentials?: ImageCredentials;
   platform?: { os: string; arch: string };
   onProgress?: (line: string) => void;
@@ -48,7 +49,7 @@ export interface ImageInspect {
 
 const progressEveryMs = 500;
 
-/** The image, pulled only when it is absent or made for another platform than the one asked for. */
+/** The image, pulled when `pull` says so: by default only when it is absent or made for another platform than the one asked for. */
 export async function ensureImage(
   engine: Engine,
   wanted: ImageWanted,
@@ -71,7 +72,15 @@ export async function ensureImage(
     it.Os === platform.os && canonicalArch(it.Architecture) === platform.arch;
   let found = await inspectImage(engine, wanted.image, signal);
   // An image of another architecture under the same name may be there on purpose: it is replaced only when a platform is asked for.
-  if (found === undefined || (wanted.platform !== undefined && !fits(found))) {
+  const misfit = found !== undefined && wanted.platform !== undefined && !fits(found);
+  if (found === undefined && wanted.pull === 'never') {
+    throw new Failure(
+      'not-found',
+      `image ${wanted.image}: this Docker engine has none of this name, and it is not to be pulled`,
+      { hint: 'Load it first, with `glovebox template load` or `docker load`, or let it be pulled.' },
+    );
+  }
+  if (found === undefined || wanted.pull === 'always' || (misfit && wanted.pull !== 'never')) {
     await pull(engine, reference, platform, wanted, signal);
     found = await inspectImage(engine, wanted.image, signal);
     if (found === undefined) throw new Failure('not-found', `image ${wanted.image}: pulled, and gone again`);

@@ -63,6 +63,8 @@ export class MemoryRuntime implements Runtime {
     const [limit] = Object.entries(spec.limits).find(([, value]) => value !== undefined) ?? [];
     if (limit !== undefined)
       throw new Failure('unsupported', `${doing}: the memory runtime cannot limit ${limit}`);
+    if (spec.pull === 'always')
+      throw new Failure('unsupported', `${doing}: the memory runtime has no registries to pull from`);
     const moved = spec.mounts.find((mount) => mount.hostPath !== mount.guestPath);
     if (moved !== undefined)
       throw new Failure('unsupported', `${doing}: ${moved.hostPath} cannot appear at ${moved.guestPath}`, {
