@@ -1,6 +1,7 @@
 // A daemon that dies: makes and removes a machine, and kills itself at the nth thing it does to the host. Run by a test as a process of its own:
 //   node bubblewrap-crash.ts <home folder> <home id> <n> [keep]
-// With `keep`, the machine has a disk that outlives it, and what is counted is stopping it and starting it again.
+// With `keep`, the machine has a disk that outlives it, and what is counted is stopping it and starting it again. It takes up what an earlier one left,
+// stops and starts that first, and says how it was found.
 // Prints `survived` and the number of things done if it gets to the end.
 import childProcess from 'node:child_process';
 import fs from 'node:fs';
@@ -56,7 +57,10 @@ const spec = {
   stateFolder: join(folder, 'machines/crash'),
   labels: {},
 };
-let machine = await runtime.create(spec, soon);
+const [found] = await runtime.list(soon);
+await found?.keeping?.stop(soon);
+if (found !== undefined) console.log('found', (await found.exited).reason);
+let machine = found === undefined ? await runtime.create(spec, soon) : await runtime.start(spec, soon);
 if (mode === 'keep') {
   counting = true;
   await machine.keeping?.stop(soon);

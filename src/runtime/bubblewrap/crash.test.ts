@@ -54,35 +54,28 @@ describe.runIf(present)('bubblewrap: kill -9 of the daemon', () => {
     await home.close();
   });
 
-  test('at any step of stop and start leaves a machine that the next daemon finds, and can start again', {
+  test('at any step of stop and start leaves a machine that the next daemon finds, starts and removes', {
     timeout: 360_000,
   }, async () => {
     const home = new BubblewrapHome();
     const whole = crashAt(home, 0, 'keep');
     expect(whole.stdout, whole.stderr).toMatch(/^survived \d+/);
     const steps = Number(whole.stdout.trim().split(' ')[1]);
-    const spec = home.spec({ id: 'crash', runFolder: join(home.folder, 'run') });
-    for (let step = 1; step <= steps; step++) {
+    let left = '';
+    let crashes = 0;
+    // One more than there are, so that the last of them is seen to live.
+    for (let step = 1; step <= steps + 1; step++) {
       const { signal, stdout, stderr } = crashAt(home, step, 'keep');
-      using later = home.open();
-      const [found] = await later.list(soon());
-      if (signal !== 'SIGKILL') expect(stdout, stderr).toMatch(/^survived/);
-      else {
-        expect(found?.id, `after step ${step} of ${steps}`).toBe('crash');
-        await found?.keeping?.stop(soon());
-        const again = await later.start(spec, soon());
-        await again.keeping?.stop(soon());
-        expect(await again.exited).toMatchObject({ reason: 'stopped' });
-      }
-      await removeAll(await later.list(soon()));
-      // With it go the chains that it keeps ready.
-      later[Symbol.dispose]();
-      await until(
-        `what a crash at step ${step} of ${steps} left`,
-        () => home.left(),
-        (left) => left.length === 0,
-      );
+      const survived = signal !== 'SIGKILL';
+      if (!survived) crashes++;
+      // The number of looks and tries varies a little from run to run.
+      const end = survived ? 'survived \\d+\\n' : '';
+      expect(stdout, `step ${step} of ${steps}: ${stderr}`).toMatch(new RegExp(`^${left}${end}$`));
+      left = survived ? '' : 'found (stopped|lost)\\n';
     }
+    expect(crashes).toBeGreaterThan(steps / 2);
+    const last = crashAt(home, 0, 'keep');
+    expect(last.stdout, last.stderr).toMatch(new RegExp(`^${left}survived \\d+\\n$`));
     await home.close();
   });
 });
