@@ -17,6 +17,7 @@ import {
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import type { ApplyWorkspace } from '../../contract/workspace.ts';
+import type { Guest } from '../../guest/guest.ts';
 import { type Lab, lab, never, put, read, type Tree } from './overlay.fixture.ts';
 
 const asRoot = process.getuid?.() === 0;
@@ -106,6 +107,14 @@ describe.skipIf(!asRoot)('what a guest did', () => {
         ]),
       ),
     );
+  });
+
+  test("git's index alone is no change, for `git status` is enough to write it", async () => {
+    await using it = await lab({ ...host, '.git/index': 'old\n' });
+    put(it.upper, { '.git/index': 'new\n', 'a.txt': 'one\n' });
+    expect(Object.keys(await changes(it))).toEqual(['a.txt']);
+    put(it.upper, { '.git/index': 'new\n', '.git/config': '[core]\n' });
+    expect(Object.keys(await changes(it))).toEqual(['.git', 'a.txt']);
   });
 
   test('a mode alone is a change, setuid is none', async () => {
@@ -453,6 +462,23 @@ describe.skipIf(!asRoot)('discarding and going back, stopped', () => {
       code: 'not-found',
     });
   });
+});
+
+test('a command does not wait longer for its turn than it may, and has no checkpoint then', async () => {
+  await using it = await lab({ a: 'a\n' }, { checkpointDeadlineMs: 50 });
+  put(it.upper, { a: 'A\n' });
+  const { promise: answered, reject } = Promise.withResolvers<never>();
+  Object.assign(it.info, { state: 'Running' });
+  it.guest.guest = { stat: () => answered } as unknown as Guest;
+  const slow = it.workspaces.discard(it.id, { paths: ['a'] }, never);
+  slow.catch(() => {});
+  await it.workspaces.beforeCommand(it.info, 'late');
+  expect(it.warnings).toEqual(['a command cannot be undone']);
+  reject(new Error('the guest is gone'));
+  await expect(slow).rejects.toThrow('the guest is gone');
+  // Once its turn has come it makes none, for the command runs by now.
+  await it.workspaces.changes(it.id, undefined, never);
+  expect(await it.workspaces.checkpoints(it.id)).toEqual([]);
 });
 
 test.skipIf(!asRoot)(

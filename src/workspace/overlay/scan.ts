@@ -194,12 +194,13 @@ export class Scanner {
   }
 }
 
-/** All of git's own is one change. */
+/** All of git's own is one change; none where the index alone is another, which `git status` is enough for. */
 function addUnlessGits(changes: Change[], change: Change): void {
   if (!gitsOwn(change.path)) {
     changes.push(change);
     return;
   }
+  if (/(^|\/)\.git\/index$/.test(change.path)) return;
   const parts = change.path.split('/');
   const path = parts.slice(0, parts.findIndex((it) => it.toLowerCase() === '.git') + 1).join('/');
   // A walk goes through one folder after the other, so the one before is the one that could be the same.
