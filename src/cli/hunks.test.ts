@@ -40,6 +40,18 @@ test('one hunk alone keeps the head of its file', () => {
   );
 });
 
+test('a hunk goes to where it goes without those that were left', () => {
+  const hunks = ['@@ -1,2 +1,12 @@ f\n', '@@ -20,0 +31,3 @@\n', '@@ -30,4 +42,0 @@\n', '@@ -50 +59 @@\n'];
+  const file = { path: 'x', head: '', hunks };
+  const lines = (...chosen: number[]) =>
+    chosenPatch([{ file, hunks: chosen.map((it) => hunks[it] as string) }])
+      .split('\n')
+      .slice(0, -1);
+  expect(lines(0, 1, 2, 3).join('\n')).toBe(hunks.join('').trimEnd());
+  expect(lines(1, 3)).toEqual(['@@ -20,0 +21,3 @@', '@@ -50 +53 @@']);
+  expect(lines(2, 3)).toEqual(['@@ -30,4 +29,0 @@', '@@ -50 +46 @@']);
+});
+
 test('what is no text is told', () => {
   expect(isText({ path: 'x', head: '', hunks: ['@@ -1 +1 @@\n+\xff\n'] })).toBe(false);
 });

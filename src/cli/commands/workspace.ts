@@ -150,7 +150,7 @@ async function pick(
   const changes = await sandbox.workspaces.changes(meant(options));
   const patch = Buffer.from(await sandbox.workspaces.diff(meant(options))).toString('latin1');
   const files = new Map(filesOf(patch).map((it) => [it.path, it]));
-  const wanted = only.map((it) => it.replace(/\/+$/, ''));
+  const wanted = only.map((it) => it.replace(/^(\.\/)+|\/+$/g, ''));
   const within = (path: string) =>
     wanted.length === 0 || wanted.some((it) => it === '.' || path === it || path.startsWith(`${it}/`));
   const paths: string[] = [];
