@@ -80,12 +80,20 @@ export interface Lab extends AsyncDisposable {
   mounts: Mount[];
   guest: { guest?: Guest };
   clock: { now: number };
+  warnings: string[];
   id: string;
 }
 
 export async function lab(
   host: Tree,
-  options: { mode?: WorkspaceMode; hide?: string[]; git?: boolean; owner?: boolean; readOnly?: boolean } = {},
+  options: {
+    mode?: WorkspaceMode;
+    hide?: string[];
+    git?: boolean;
+    owner?: boolean;
+    readOnly?: boolean;
+    checkpointDeadlineMs?: number;
+  } = {},
 ): Promise<Lab> {
   const top = mkdtempSync(join(tmpdir(), 'overlay-test-'));
   chmodSync(top, 0o755);
@@ -103,6 +111,8 @@ export async function lab(
   };
   const clock = { now: Date.now() };
   const guest: Lab['guest'] = {};
+  const warnings: string[] = [];
+  const log: Log = { ...quiet, warn: (_, message) => void warnings.push(message) };
   const info = {
     id: 'one',
     runtime: 'test',
@@ -111,10 +121,13 @@ export async function lab(
     metadata: {},
   } as unknown as SandboxInfo;
   const workspaces = new Workspaces({
-    ...{ folder: join(home, 'workspaces'), home, allowedHostPaths: [], log: quiet },
+    ...{ folder: join(home, 'workspaces'), home, allowedHostPaths: [], log },
     now: () => new Date(clock.now),
     info: () => info,
     guest: () => guest.guest as Guest,
+    ...(options.checkpointDeadlineMs === undefined
+      ? {}
+      : { checkpointDeadlineMs: options.checkpointDeadlineMs }),
   });
   const runtime = {
     name: 'test',
@@ -142,6 +155,7 @@ export async function lab(
       mounts,
       guest,
       clock,
+      warnings,
       id: 'one',
     },
     async [Symbol.asyncDispose]() {
