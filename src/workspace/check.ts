@@ -81,7 +81,7 @@ export interface Host {
 }
 
 export function hostNow(): Host {
-  const homes = new Set([homedir(), userInfo().homedir, ...homesOf(textOf('/etc/passwd'))]);
+  const homes = new Set([homedir(), ...homeOfUser(), ...homesOf(textOf('/etc/passwd'))]);
   const places = [
     ...engineSockets,
     ...[...homes].flatMap((home) => engineSocketsBelowHome.map((it) => `${home}/${it}`)),
@@ -92,6 +92,15 @@ export function hostNow(): Host {
       .flatMap((it) => (it.includes('*') ? globSync(it) : existsSync(it) ? [it] : []))
       .flatMap((it) => real(it) ?? []),
   };
+}
+
+/** As the system has it, whatever HOME says. None for a user whom the system does not know, as they are in containers. */
+function homeOfUser(): string[] {
+  try {
+    return [userInfo().homedir];
+  } catch {
+    return [];
+  }
 }
 
 /** Home folders, without those that are nobody's: system users have `/`, `/dev` and the like. */
