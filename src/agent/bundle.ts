@@ -107,6 +107,7 @@ async function build(folder: string, bun: string): Promise<string> {
     }
     await bundle(bun, { entry: 'agent/main', folder: beside, name: 'agent' });
     await bundle(bun, { entry: 'agent/work', folder: beside, name: 'work' });
+    await bundle(bun, { entry: 'agent/key-socket', folder: beside, name: 'key-socket' });
     // The host's own: it has the same runtime, and must not need another.
     await bundle(bun, { entry: 'runtime/mounts/main', folder: beside, name: 'mounts' });
     await writeFile(join(beside, 'bunfig.toml'), '');

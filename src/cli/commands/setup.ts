@@ -9,6 +9,7 @@ import { ownSuffix, suffixOf } from '../ssh/names.ts';
 
 export interface SetupSshOptions {
   alias?: string;
+  forwardAgent?: boolean;
   remove?: boolean;
   file?: string;
 }
@@ -16,7 +17,8 @@ export interface SetupSshOptions {
 export async function setupSsh(options: SetupSshOptions): Promise<void> {
   const path = options.file ?? sshConfigPath();
   if (options.remove) {
-    if (options.alias !== undefined) throw usageError('setup ssh: --alias does not go with --remove');
+    if (options.alias !== undefined || options.forwardAgent)
+      throw usageError('setup ssh: --alias and --forward-agent do not go with --remove');
     say(
       (await writeBlock(path, undefined)) ? `removed our block from ${path}` : `${path} has no block of ours`,
     );
@@ -26,7 +28,8 @@ export async function setupSsh(options: SetupSshOptions): Promise<void> {
   // Programs such as editors start ssh without the variables of this shell.
   const ownHome = home === join(homedir(), '.glovebox') ? {} : { home };
   const suffix = options.alias === undefined ? {} : { suffix: suffixOf(options.alias) };
-  const changed = await writeBlock(path, blockText({ ...ownHome, ...suffix }));
+  const agent = options.forwardAgent ? { forwardAgent: true } : {};
+  const changed = await writeBlock(path, blockText({ ...ownHome, ...suffix, ...agent }));
   const names = [ownSuffix, ...(suffix.suffix === undefined ? [] : [suffix.suffix])].map((it) => `NAME${it}`);
   say(`${changed ? `wrote to ${path}` : `${path} is as it should be`}: use ssh ${names.join(' or ')}`);
 }

@@ -23,10 +23,10 @@ export async function ssh(
   command: readonly string[],
   options: SshCommandOptions,
 ): Promise<number> {
-  if (options.agent)
+  if (options.agent && !process.env.SSH_AUTH_SOCK)
     throw usageError(
-      'ssh: agents are not forwarded to sandboxes, which could sign with all of your keys',
-      'Keep a key for the sandbox with `glovebox secret`, or copy a deploy key into it.',
+      'ssh: there is no agent to forward: SSH_AUTH_SOCK is not set',
+      'Start one with `eval "$(ssh-agent)"`, and add a key with `ssh-add`.',
     );
   const at = destination.lastIndexOf('@');
   const user = at < 0 ? defaultUser : destination.slice(0, at);
@@ -35,7 +35,9 @@ export async function ssh(
   const words = [
     // Nobody's configuration, so that none can get in the way.
     ...['-F', 'none', '-l', user],
-    ...sshOptions({}).flatMap(([name, value]) => (name === 'User' ? [] : ['-o', `${name}=${value}`])),
+    ...sshOptions(options.agent ? { forwardAgent: true } : {}).flatMap(([name, value]) =>
+      name === 'User' ? [] : ['-o', `${name}=${value}`],
+    ),
     ...(options.local ?? []).flatMap((it) => ['-L', it]),
     ...(options.dynamic ?? []).flatMap((it) => ['-D', it]),
     ...(options.tty ? ['-t'] : []),

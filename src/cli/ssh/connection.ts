@@ -1,4 +1,4 @@
-// SSH's upper half (RFC 4254), the server's side: channels with windows both ways, their requests, and their ends. What a channel does is decided by
+// SSH's upper half (RFC 4254), the server's side: channels with windows both ways, their requests, and their ends. What a channel of the client does is decided by
 // whoever is asked to open it. A channel that cannot write blocks itself alone: packets are taken as they come and never wait for one.
 import { WireReader, WireWriter } from './wire-data.ts';
 
@@ -61,6 +61,8 @@ export class Connection {
   readonly #send: (packet: Uint8Array) => Promise<void>;
   readonly #opening: Opening;
   readonly #channels = new Map<number, Channel>();
+  /** Channels that we have asked for. */
+  readonly #asked = new Map<number, Asked>();
   #nextId = 0;
   /** Openings that are being decided on. */
   #pending = 0;
@@ -79,6 +81,8 @@ export class Connection {
     // Answers to requests of ours, of which there are none that want one.
     if (number === message.requestSuccess || number === message.requestFailure) return;
     const id = reader.uint32();
+    if (number === message.openConfirmation || number === message.openFailure)
+      return this.#answered(id, number, reader);
     const channel = this.#channels.get(id);
     // One that we have closed may still be spoken of.
     if (channel === undefined) {
@@ -92,6 +96,35 @@ export class Connection {
   end(): void {
     for (const channel of this.#channels.values()) channel.drop();
     this.#channels.clear();
+    for (const { reject } of this.#asked.values()) reject(new Error('the connection is over'));
+    this.#asked.clear();
+  }
+
+  /** A channel to the client. Rejects when the client refuses it, or the connection ends. */
+  ask(type: string): Promise<Channel> {
+    if (this.#channels.size + this.#pending + this.#asked.size >= channelsMax)
+      return Promise.reject(new Error(`at most ${channelsMax} channels`));
+    const id = this.#nextId++;
+    const { promise, resolve, reject } = Promise.withResolvers<Channel>();
+    this.#asked.set(id, { resolve, reject });
+    const writer = new WireWriter().byte(message.open).text(type);
+    this.#say(writer.uint32(id).uint32(windowBytes).uint32(packetBytesMax));
+    return promise;
+  }
+
+  #answered(id: number, number: number, reader: WireReader): void {
+    const asked = this.#asked.get(id);
+    if (asked === undefined) throw new Error(`channel ${id} was not asked for`);
+    this.#asked.delete(id);
+    if (number === message.openFailure) return asked.reject(new Error('the client refused a channel'));
+    const remote = { id: reader.uint32(), window: reader.uint32(), packetBytesMax: reader.uint32() };
+    const channel = new Channel(id, remote, this.#links);
+    this.#channels.set(id, channel);
+    asked.resolve(channel);
+  }
+
+  get #links(): ChannelLinks {
+    return { send: this.#send, gone: (id) => void this.#channels.delete(id) };
   }
 
   /** Forwarding to here (`ssh -R`) is not offered; the rest are questions whether we live, which a refusal answers as well. */
@@ -104,12 +137,9 @@ export class Connection {
     const type = reader.text();
     const remote = { id: reader.uint32(), window: reader.uint32(), packetBytesMax: reader.uint32() };
     this.#pending += 1;
-    const channel = new Channel(this.#nextId++, remote, {
-      send: this.#send,
-      gone: (id) => void this.#channels.delete(id),
-    });
+    const channel = new Channel(this.#nextId++, remote, this.#links);
     try {
-      if (this.#channels.size + this.#pending > channelsMax)
+      if (this.#channels.size + this.#pending + this.#asked.size > channelsMax)
         throw new OpenRefused(openFailure.resourceShortage, `at most ${channelsMax} channels`);
       const user = await this.#opening(type, reader, channel);
       channel.begin(user);
@@ -138,6 +168,11 @@ export class Connection {
   #say(writer: WireWriter): void {
     this.#send(writer.done()).catch(() => {});
   }
+}
+
+interface Asked {
+  resolve: (channel: Channel) => void;
+  reject: (error: Error) => void;
 }
 
 interface Remote {

@@ -9,26 +9,32 @@ export interface SshOptions {
   /** Set for commands that ssh starts, where they are not to find it by themselves. */
   home?: string;
   suffix?: string;
+  /** Where ssh has an agent, sandboxes may ask it. */
+  forwardAgent?: boolean;
 }
 
 /** Names and values, in the order of ssh_config. */
-export function sshOptions({ home, suffix }: SshOptions): [string, string][] {
+export function sshOptions({ home, suffix, forwardAgent }: SshOptions): [string, string][] {
   const self = [...(home === undefined ? [] : ['/usr/bin/env', `GLOVEBOX_HOME=${home}`]), binary];
-  const ending = suffix === undefined ? [] : ['--suffix', suffix];
+  const flags = [
+    ...(suffix === undefined ? [] : ['--suffix', suffix]),
+    ...(forwardAgent ? ['--forward-agent'] : []),
+  ];
   return [
     ['User', defaultUser],
     // In single quotes: a host's name comes from whoever wrote the link, and this line goes through a shell.
-    ['ProxyCommand', `${[...self, 'ssh', 'proxy', ...ending].map(inShell).join(' ')} -- '%n'`],
+    ['ProxyCommand', `${[...self, 'ssh', 'proxy', ...flags].map(inShell).join(' ')} -- '%n'`],
     ['KnownHostsCommand', `${[...self, 'ssh', 'known-hosts'].map(inConfig).join(' ')} %H`],
     ['UserKnownHostsFile', '/dev/null'],
     ['GlobalKnownHostsFile', '/dev/null'],
     ['StrictHostKeyChecking', 'yes'],
     ['UpdateHostKeys', 'no'],
     ['HostKeyAlgorithms', 'ssh-ed25519'],
-    ['IdentityAgent', 'none'],
+    // Without an agent there is none to forward. It is not asked for keys: who is let in needs none.
+    ...(forwardAgent ? [] : [['IdentityAgent', 'none'] satisfies [string, string]]),
     ['IdentityFile', '/dev/null'],
     ['IdentitiesOnly', 'yes'],
-    ['ForwardAgent', 'no'],
+    ['ForwardAgent', forwardAgent ? 'yes' : 'no'],
     ['ForwardX11', 'no'],
     ['ControlMaster', 'no'],
     ['ControlPath', 'none'],

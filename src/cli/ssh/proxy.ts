@@ -16,7 +16,13 @@ import type { WireReader } from './wire-data.ts';
 /** How long a connection that is over may take to tell its commands so. */
 const farewellMs = 6_000;
 
-export async function proxy(host: string, options: { suffix?: string }): Promise<void> {
+export interface ProxyOptions {
+  suffix?: string;
+  /** The user wants sandboxes to ask the client's SSH agent, where the client offers it. */
+  forwardAgent?: boolean;
+}
+
+export async function proxy(host: string, options: ProxyOptions): Promise<void> {
   await using undo = new AsyncDisposableStack();
   const reference = referenceOf(host, options.suffix);
   const hostKey = hostKeyIn(homeFolder());
@@ -34,7 +40,9 @@ export async function proxy(host: string, options: { suffix?: string }): Promise
     if (type === 'direct-streamlocal@openssh.com')
       throw new OpenRefused(openFailure.prohibited, 'sockets with names are not forwarded');
     if (type !== 'session') throw new OpenRefused(openFailure.unknownType, `no channels of type ${type}`);
-    const session = new Session(channel, guest);
+    const session = new Session(channel, guest, {
+      ...(options.forwardAgent ? { openAgent: () => connection.ask('auth-agent@openssh.com') } : {}),
+    });
     sessions.add(session);
     return session;
   };

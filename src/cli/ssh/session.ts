@@ -1,5 +1,7 @@
 // One session channel: a command, a shell or a subsystem in the sandbox, with what a client says about its terminal, environment and signals.
 import type { Process, TerminalSize } from '../../../sdk/src/index.ts';
+import { cleanLine } from '../output.ts';
+import { ForwardedAgent, type OpenAgent } from './agent-forward.ts';
 import type { Channel, ChannelUser } from './connection.ts';
 import { type GuestUser, isCode, shellCommand, startFailure } from './guest-user.ts';
 import { serveSftp } from './sftp/server.ts';
@@ -15,9 +17,16 @@ const acceptedVariables = /^(LANG|LANGUAGE|LC_[A-Z_]+|TERM|COLORTERM)$/;
 /** End of transmission: what a terminal takes for the end of its input. */
 const endOfInput = Buffer.of(4);
 
+export interface SessionOptions {
+  /** Unless given, no agent is forwarded. */
+  openAgent?: OpenAgent;
+}
+
 export class Session implements ChannelUser {
   readonly #channel: Channel;
   readonly #guest: GuestUser;
+  readonly #options: SessionOptions;
+  #agentWanted = false;
   readonly #env: Record<string, string> = {};
   #tty: { size: TerminalSize; modes: string[] } | undefined;
   #begun = false;
@@ -26,9 +35,10 @@ export class Session implements ChannelUser {
   #earlySignals: string[] = [];
   readonly #work: Promise<void>[] = [];
 
-  constructor(channel: Channel, guest: GuestUser) {
+  constructor(channel: Channel, guest: GuestUser, options: SessionOptions) {
     this.#channel = channel;
     this.#guest = guest;
+    this.#options = options;
   }
 
   /** Resolves, never rejects, when nothing of it is left to be done. */
@@ -57,8 +67,11 @@ export class Session implements ChannelUser {
       }
       case 'subsystem':
         return details.text() === 'sftp' && this.#begin(() => serveSftp(this.#channel, this.#guest));
+      case 'auth-agent-req@openssh.com':
+        this.#agentWanted = this.#options.openAgent !== undefined && !this.#begun;
+        return this.#agentWanted;
       default:
-        // x11-req, auth-agent-req@openssh.com: nothing of the client's machine is given to a sandbox.
+        // x11-req and the like: nothing of the client's machine is given to a sandbox.
         return false;
     }
   }
@@ -113,9 +126,11 @@ export class Session implements ChannelUser {
     const channel = this.#channel;
     const { sandbox, user } = this.#guest;
     const tty = this.#tty;
+    // Until the client knows the end, and no longer.
+    await using agent = await this.#forwardAgent();
     try {
       const running = await sandbox.start(shellCommand(line, tty?.modes ?? []), {
-        ...{ env: this.#env, stdin: true },
+        ...{ env: { ...this.#env, ...(agent ? { SSH_AUTH_SOCK: await agent.path } : {}) }, stdin: true },
         ...(user === undefined ? {} : { user }),
         ...(tty ? { tty: tty.size } : {}),
       });
@@ -134,6 +149,19 @@ export class Session implements ChannelUser {
     this.#process = undefined;
     await channel.end();
     await channel.close();
+  }
+
+  /** A command is worth running without. */
+  async #forwardAgent(): Promise<ForwardedAgent | undefined> {
+    const { openAgent } = this.#options;
+    if (openAgent === undefined || !this.#agentWanted) return undefined;
+    try {
+      return await ForwardedAgent.open(this.#guest, openAgent);
+    } catch (error) {
+      const message = cleanLine(`glovebox: the SSH agent is not forwarded: ${(error as Error).message}`);
+      await this.#channel.write(Buffer.from(`${message}\r\n`), 'stderr');
+      return undefined;
+    }
   }
 
   async #feed(running: Process, tty: boolean): Promise<void> {

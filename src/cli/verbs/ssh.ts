@@ -20,7 +20,7 @@ export function addSshVerbs(program: Command): void {
     .option('-t', 'with a terminal, also for a command')
     .option('-T', 'without a terminal')
     .option('-N', 'no command: only forward')
-    .option('-A', 'agents are not forwarded: says what to do instead')
+    .option('-A', 'let the sandbox ask your SSH agent for signatures, as long as it is connected')
     .addHelpText(
       'after',
       examples(
@@ -42,6 +42,7 @@ export function addSshVerbs(program: Command): void {
     .usage('[options] HOST')
     .argument('<host>', 'a sandbox, or SANDBOX.glovebox')
     .option('--suffix <ending>', 'another ending that is no part of the name')
+    .option('--forward-agent', "let the sandbox ask the client's SSH agent, where the client offers it")
     .addHelpText('after', examples(['glovebox ssh proxy web.glovebox', 'what `setup ssh` has ssh start']))
     .action(async (host, options) => (await import('../ssh/proxy.ts')).proxy(host, options));
 
@@ -63,6 +64,7 @@ export function addSshVerbs(program: Command): void {
     .description('let ssh find NAME.glovebox: writes a block of its own into ~/.ssh/config')
     .usage('[options]')
     .option('--alias <pattern>', "other names for the same, e.g. '*.box'")
+    .option('--forward-agent', 'let sandboxes ask your SSH agent for signatures while they are connected to')
     .option('--remove', 'take the block out again')
     .option('--file <path>', 'another file than ~/.ssh/config')
     .addHelpText(
