@@ -1,11 +1,21 @@
 // Machines of bubblewrap on this very host, made by its root: what a guest sees, what it cannot do, how it ends, and that nothing of it stays.
 // What every runtime owes is in conformance.test.ts, with the real agent.
 import { execFileSync, spawnSync } from 'node:child_process';
-import { chmodSync, existsSync, mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { BubblewrapHome, removeAll, soon } from '../../../test/bubblewrap.ts';
 import { until } from '../../../test/daemon.ts';
+import { ImageStore } from '../../image/store.ts';
 import type { BubblewrapRuntime } from './bubblewrap.ts';
 import { hostIdBase } from './rootfs.ts';
 
@@ -20,7 +30,9 @@ describe.runIf(present && asRoot)('bubblewrap, as root', () => {
     home = new BubblewrapHome();
     runtime = home.open();
   });
-  afterEach(async () => {
+  afterEach(async ({ task }) => {
+    // So that one failure does not weigh on what is tested next.
+    if (task.result?.state === 'fail') await removeAll(await runtime.list(soon()));
     runtime[Symbol.dispose]();
     await home.close();
   });
@@ -179,6 +191,7 @@ describe.runIf(present && asRoot)('bubblewrap, as root', () => {
       [{ limits: { gpu: 'all' } }, 'unsupported', /gpu/],
       [{ limits: { memoryBytes: 1024 } }, 'invalid', /the least is/],
       [{ limits: { pids: -1 } }, 'invalid', /positive/],
+      [{ pull: 'always' }, 'unsupported', /no registries/],
       [{ platform: { os: 'linux', arch: 'riscv64' } }, 'unsupported', /riscv64/],
       [{ platform: { os: 'windows', arch: 'amd64' } }, 'unsupported', /windows/],
       [{ id: '../escape' }, 'invalid', /not a possible id/],
@@ -334,12 +347,47 @@ describe.runIf(present && asRoot)('bubblewrap, as root', () => {
     );
   });
 
-  test('a hundred machines at once are made and removed', async () => {
+  test('a machine of the host’s own files can be saved and made again, but its image is for this host alone', async () => {
+    const idShift = { uidBase: hostIdBase, gidBase: hostIdBase };
+    const images = new ImageStore({ folder: join(home.folder, 'images'), idShift, inUse: () => [] });
+    using keeping = home.open({ images });
+    const spec = home.spec({ job: 'echo kept >/srv/file; rm /etc/shells /etc/profile; mkdir /opt/own' });
+    const machine = await keeping.create(spec, soon());
+    await home.output(spec.id);
+    const image = { env: {}, entrypoint: ['true'] };
+    await machine.saving?.save('of-host:1', image, soon());
+    await machine.remove(soon());
+    expect(await images.kept.list(soon())).toMatchObject([{ name: 'of-host:1', base: 'host' }]);
+    // The host's own programs are there as ever, and what was deleted is not.
+    const job = 'cat /srv/file; ls /etc/shells /etc/profile /opt; /usr/bin/env echo up';
+    const again = home.spec({ image: 'of-host:1', job });
+    const made = await keeping.create(again, soon());
+    expect(made.image).toEqual(image);
+    const output = await home.output(again.id);
+    expect(output).toMatch(/^kept\n/);
+    expect(output).toContain('/opt:\nown\nup\n');
+    expect(output.match(/No such file/g)).toHaveLength(2);
+    await made.saving?.save('of-host:2', image, soon());
+    await made.remove(soon());
+    for (const name of ['host', 'of-host:1', 'of-host:2'])
+      expect(
+        await images.kept
+          .export(name, soon())
+          [Symbol.asyncIterator]()
+          .next()
+          .catch((it) => it),
+        name,
+      ).toMatchObject({ code: 'unsupported', hint: expect.any(String) });
+    expect(readdirSync(join(home.folder, 'images/tmp'))).toEqual([]);
+  });
+
+  test('a hundred machines at once are made and removed', { timeout: 240_000 }, async () => {
+    const patient = AbortSignal.timeout(120_000);
     const startedAt = performance.now();
     const specs = Array.from({ length: 100 }, (_, at) =>
       home.spec({ id: `n-${at}`, image: at % 2 ? home.image('scratch') : 'host', job: `echo ${at}` }),
     );
-    const machines = await Promise.all(specs.map((spec) => runtime.create(spec, soon())));
+    const machines = await Promise.all(specs.map((spec) => runtime.create(spec, patient)));
     const madeAt = performance.now();
     const outputs = await Promise.all(specs.map((spec) => home.output(spec.id)));
     expect(outputs).toEqual(specs.map((_, at) => `${at}\n`));
