@@ -62,7 +62,7 @@ export const WorkspaceRequest = z.strictObject({
   path: hostPath,
   mode: WorkspaceMode.default('mount'),
   readOnly: z.boolean().default(false),
-  /** Replaces the default patterns of `clone` and `overlay`; an empty list hides nothing. Not with `mount`. */
+  /** Replaces the default patterns of `clone`, `overlay` and `sync`; an empty list hides nothing. Not with `mount`. */
   hide: z.array(z.string().min(1).max(256)).max(256).optional(),
 });
 export type WorkspaceRequest = z.infer<typeof WorkspaceRequest>;

@@ -146,6 +146,11 @@ export class Life {
     return this.#record.cwd ?? this.info.workspaces[0]?.path;
   }
 
+  /** Whom commands run as unless they say otherwise; empty: the agent's own user. */
+  get #user(): string {
+    return this.#record.user ?? this.#image.user ?? '';
+  }
+
   /** Only what is kept has workspaces that can go back in time, and only while it is used. */
   async #beforeCommand(label: string): Promise<void> {
     if (this.info.state === 'Running' && this.info.workspaces.length > 0)
@@ -263,14 +268,14 @@ export class Life {
     await rm(join(this.#runFolder, 'boot.json'), { force: true });
     const guest = this.#inside();
     await this.#options.network.attach(id, { guest, walls: machine.network, fresh }, patient);
-    await this.#options.workspaces.attach(this.info, { guest, fresh }, signal);
+    await this.#options.workspaces.attach(this.info, { guest, fresh, user: this.#user }, signal);
     const died = machine.exited.then((exit) => {
       throw new Failure('unavailable', `sandbox ${id} ended while it was prepared: ${exit.message}`);
     });
     died.catch(() => {});
     const inside: Inside = {
       ...{ guest, executions: this.executions },
-      user: this.#record.user ?? this.#image.user ?? '',
+      user: this.#user,
       onProgress: (line) => this.#progress(line),
       allowMeanwhile: (resources) => this.#options.network.allowMeanwhile(id, resources),
     };
@@ -694,7 +699,8 @@ export class Life {
       const guest = await door.connected(AbortSignal.any([this.#removal.signal, ...patience]));
       const all = AbortSignal.any([this.#removal.signal, ...patience]);
       await this.#options.network.attach(this.info.id, { guest, walls: machine.network, fresh: false }, all);
-      await this.#options.workspaces.attach(this.info, { guest, fresh: false }, all);
+      const inside = { guest, fresh: false, user: this.#user };
+      await this.#options.workspaces.attach(this.info, inside, all);
       const records = this.#options.store.executions(this.info.id);
       await this.executions.adopt(records, guest, all);
       this.#guest = guest;

@@ -20,8 +20,15 @@ export interface SandboxWorkspaces {
   open(info: SandboxInfo, signal: AbortSignal): Promise<Mount[]>;
   /** The mounts once more, when it is started again. Failure('lost') when a folder of the host is gone. */
   mounts(info: SandboxInfo, signal: AbortSignal): Promise<Mount[]>;
-  /** The agent answers, or again (`fresh`: for the first time): what copies or watches begins. Before the first command. */
-  attach(info: SandboxInfo, inside: { guest: Guest; fresh: boolean }, signal: AbortSignal): Promise<void>;
+  /**
+   * The agent answers, or again (`fresh`: for the first time): what copies or watches begins. Before the first command. `user` is whom commands run as,
+   * as the guest calls them; empty for the agent's own.
+   */
+  attach(
+    info: SandboxInfo,
+    inside: { guest: Guest; fresh: boolean; user: string },
+    signal: AbortSignal,
+  ): Promise<void>;
   /** A command is about to start. Its effects can be undone if this resolves before it does. Never rejects: what goes wrong is logged. */
   beforeCommand(info: SandboxInfo, label: string): Promise<void>;
   /** The machine is gone or about to: nothing copies or watches any more when this resolves. Never rejects. */

@@ -42,7 +42,7 @@ export class Folder implements Disposable {
 
   /** Throws ENOTDIR or ELOOP for what is no folder. */
   folder(name: Buffer): Folder {
-    return Folder.open(this.#at(name));
+    return Folder.open(this.at(name));
   }
 
   /** The same folder for whoever else looks at it, as long as this is open: other programs of ours too. */
@@ -55,48 +55,49 @@ export class Folder implements Disposable {
   }
 
   stat(name: Buffer): BigIntStats | undefined {
-    return lstatSync(this.#at(name), { bigint: true, throwIfNoEntry: false });
+    return lstatSync(this.at(name), { bigint: true, throwIfNoEntry: false });
   }
 
   readlink(name: Buffer): Buffer {
-    return readlinkSync(this.#at(name), { encoding: 'buffer' });
+    return readlinkSync(this.at(name), { encoding: 'buffer' });
   }
 
   /** Does not wait for whoever is at the other end of a pipe. The caller closes it, and looks whether it is a file. */
   openFile(name: Buffer): number {
-    return openSync(this.#at(name), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
+    return openSync(this.at(name), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
   }
 
   /** A new file, for nobody else to read yet. */
   create(name: Buffer): number {
-    return openSync(this.#at(name), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0o600);
+    return openSync(this.at(name), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0o600);
   }
 
   mkdir(name: Buffer, mode: number, owner?: Ids): void {
-    mkdirSync(this.#at(name), 0o700);
+    mkdirSync(this.at(name), 0o700);
     using made = this.folder(name);
     if (owner) fchownSync(made.fd, owner.uid, owner.gid);
     fchmodSync(made.fd, mode);
   }
 
   symlink(target: Buffer, name: Buffer, owner?: Ids): void {
-    symlinkSync(target, this.#at(name));
-    if (owner) lchownSync(this.#at(name), owner.uid, owner.gid);
+    symlinkSync(target, this.at(name));
+    if (owner) lchownSync(this.at(name), owner.uid, owner.gid);
   }
 
   rename(from: Buffer, to: Buffer): void {
-    renameSync(this.#at(from), this.#at(to));
+    renameSync(this.at(from), this.at(to));
   }
 
   unlink(name: Buffer): void {
-    unlinkSync(this.#at(name));
+    unlinkSync(this.at(name));
   }
 
   rmdir(name: Buffer): void {
-    rmdirSync(this.#at(name));
+    rmdirSync(this.at(name));
   }
 
-  #at(name: Buffer): Buffer {
+  /** For calls that are not here; good as long as this is open. */
+  at(name: Buffer): Buffer {
     if (
       name.length === 0 ||
       name.includes(0x2f) ||

@@ -36,7 +36,11 @@ export interface Mode {
   /** The mount once more. Failure('lost') when the folder of the host is gone. */
   mounts(place: Place, signal: AbortSignal): Promise<Mount | undefined>;
   /** The agent answers, or again; before the first command. */
-  attach?(place: Place, inside: { guest: Guest; fresh: boolean }, signal: AbortSignal): Promise<void>;
+  attach?(
+    place: Place,
+    inside: { guest: Guest; fresh: boolean; user: string },
+    signal: AbortSignal,
+  ): Promise<void>;
   /** Nothing copies or watches any more when this resolves; also when nothing was attached. Never rejects. */
   detach?(place: Place): Promise<void>;
   /** The sandbox is over, and detached: takes away what lies outside of `place.folder`. Idempotent. */

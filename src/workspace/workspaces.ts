@@ -145,7 +145,7 @@ export class Workspaces implements SandboxWorkspaces {
 
   async attach(
     info: SandboxInfo,
-    inside: { guest: Guest; fresh: boolean },
+    inside: { guest: Guest; fresh: boolean; user: string },
     signal: AbortSignal,
   ): Promise<void> {
     const places = this.#places(info);

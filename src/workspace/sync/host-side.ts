@@ -4,11 +4,15 @@ import { createHash } from 'node:crypto';
 import {
   type BigIntStats,
   closeSync,
+  constants,
   createReadStream,
   fchmodSync,
   fchownSync,
   fstatSync,
   fsync,
+  open,
+  read,
+  rename,
   write,
 } from 'node:fs';
 import { promisify } from 'node:util';
@@ -29,6 +33,12 @@ import {
 
 const fsyncAsync = promisify(fsync);
 const writeAsync = promisify(write);
+const renameAsync = promisify(rename);
+const readAsync = promisify(read);
+const openAsync = promisify(open);
+const { O_WRONLY, O_CREAT, O_EXCL, O_NOFOLLOW } = constants;
+/** Files of at most so many bytes are read in one go. */
+const oneGoBytes = 256 * 1024;
 
 export interface HostSideOptions {
   root: string;
@@ -117,7 +127,7 @@ export class HostSide {
           : other(stats);
       }
       if (!stats.isFile() || size > this.#options.limits.fileBytesMax) return other(stats);
-      const content = known(path, stamp) ?? (await contentOf(folder.openFile(name), signal));
+      const content = known(path, stamp) ?? (await contentOf(folder.openFile(name), size, signal));
       return { item: { kind: 'file', content, executable: isExecutable(stats) }, size, stamp };
     } catch (thrown) {
       if (isAbsence(thrown)) return undefined;
@@ -163,7 +173,7 @@ export class HostSide {
   }
 
   /**
-   * Writes a file that the guest has changed, and tells its stamp. `expected` is the stamp of what it replaces (undefined: nothing). Undefined, and nothing is
+   * Writes a file that the guest has changed, and tells its stamp; `settle` brings it to the disk for certain. `expected` is the stamp of what it replaces (undefined: nothing). Undefined, and nothing is
    * changed, when something else is there by then; `onWhole` says first whether the bytes that came are wanted.
    */
   async put(
@@ -175,7 +185,8 @@ export class HostSide {
     if (parent === undefined) return undefined;
     const { folder, name } = parent;
     const temporary = this.#name();
-    const fd = folder.create(temporary);
+    // To make a file takes as long as the disk is busy; nobody else of this process is to wait with it.
+    const fd = await openAsync(folder.at(temporary), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0o600);
     let placed = false;
     try {
       for await (const piece of bytes) {
@@ -186,9 +197,8 @@ export class HostSide {
       const { uid, gid } = this.owner();
       if (process.getuid?.() === 0) fchownSync(fd, uid, gid);
       fchmodSync(fd, modeOf(before?.isFile() ? Number(before.mode) & 0o777 : 0o644, file.executable));
-      await fsyncAsync(fd);
       if (!file.onWhole() || !isExpected(folder.stat(name), file.expected)) return undefined;
-      folder.rename(temporary, name);
+      await renameAsync(folder.at(temporary), folder.at(name));
       placed = true;
       return stampOf(fstatSync(fd, { bigint: true }));
     } catch (thrown) {
@@ -197,6 +207,13 @@ export class HostSide {
       closeSync(fd);
       if (!placed) removeQuietly(folder, temporary);
     }
+  }
+
+  /** The file, as it is now, survives the host. */
+  async settle(path: string): Promise<void> {
+    const file = this.open(path);
+    if (file === undefined) return;
+    await fsyncAsync(file.fd).finally(() => closeSync(file.fd));
   }
 
   putLink(path: string, target: string, expected: string | undefined): boolean {
@@ -289,10 +306,30 @@ export class HostSide {
   }
 }
 
-/** Reads to the end of the file, and closes it. */
-export async function contentOf(fd: number, signal: AbortSignal): Promise<string> {
+/** What is in a file of about this size, from its beginning to its end; closes it. */
+export async function* bytesOf(fd: number, size: number, signal: AbortSignal): AsyncGenerator<Uint8Array> {
+  if (size > oneGoBytes) {
+    for await (const piece of createReadStream('', { fd, start: 0, signal })) yield piece as Buffer;
+    return;
+  }
+  // A stream for each small file costs more than its bytes.
+  try {
+    const bytes = Buffer.allocUnsafe(size + 1);
+    for (let at = 0; ; ) {
+      signal.throwIfAborted();
+      const { bytesRead } = await readAsync(fd, bytes, 0, bytes.length, at);
+      if (bytesRead === 0) return;
+      yield Buffer.from(bytes.subarray(0, bytesRead));
+      at += bytesRead;
+    }
+  } finally {
+    closeSync(fd);
+  }
+}
+
+async function contentOf(fd: number, size: number, signal: AbortSignal): Promise<string> {
   const hash = createHash('sha256');
-  for await (const piece of createReadStream('', { fd, start: 0, signal })) hash.update(piece as Buffer);
+  for await (const piece of bytesOf(fd, size, signal)) hash.update(piece);
   return hash.digest('base64url');
 }
 

@@ -16,5 +16,5 @@ const place = {
   index: 0,
   folder,
 };
-await mode.attach(place, { guest, fresh: fresh === 'true' }, AbortSignal.timeout(60_000));
+await mode.attach(place, { guest, fresh: fresh === 'true', user: '' }, AbortSignal.timeout(60_000));
 setInterval(() => {}, 1_000);

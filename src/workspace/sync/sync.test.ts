@@ -1,5 +1,5 @@
 // A real agent serves one folder as the guest's, beside the host's.
-import { type ChildProcess, fork } from 'node:child_process';
+import { type ChildProcess, execFileSync, fork } from 'node:child_process';
 import {
   chmodSync,
   existsSync,
@@ -44,7 +44,8 @@ beforeAll(async () => {
 afterAll(() => agent?.[Symbol.asyncDispose]());
 
 beforeEach(() => {
-  folder = mkdtempSync(join(tmpdir(), 'glovebox-sync-'));
+  // In memory, where there is such a place: a disk that others keep busy would be all that is measured.
+  folder = mkdtempSync(join(existsSync('/dev/shm') ? '/dev/shm' : tmpdir(), 'glovebox-sync-'));
   host = join(folder, 'host');
   inside = join(folder, 'inside');
   mkdirSync(host);
@@ -74,7 +75,7 @@ function make(options: Partial<SyncOptions> = {}): SyncMode {
   });
 }
 
-const attach = (fresh = true) => mode.attach(place, { guest, fresh }, signal);
+const attach = (fresh = true, user = '') => mode.attach(place, { guest, fresh, user }, signal);
 
 function tree(at: string, below = ''): string[] {
   return readdirSync(join(at, below))
@@ -220,24 +221,26 @@ test('a side that is gone or empty halts it; nothing is deleted, and it goes on 
   );
 });
 
-test('2,000 files go in, come back when the guest has changed them all, and go when they are deleted', async () => {
-  for (let i = 0; i < 2_000; i++) put(host, { [`d${i % 20}/f${i}`]: `${i}` });
+test('2,000 files go in, come back when the guest has changed them all, and a deletion does not wait for the last', async () => {
+  const paths = Array.from({ length: 2_000 }, (_, i) => `d${i % 20}/f${i}`);
+  for (const path of paths) put(host, { [path]: path });
   await attach();
   expect(tree(inside)).toEqual(tree(host));
-  for (let i = 0; i < 2_000; i++) writeFileSync(join(inside, `d${i % 20}/f${i}`), `changed ${i}`);
-  const states = () => [0, 777, 1_999].map((i) => readFileSync(join(host, `d${i % 20}/f${i}`), 'utf8'));
-  await until('they are back', states, (seen) => seen.every((it) => it.startsWith('changed')), 60_000);
-  rmSync(join(host, 'd3'), { recursive: true });
-  await until(
-    'a folder is gone',
-    () => existsSync(join(inside, 'd3')),
-    (it) => !it,
-    60_000,
-  );
+  for (const path of paths) writeFileSync(join(inside, path), `changed ${path}`);
+  // A few stand for all: to look at each again and again would leave no time for the work.
+  const few = paths.filter((_, i) => i % 41 === 0 && i % 20 !== 3);
+  const coming = () => few.filter((path) => statSync(join(host, path)).size > path.length).length;
+  await until('they come', coming, (it) => it > 0, 10_000);
+  rmSync(join(inside, 'd3'), { recursive: true });
+  const is = () => [existsSync(join(host, 'd3')), coming()] as const;
+  await until('a folder is gone, and the rest is there', is, ([d3, n]) => !d3 && n === few.length, 20_000);
+  rmSync(join(host, 'd4'), { recursive: true });
+  const d4 = () => existsSync(join(inside, 'd4'));
+  await until('a folder is gone there, too', d4, (it) => !it, 10_000);
   await mode.detach(place);
-  expect(JSON.stringify(tree(host)) === JSON.stringify(tree(inside))).toBe(true);
-  expect(tree(host).filter((it) => it.includes('= changed'))).toHaveLength(1_900);
-}, 180_000);
+  expect(tree(host)).toEqual(tree(inside));
+  expect(tree(host).filter((it) => it.includes('= changed'))).toHaveLength(1_800);
+}, 90_000);
 
 test('hidden and ignored files stay where they are', async () => {
   put(host, { '.env': 'secret', a: '1', '.git/index.lock': '', '.git/HEAD': 'ref', 'd/x.pem': 'secret' });
@@ -328,6 +331,17 @@ test.skipIf(!root)(
     }
   },
 );
+
+test.skipIf(!root)('what comes from the host belongs to the user that commands run as', async () => {
+  put(host, { 'd/x': '1' });
+  await attach(true, 'daemon');
+  put(host, { 'd/y': '2' });
+  await alike();
+  const expected = Number(execFileSync('id', ['-u', 'daemon'], { encoding: 'utf8' }));
+  expect(['', 'd', 'd/x', 'd/y'].map((it) => lstatSync(join(inside, it)).uid)).toEqual(
+    Array(4).fill(expected),
+  );
+});
 
 test('read-only is refused', async () => {
   await expect(mode.check({ ...place.request, readOnly: true })).rejects.toMatchObject({

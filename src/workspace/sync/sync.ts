@@ -2,9 +2,9 @@
 import { statSync } from 'node:fs';
 import type { SyncStatus, WorkspaceRequest } from '../../contract/workspace.ts';
 import type { Guest } from '../../guest/guest.ts';
+import { userOf } from '../../guest/home.ts';
 import { Failure } from '../../lib/failure.ts';
 import type { Log } from '../../lib/log.ts';
-import type { SandboxInfo } from '../../sandbox/sandbox.ts';
 import { hides } from '../hidden.ts';
 import type { Mode, Place } from '../mode.ts';
 import { GuestSide } from './guest-side.ts';
@@ -16,8 +16,6 @@ import { Synchronizer } from './synchronizer.ts';
 export interface SyncOptions {
   log: Log;
   now: () => Date;
-  /** Whom new files in a guest belong to: the user that its commands run as. The agent's own when absent. */
-  userOf?: (sandbox: SandboxInfo) => { owner: string; group?: string } | undefined;
   limits?: Partial<SyncLimits>;
   /** Where the guest has the folder, for tests in which both sides are on one host. */
   guestRoot?: (path: string) => string;
@@ -56,13 +54,17 @@ export class SyncMode implements Mode {
     });
   }
 
-  async attach(place: Place, inside: { guest: Guest; fresh: boolean }, signal: AbortSignal): Promise<void> {
+  async attach(
+    place: Place,
+    inside: { guest: Guest; fresh: boolean; user: string },
+    signal: AbortSignal,
+  ): Promise<void> {
     await this.detach(place);
-    const { log, now, userOf } = this.#options;
+    const { log, now } = this.#options;
     const limits = { ...syncLimits, ...this.#options.limits };
     const manifest = new Manifest(place.folder);
     await (inside.fresh ? manifest.forget() : manifest.load());
-    const owner = userOf?.(place.sandbox);
+    const owner = await ownerOf(inside, signal);
     const guest = new GuestSide({
       root: this.#guestRoot(place),
       guest: inside.guest,
@@ -122,6 +124,17 @@ export class SyncMode implements Mode {
   #guestRoot({ request }: Place): string {
     return this.#options.guestRoot?.(request.path) ?? request.path;
   }
+}
+
+/** Whom new files in the guest belong to: the user that its commands run as. */
+async function ownerOf(
+  { guest, user }: { guest: Guest; user: string },
+  signal: AbortSignal,
+): Promise<{ owner: string; group: string } | undefined> {
+  if (user === '') return undefined;
+  const [name = '', group] = user.split(':');
+  const found = await userOf(name, guest, signal);
+  return found && { owner: found.uid, group: group ?? found.gid };
 }
 
 function keyOf({ sandbox, index }: Place): string {

@@ -3,7 +3,7 @@
 // Each step looks once more at what it is about to replace or remove, and leaves it when it is no longer what was seen; the next round decides anew. A side that
 // is gone or suddenly empty stops everything, because nobody deletes all they have that way.
 import { createHash } from 'node:crypto';
-import { closeSync, createReadStream, type FSWatcher, watch } from 'node:fs';
+import { closeSync, type FSWatcher, watch } from 'node:fs';
 import { join } from 'node:path';
 import { buffer } from 'node:stream/consumers';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -11,7 +11,7 @@ import type { SyncStatus } from '../../contract/workspace.ts';
 import { Failure } from '../../lib/failure.ts';
 import type { Log } from '../../lib/log.ts';
 import { type GuestSide, hasTime, type NewFile } from './guest-side.ts';
-import type { HostSide } from './host-side.ts';
+import { bytesOf, type HostSide } from './host-side.ts';
 import type { Manifest } from './manifest.ts';
 import { type Item, reconcile, type Step, type Tree } from './reconcile.ts';
 import type { Look, SyncLimits } from './seen.ts';
@@ -36,10 +36,18 @@ const settleMs = 100;
 const roundDeadlineMs = 30 * 60_000;
 const watchedFoldersMax = 4_096;
 const batchBytesMax = 8 * 1024 * 1024;
-const batchFilesMax = 1_000;
+const batchFilesMax = 256;
+/** Files are copied for so long, or for so many times a look, before both sides are looked at anew: what is deleted meanwhile does not wait for all of them. */
+const copyMs = 1_000;
+const copyLooks = 2;
 const atOnceMax = 16;
 const smallBytesMax = 1024 * 1024;
 const stepsBetweenSaves = 2_000;
+/** While there is more to do at once, what was agreed on is written so rarely: what is not written is compared once more. */
+const saveEveryMs = 2_000;
+const saveRest = 20;
+/** Files that came in, and are brought to the disk for certain, in a round that has nothing else to do. */
+const settledAtOnceMax = 64;
 /** Rounds in a row before the first command, while files still change. */
 const firstRoundsMax = 5;
 
@@ -50,6 +58,8 @@ export class Synchronizer {
   #wake = () => {};
   #hinted = false;
   #lookMs = 0;
+  #savedAt = Number.NEGATIVE_INFINITY;
+  #saveMs = 0;
   readonly #watchers = new Map<string, FSWatcher>();
   #state: Status['state'] = 'synchronising';
   #message: string | undefined;
@@ -72,7 +82,7 @@ export class Synchronizer {
   /** Resolves when both sides are alike, or it is known why not. Goes on by itself until `stop`. */
   async start(signal: AbortSignal): Promise<void> {
     try {
-      for (let i = 0; i < firstRoundsMax; i++) if (!(await this.round(signal))) break;
+      await this.#rounds(signal);
     } catch (thrown) {
       this.#ending.abort(thrown);
       this.#unwatch();
@@ -88,8 +98,7 @@ export class Synchronizer {
     this.#unwatch();
     await this.#looping;
     try {
-      const signal = AbortSignal.timeout(lastRoundMs);
-      for (let i = 0; i < firstRoundsMax; i++) if (!(await this.round(signal))) break;
+      await this.#rounds(AbortSignal.timeout(lastRoundMs));
     } catch (thrown) {
       const { message } = Failure.from(thrown, 'synchronise for the last time');
       this.#options.log.warn(
@@ -99,13 +108,22 @@ export class Synchronizer {
     }
   }
 
+  /** As long as files are left to copy; a few more while files still change. */
+  async #rounds(signal: AbortSignal): Promise<void> {
+    for (let again = 0; again < firstRoundsMax; ) {
+      const next = await this.round(signal);
+      if (next === 'rest') return;
+      if (next === 'again') again++;
+    }
+  }
+
   async #loop(): Promise<void> {
     const { signal } = this.#ending;
     let told: string | undefined;
     while (!signal.aborted) {
-      let again = false;
+      let next: Next = 'rest';
       try {
-        again = await this.round(AbortSignal.any([signal, AbortSignal.timeout(roundDeadlineMs)]));
+        next = await this.round(AbortSignal.any([signal, AbortSignal.timeout(roundDeadlineMs)]));
         told = undefined;
       } catch (thrown) {
         if (signal.aborted) return;
@@ -115,7 +133,9 @@ export class Synchronizer {
           this.#options.log.warn({ path: this.#options.path, problem: message }, 'not synchronised');
         told = message;
       }
-      const pause = again ? settleMs : Math.min(Math.max(pollMs, this.#lookMs * pollRest), pollMostMs);
+      if (next === 'more') continue;
+      const pause =
+        next === 'again' ? settleMs : Math.min(Math.max(pollMs, this.#lookMs * pollRest), pollMostMs);
       await this.#rest(pause);
     }
   }
@@ -134,8 +154,8 @@ export class Synchronizer {
     this.#hinted = false;
   }
 
-  /** A look at both sides and what follows from it. True when another round has something to do. */
-  async round(signal: AbortSignal): Promise<boolean> {
+  /** A look at both sides and what follows from it. */
+  async round(signal: AbortSignal): Promise<Next> {
     const { host, guest, manifest, path } = this.#options;
     const { known } = manifest;
     const contentOf = (side: 'host' | 'guest') => (it: string, stamp: string) => {
@@ -167,38 +187,64 @@ export class Synchronizer {
     if (steps.some((it) => it.do !== 'agree' && it.do !== 'forget')) this.#state = 'synchronising';
     const work = new Round(this.#options, { host: hostLook, guest: guestLook }, signal);
     try {
-      await work.perform(steps);
-    } finally {
+      await work.perform(steps, Math.max(copyMs, this.#lookMs * copyLooks));
+    } catch (thrown) {
       await manifest.save();
+      throw thrown;
     }
+    if (!work.more && !work.again) await this.#settle(hostLook, signal);
+    await this.#save({ soon: work.more });
+    if (work.more) return 'more';
     this.#state = 'watching';
     this.#message = work.problem;
     this.#lastAt = this.#options.now();
-    return work.again;
+    return work.again ? 'again' : 'rest';
   }
 
-  #halt(message: string): false {
+  async #save({ soon }: { soon: boolean }): Promise<void> {
+    const from = performance.now();
+    if (soon && from - this.#savedAt < Math.max(saveEveryMs, this.#saveMs * saveRest)) return;
+    await this.#options.manifest.save();
+    this.#savedAt = performance.now();
+    this.#saveMs = this.#savedAt - from;
+  }
+
+  async #settle(hostLook: Look, signal: AbortSignal): Promise<void> {
+    const { host, manifest } = this.#options;
+    const paths = manifest.unsettled(settledAtOnceMax);
+    await atOnce(paths, async (path) => {
+      signal.throwIfAborted();
+      // Whatever another has made of it is not ours to bring there.
+      const is = hostLook.get(path)?.stamp === manifest.known.get(path)?.host;
+      if (is) await host.settle(path).catch(() => {});
+      manifest.settled(path);
+    });
+  }
+
+  #halt(message: string): 'rest' {
     if (this.#state !== 'halted')
       this.#options.log.warn({ path: this.#options.path, problem: message }, 'synchronising is halted');
     this.#state = 'halted';
     this.#message = message;
-    return false;
+    return 'rest';
   }
 
   /** Files that both sides have, and that may be the same, are read in the guest, too, before they count as different. */
   async #compare(hostLook: Look, guestLook: Look, signal: AbortSignal): Promise<void> {
     const { guest, manifest } = this.#options;
-    for (const [path, seen] of guestLook) {
+    const unsure = [...guestLook].filter(([path, seen]) => {
       const host = hostLook.get(path);
-      if (seen.item.kind !== 'file' || host?.item.kind !== 'file' || seen.size !== host.size) continue;
+      if (seen.item.kind !== 'file' || host?.item.kind !== 'file' || seen.size !== host.size) return false;
       const old = manifest.known.get(path);
-      if (old?.guest === seen.stamp || (old !== undefined && old.host === host.stamp)) continue;
+      return old?.guest !== seen.stamp && old?.host !== host.stamp;
+    });
+    await atOnce(unsure, async ([path, seen]) => {
       const read = await guest.read(path, signal);
-      if (read === undefined || read.stamp !== seen.stamp) continue;
+      if (read === undefined || seen.item.kind !== 'file') return;
       const hash = createHash('sha256');
       for await (const piece of read.bytes) hash.update(piece);
-      seen.item = { ...seen.item, content: hash.digest('base64url') };
-    }
+      if (read.stamp === seen.stamp) seen.item = { ...seen.item, content: hash.digest('base64url') };
+    });
   }
 
   /** Only a hint: what it misses, the next round finds. One watch a folder: the recursive kind lists a folder anew whenever one of its files changes. */
@@ -236,6 +282,8 @@ export class Synchronizer {
 /** One round's work: its steps, and what they have found to be otherwise than it was seen. */
 class Round {
   again = false;
+  /** Time was up before all files were copied. */
+  more = false;
   problem: string | undefined;
   readonly #options: SynchronizerOptions;
   readonly #look: { host: Look; guest: Look };
@@ -255,7 +303,7 @@ class Round {
     this.#signal = signal;
   }
 
-  async perform(steps: readonly Step[]): Promise<void> {
+  async perform(steps: readonly Step[], copyForMs: number): Promise<void> {
     const { manifest } = this.#options;
     const kept = steps.filter((it) => it.do === 'keep-guest').map((it) => it.path);
     if (kept.length > 0) {
@@ -265,8 +313,11 @@ class Round {
       for (const path of kept) await this.#try(path, () => this.#keepGuest(path));
       this.again = true;
     }
+    // Nothing waits for a file to be copied, so those come last: everything else of this round is done whatever time they take.
+    const isCopy = (step: Step) =>
+      (step.do === 'to-host' || step.do === 'to-guest') && step.item.kind === 'file';
     let done = 0;
-    for (const together of groups(steps)) {
+    for (const together of groups(steps.filter((it) => !isCopy(it)))) {
       this.#signal.throwIfAborted();
       await atOnce(together, (step) => this.#try(step.path, () => this.#step(step)));
       done += together.length;
@@ -274,6 +325,14 @@ class Round {
       done = 0;
       await this.#flush();
       await manifest.save();
+    }
+    await this.#flush();
+    const until = performance.now() + copyForMs;
+    for (const together of groups(steps.filter(isCopy))) {
+      this.#signal.throwIfAborted();
+      this.more = performance.now() > until;
+      if (this.more) break;
+      await atOnce(together, (step) => this.#try(step.path, () => this.#step(step)));
     }
     await this.#flush();
     await this.#rememberSent();
@@ -370,7 +429,7 @@ class Round {
       return true;
     }
     if (stamp === undefined) return false;
-    manifest.set(path, { item: file, host: stamp, guest: read.stamp });
+    manifest.setUnsettled(path, { item: file, host: stamp, guest: read.stamp });
     return true;
   }
 
@@ -405,18 +464,22 @@ class Round {
       closeSync(file.fd);
       return false;
     }
-    const stream = createReadStream('', { fd: file.fd, start: 0, signal: this.#signal });
+    const bytes = bytesOf(file.fd, file.size, this.#signal);
     if (there === undefined && file.size <= smallBytesMax) {
-      const bytes = await buffer(stream);
+      const whole = await buffer(bytes);
       const { modifiedAt } = file;
-      return await this.#add({ path, item, bytes, modifiedAt }, { item, host: file.stamp, modifiedAt });
+      return await this.#add(
+        { path, item, bytes: whole, modifiedAt },
+        { item, host: file.stamp, modifiedAt },
+      );
     }
     await this.#flush();
     try {
       const put = { executable: file.executable, expected: there?.stamp };
-      if (!(await guest.put(path, stream, put, this.#signal))) return false;
+      if (!(await guest.put(path, bytes, put, this.#signal))) return false;
     } finally {
-      stream.destroy();
+      // What has not begun does not end by itself.
+      if ((await bytes.next()).done !== true) await bytes.return(undefined);
     }
     const stamp = await guest.stamp(path, this.#signal);
     if (stamp === undefined || stamp.split(':')[1] !== String(file.size)) return false;
@@ -488,15 +551,19 @@ class Round {
   }
 }
 
+/** What comes after a round: rest until something changes, another soon because something has, another at once because there is more to copy. */
+type Next = 'rest' | 'again' | 'more';
+
 type Doable = Exclude<Step, { do: 'keep-guest' }>;
 
-/** Steps that can be done at the same time: files whose folders are there. Each of the others stands alone, in its place. */
+/** Steps that can be done at the same time: files whose folders are there, and what goes but for folders. Each of the others stands alone, in its place. */
 function* groups(steps: readonly Step[]): Generator<Doable[]> {
   let together: Doable[] = [];
   for (const step of steps) {
     if (step.do === 'keep-guest') continue;
-    const isFile = (step.do === 'to-host' || step.do === 'to-guest') && step.item.kind === 'file';
-    if (!isFile) {
+    const apart =
+      'item' in step && (step.item.kind === 'folder' || (step.item.kind === 'link' && isPut(step)));
+    if (apart) {
       if (together.length > 0) yield together;
       together = [];
       yield [step];
@@ -506,6 +573,10 @@ function* groups(steps: readonly Step[]): Generator<Doable[]> {
     }
   }
   if (together.length > 0) yield together;
+}
+
+function isPut(step: Step): boolean {
+  return step.do === 'to-host' || step.do === 'to-guest';
 }
 
 /** A few at once, so that neither side waits for the other's disk. */
