@@ -5,14 +5,19 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, onTestFinished, test } from 'vitest';
 import { type Sandbox, SandboxClient } from '../../sdk/src/index.ts';
+import { environmentOf } from '../../test/command-line.ts';
 import { expectNothingLeft, makeHome, startDaemon } from '../../test/daemon.ts';
-import { runtimes } from '../../test/runtimes.ts';
+import { runAsOrdinaryUser } from '../../test/ordinary-user.ts';
+import { imageFor, runtimes } from '../../test/runtimes.ts';
+import { Tmux } from '../../test/tmux.ts';
+import { ensureAgentBundle } from '../agent/bundle.ts';
 import { gitCommit, put, read } from './overlay/overlay.fixture.ts';
 
 const asRoot = process.getuid?.() === 0;
 
 async function overlaid(
   files: Record<string, string>,
+  runtime: 'bubblewrap' | 'docker' = 'bubblewrap',
 ): Promise<{ sandbox: Sandbox; host: string; home: string }> {
   const host = mkdtempSync(join(tmpdir(), 'workspace-'));
   chmodSync(host, 0o755);
@@ -20,15 +25,16 @@ async function overlaid(
   gitCommit(host);
   execFileSync('chown', ['-R', '4242:4242', host]);
   const home = makeHome();
-  const daemon = await startDaemon({ home, runtime: 'bubblewrap' });
+  const daemon = await startDaemon({ home, runtime });
   onTestFinished(async () => {
     await daemon.stop();
     await expectNothingLeft(home);
     rmSync(host, { recursive: true, force: true });
   });
   const client = new SandboxClient({ home });
+  const image = runtime === 'docker' ? await imageFor(runtime, daemon, 'busybox') : 'host';
   const sandbox = await client.create({
-    ...{ image: 'host', keep: true, timeout: null, workspaces: [{ path: host, mode: 'overlay' }] },
+    ...{ image, keep: true, timeout: null, workspaces: [{ path: host, mode: 'overlay' }] },
   });
   onTestFinished(async () => await sandbox.kill());
   return { sandbox, host, home };
@@ -110,4 +116,96 @@ describe.skipIf(!asRoot || !runtimes.includes('bubblewrap'))('an overlay in bubb
     await sandbox.wake();
     expect(await inside()).toBe(before);
   });
+});
+
+describe.skipIf(!asRoot || !runtimes.includes('docker'))('an overlay in Docker', () => {
+  test('is shown, undone, applied with the owner of the folder, and goes on after a stop', async () => {
+    const { sandbox, host } = await overlaid(
+      { 'a.txt': 'a\n', b: 'b\n', 'd/c': 'c\n', '.env': 'SECRET\n' },
+      'docker',
+    );
+    const { workspaces } = sandbox;
+    const inside = async (line: string) => (await sandbox.run(line, { cwd: host, check: true })).stdout;
+    const changed = async () =>
+      (await workspaces.changes()).map(({ path, kind }) => `${kind} ${path}`).sort();
+    expect(await inside('stat -c %u:%g a.txt d; cat .env 2>/dev/null || echo hidden')).toBe(
+      '0:0\n0:0\nhidden\n',
+    );
+    await inside('echo A >>a.txt; rm b; rm -r d; mkdir d; echo n >d/n; mkdir m; touch m/o');
+    const all = ['added d/n', 'added m/o', 'deleted b', 'deleted d/c', 'modified a.txt'];
+    expect(await changed()).toEqual(all);
+    expect(Buffer.from(await workspaces.diff()).toString()).toContain('\n a\n+A\n');
+    expect((await workspaces.undo()).restored.sort()).toEqual(['a.txt', 'b', 'd/c', 'd/n', 'm/o']);
+    expect(await changed()).toEqual([]);
+    expect(await inside('cat a.txt b d/c')).toBe('a\nb\nc\n');
+    await workspaces.undo();
+    expect(await changed()).toEqual(all);
+    await sandbox.stop();
+    expect(await changed()).toEqual(all);
+    await sandbox.wake();
+    expect(await inside('cat a.txt d/n; ls')).toBe('a\nA\nn\na.txt\nd\nm\n');
+    const result = await workspaces.apply();
+    expect({ ...result, applied: result.applied.sort() }).toEqual({
+      ...{ applied: ['a.txt', 'b', 'd/c', 'd/n', 'm/o'], merged: [], conflicts: [], refused: [] },
+    });
+    for (const path of ['a.txt', 'd', 'd/n', 'm', 'm/o'])
+      expect([path, lstatSync(join(host, path)).uid, lstatSync(join(host, path)).gid]).toEqual([
+        path,
+        4242,
+        4242,
+      ]);
+    expect(await changed()).toEqual([]);
+    expect(await inside('cat a.txt d/n; ls')).toBe('a\nA\nn\na.txt\nd\nm\n');
+  }, 180_000);
+});
+
+describe.skipIf(!runtimes.includes('bubblewrap'))('an overlay of an ordinary user', () => {
+  test('is shown, undone, applied and discarded, and nothing of it is left', async () => {
+    // The user cannot write where it is kept.
+    await ensureAgentBundle();
+    const seen = JSON.parse(runAsOrdinaryUser('workspace-user.ts').trim().split('\n').at(-1) as string);
+    const all = ['added d/n', 'added locked/in', 'deleted b', 'deleted d/c', 'modified a.txt'];
+    expect(seen).toEqual({
+      ...{ owners: '0\n0\nhidden\n', changes: all, undone: 'a\nb\nc\n', again: all },
+      ...{ stopped: ['added locked/in', 'deleted b', 'deleted d/c'], woken: 'a\nA\nn\n' },
+      applied: { applied: ['a.txt', 'd/n'], merged: [], conflicts: [], refused: [] },
+      host: { 'a.txt': 'a\nA\n', b: 'b\n', 'd/c': 'c\n', 'd/n': 'n\n', '.env': 'SECRET\n' },
+      ...{ own: true, discarded: ['b', 'd/c', 'locked/in'], after: 'a\nA\nb\nc\nn\n' },
+    });
+  }, 240_000);
+});
+
+describe.skipIf(!asRoot || !runtimes.includes('bubblewrap'))('apply --pick at a terminal', () => {
+  test('brings the hunks that were chosen, and the rest stays a change', async () => {
+    const lines = Array.from({ length: 60 }, (_, i) => `line ${i}\n`);
+    const edited = (...changes: [number, string][]) =>
+      lines.map((line, at) => changes.find(([it]) => it === at)?.[1] ?? line).join('');
+    const { sandbox, host, home } = await overlaid({ f: lines.join(''), g: 'g\n', gone: 'x\n' });
+    await sandbox.run(
+      "sed -i -e 's/^line 3$/three\\nand more/' -e 's/^line 30$/thirty/' -e 's/^line 55$/fifty-five/' f; echo G >g; rm gone; echo n >new",
+      { cwd: host, check: true },
+    );
+    using tmux = new Tmux(home, environmentOf(home));
+    const terminal = tmux.open('pick', host);
+    terminal.type(`glovebox apply --pick ${sandbox.id}; echo left-$?`);
+    await terminal.shows('(1/3)');
+    terminal.press('?');
+    await terminal.shows('apply this and the rest of this file');
+    terminal.press('n');
+    await terminal.shows('(2/3)');
+    // Both at once: one for the last hunk, one for the next file.
+    terminal.press('y', 'n', 'd', 'y');
+    await terminal.shows('added file new');
+    terminal.press('a');
+    const shown = await terminal.shows(/left-\d/);
+    expect(shown).toContain('left-0');
+    expect(readFileSync(join(host, 'f'), 'utf8')).toBe(edited([30, 'thirty\n']));
+    const there = Object.keys(read(host)).filter((path) => !path.startsWith('.git/'));
+    expect(there).toEqual(['f', 'g', 'new']);
+    expect(readFileSync(join(host, 'g'), 'utf8')).toBe('g\n');
+    const patch = Buffer.from(await sandbox.workspaces.diff()).toString();
+    expect(patch.match(/^[+-](?![+-]).*/gm)).toEqual([
+      ...['-line 3', '+three', '+and more', '-line 55', '+fifty-five', '-g', '+G'],
+    ]);
+  }, 120_000);
 });
