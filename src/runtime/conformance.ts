@@ -204,8 +204,8 @@ export function runtimeConformance(
 
     test('mounts are there, and read-only ones cannot be written', async () => {
       const hostPath = join(harness.folders.run, 'shared');
-      await mkdir(hostPath, { mode: 0o777 });
       try {
+        await mkdir(hostPath, { mode: 0o777 });
         await writeFile(join(hostPath, 'file'), 'from the host');
         const at = stated.isolation === 'none' ? hostPath : '/mnt/shared';
         const { guest } = await start({ mounts: [{ hostPath, guestPath: at, readOnly: true }] });
@@ -213,7 +213,7 @@ export function runtimeConformance(
         if (stated.isolation !== 'none') expect((await shell(guest, `echo x >${at}/file`)).code).not.toBe(0);
         expect(await readFile(join(hostPath, 'file'), 'utf8')).toBe('from the host');
       } finally {
-        rmSync(hostPath, { recursive: true });
+        rmSync(hostPath, { recursive: true, force: true });
       }
     });
 
@@ -413,10 +413,10 @@ export function runtimeConformance(
     if (stated.keep) {
       test('a saved machine is an image: with its files and without those it had deleted, without its mounts and processes', async () => {
         const hostPath = join(harness.folders.run, 'shared');
-        await mkdir(hostPath, { mode: 0o777 });
-        await writeFile(join(hostPath, 'file'), 'from the host');
         const name = template();
         try {
+          await mkdir(hostPath, { mode: 0o777 });
+          await writeFile(join(hostPath, 'file'), 'from the host');
           const it = await start({ mounts: [{ hostPath, guestPath: '/mnt/shared', readOnly: false }] });
           await shell(
             it.guest,
@@ -442,7 +442,7 @@ export function runtimeConformance(
           await removeImages(name);
           expect(await images().has(name, soon())).toBe(false);
         } finally {
-          rmSync(hostPath, { recursive: true });
+          rmSync(hostPath, { recursive: true, force: true });
         }
       });
 
@@ -513,21 +513,43 @@ export function runtimeConformance(
         await it.guest.ping(soon());
       });
 
-      test('an exported image can be loaded under another name, and disturbs none', async () => {
-        const [name, copy] = [template(), template()];
-        const it = await start();
-        await shell(it.guest, 'mkdir -p /data/a; echo 1 >/data/a/one; rm /etc/group');
-        await save(it, name);
-        const [before] = (await images().list(soon())).filter((image) => image.name === name);
-        const loaded = await images().load(copy, images().export(name, soon()), soon());
-        expect(loaded).toMatchObject({ name: copy });
-        const [after] = (await images().list(soon())).filter((image) => image.name === name);
-        expect(after).toEqual(before);
-        const made = await start({ image: copy });
-        expect(made.machine.image).toEqual(defaults);
-        expect((await shell(made.guest, 'cat /data/a/one; ls /etc/group')).stdout).toBe('1\n');
+      test('an exported image is, loaded under another name, what guests saw of all its layers, and disturbs none', async () => {
+        const [first, second, copy] = [template(), template(), template()];
+        const one = await start();
+        const changes = [
+          'mkdir -p /data/replaced /data/emptied /data/folder && echo 1 >/data/replaced/old && echo 1 >/data/emptied/old',
+          'echo 1 >/data/file && echo 1 >/data/gone && echo 1 >/data/grown && ln /data/file /data/linked && ln -s file "/data/a link"',
+          'chmod 4755 /data/linked && chmod 1777 /data/folder && rm /etc/group',
+        ];
+        expect(await shell(one.guest, changes.join(' && '))).toMatchObject({ code: 0, stderr: '' });
+        await save(one, first);
+        const two = await start({ image: first });
+        // A folder made anew hides what was below it, a file takes a folder's place and the other way round.
+        const more = [
+          'rm -r /data/replaced && mkdir /data/replaced && echo 2 >/data/replaced/new && rm /data/emptied/old /data/gone',
+          'rmdir /data/folder && echo 2 >/data/folder && rm "/data/a link" && mkdir "/data/a link" && echo 2 >"/data/a link/x"',
+          'echo 2 >>/data/grown && ln /data/folder /data/also && touch -d "2001-02-03 04:05" /data/also',
+        ];
+        expect(await shell(two.guest, more.join(' && '))).toMatchObject({ code: 0, stderr: '' });
+        await save(two, second);
         await Promise.all(running.splice(0).map(end));
-        await removeImages(name, copy);
+        const before = await images().list(soon());
+        const loaded = await images().load(copy, images().export(second, soon()), soon());
+        expect(loaded).toMatchObject({ name: copy });
+        const others = (await images().list(soon())).filter((image) => image.name !== copy);
+        expect(others).toEqual(before);
+        const [seen, made] = await Promise.all([start({ image: second }), start({ image: copy })]);
+        expect(made.machine.image).toEqual(defaults);
+        const [expected, actual] = await Promise.all([everyFile(seen.guest), everyFile(made.guest)]);
+        expect(actual).toEqual(expected);
+        const names = expected.map((line) => line.split('|')[0]).sort();
+        expect(names.filter((it) => it?.startsWith('/data/'))).toEqual([
+          ...['/data/a link', '/data/a link/x', '/data/also', '/data/emptied', '/data/file', '/data/folder'],
+          ...['/data/grown', '/data/linked', '/data/replaced', '/data/replaced/new'],
+        ]);
+        expect(names).not.toContain('/etc/group');
+        await Promise.all(running.splice(0).map(end));
+        await removeImages(copy, second, first);
       });
 
       test('what is no image is not loaded, and leaves nothing', async () => {
@@ -1030,6 +1052,17 @@ async function run(
   user?: string,
 ): Promise<Ran> {
   return finish(guest, { argv, env, ...(user === undefined ? {} : { user }) });
+}
+
+/** All that a guest has on its disk, sorted by name: kind and mode, owner, links; of what is no folder, size, time and what a link says, too. */
+async function everyFile(guest: Guest): Promise<string[]> {
+  const ours = ['/proc', '/sys', '/dev', '/.glovebox', '/etc/hosts', '/etc/hostname', '/etc/resolv.conf'];
+  const not = ours.map((path) => `-path ${path} -prune`).join(' -o ');
+  const folders = "-type d -exec stat -c '%n|%f|%u:%g' {} +";
+  const others = "-exec stat -c '%n|%f|%u:%g|%h|%s|%Y|%N' {} +";
+  const ran = await shell(guest, `find / -xdev ${not} -o ${folders} -o ${others}`);
+  expect(ran, ran.stderr).toMatchObject({ code: 0, stderr: '' });
+  return ran.stdout.trim().split('\n').sort();
 }
 
 async function shell(guest: Guest, line: string, env: Record<string, string> = {}): Promise<Ran> {
