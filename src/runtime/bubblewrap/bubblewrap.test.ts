@@ -382,7 +382,7 @@ describe.runIf(present && asRoot)('bubblewrap, as root', () => {
   });
 
   test('a hundred machines at once are made and removed', { timeout: 240_000 }, async () => {
-    const patient = AbortSignal.timeout(120_000);
+    const patient = AbortSignal.timeout(200_000);
     const startedAt = performance.now();
     const specs = Array.from({ length: 100 }, (_, at) =>
       home.spec({ id: `n-${at}`, image: at % 2 ? home.image('scratch') : 'host', job: `echo ${at}` }),
@@ -393,7 +393,7 @@ describe.runIf(present && asRoot)('bubblewrap, as root', () => {
     expect(outputs).toEqual(specs.map((_, at) => `${at}\n`));
     expect(await runtime.list(soon())).toHaveLength(100);
     const removingAt = performance.now();
-    await removeAll(machines);
+    await Promise.all(machines.map((machine) => machine.remove(patient)));
     const seconds = (from: number, to: number) => ((to - from) / 1000).toFixed(1);
     console.info(
       `100 machines made in ${seconds(startedAt, madeAt)} s, removed in ${seconds(removingAt, performance.now())} s`,
