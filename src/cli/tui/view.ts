@@ -25,6 +25,7 @@ import {
   type State,
   shownLog,
 } from './state.ts';
+import { cut } from './width.ts';
 
 const least: Size = { cols: 20, rows: 5 };
 /** Above the panel and below it. */
@@ -62,10 +63,9 @@ function header(state: State, cols: number): Line {
   // The badge is seen however narrow it is.
   if (cols < 60) {
     const title = `glovebox [${titles[state.panel]}]`;
-    return [
-      piece(title.slice(0, cols - badge.length - 2), 'bold'),
-      piece(waiting === 0 ? '' : ` ?${badge}`, 'yellow'),
-    ];
+    if (waiting === 0) return plain(title, 'bold');
+    const shown = ` ?${badge}`;
+    return [piece(cut(title, cols - shown.length), 'bold'), piece(shown, 'yellow')];
   }
   return [
     piece('glovebox ', 'bold'),
