@@ -39,6 +39,14 @@ test.skipIf(!runtimes.includes('bubblewrap'))(
       expect(await git('status', '--porcelain')).toBe('');
       await git('fetch', '-q', 'sandbox-web');
       expect(await git('log', '-1', '--format=%s', 'sandbox-web/trunk')).toBe('two');
+      // The other way: a branch of its own arrives, and the one that the guest has checked out is not pulled from under it.
+      await git('push', '-q', 'sandbox-web', 'trunk:from-host');
+      const arrived = await sandbox.run('git log -1 --format=%s from-host', { cwd: repository, check: true });
+      expect(arrived.stdout).toBe('one\n');
+      await expect(git('push', '-q', '-f', 'sandbox-web', 'trunk:trunk')).rejects.toThrow(
+        /refusing to update checked out branch/,
+      );
+      await git('push', '-q', 'sandbox-web', '--delete', 'from-host');
       await sandbox.run('git switch -qc more && git commit -q --allow-empty -m three', {
         cwd: repository,
         check: true,
@@ -59,4 +67,5 @@ test.skipIf(!runtimes.includes('bubblewrap'))(
     }
     await expectNothingLeft(daemon.home);
   },
+  180_000,
 );
