@@ -46,9 +46,22 @@ export async function connectIfRunning(): Promise<SandboxClient | undefined> {
 
 /** Whether the daemon that left its address here is still there. After a reboot its port may be someone else's. */
 function processLives(home: string): boolean {
+  return daemonProcess(home) !== undefined;
+}
+
+/** The process of the daemon that left its address here, if there is such a process. */
+export function daemonProcess(home: string): number | undefined {
   try {
     const { pid } = JSON.parse(readFileSync(join(home, 'daemon.json'), 'utf8')) as { pid: number };
-    return Number.isInteger(pid) && process.kill(pid, 0);
+    return Number.isInteger(pid) && lives(pid) ? pid : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+function lives(pid: number): boolean {
+  try {
+    return process.kill(pid, 0);
   } catch (error) {
     return (error as NodeJS.ErrnoException).code === 'EPERM';
   }

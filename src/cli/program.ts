@@ -8,6 +8,7 @@ import { addNetworkVerbs } from './verbs/network.ts';
 import { addPolicyVerbs } from './verbs/policy.ts';
 import { addSandboxVerbs } from './verbs/sandbox.ts';
 import { addSecretVerbs } from './verbs/secret.ts';
+import { addSettingsVerbs } from './verbs/settings.ts';
 import { addSshVerbs } from './verbs/ssh.ts';
 import { addTemplateVerbs } from './verbs/template.ts';
 import { addTuiVerb } from './verbs/tui.ts';
@@ -123,6 +124,7 @@ export function makeProgram(args: readonly string[]): Command {
   addNetworkVerbs(program);
   addPolicyVerbs(program);
   addSecretVerbs(program);
+  addSettingsVerbs(program);
   addSshVerbs(program);
   addTemplateVerbs(program);
   addTuiVerb(program);

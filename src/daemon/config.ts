@@ -4,7 +4,7 @@ import { readFile, stat } from 'node:fs/promises';
 import { homedir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { parse, TomlError } from 'smol-toml';
-import type { z } from 'zod';
+import { z } from 'zod';
 import {
   ConfigFile,
   configSections,
@@ -117,6 +117,26 @@ export interface ConfigSources {
   env: Readonly<Record<string, string | undefined>>;
   /** From the command line: values by dotted key, e.g. `server.port`. */
   overrides?: Readonly<Record<string, unknown>>;
+  /** Instead of what the file holds: what would be if it were changed. */
+  document?: string;
+}
+
+/** One key: what it is, and what made it so. */
+export interface Setting {
+  /** `section.key`. */
+  key: string;
+  /** Undefined where nothing is said and nothing is the default. */
+  value: unknown;
+  default: unknown;
+  source: 'default' | 'file' | 'environment';
+  /** `FILE:LINE`, or the variable. */
+  place?: string;
+  kind: ReturnType<typeof kindOf>;
+  /** Of these one, where there are not many. */
+  choices?: readonly string[];
+  /** Of the environment. */
+  variable: string;
+  description: string;
 }
 
 const fileBytesMax = 1024 * 1024;
@@ -124,20 +144,7 @@ const fileBytesMax = 1024 * 1024;
 /** Throws Failure('invalid') with a list of all that is wrong, Failure('not-found') for a file that was named and is not there. */
 export async function loadConfig(sources: ConfigSources): Promise<Config> {
   const { env } = sources;
-  const userHome = env.HOME || homedir();
-  const home = resolve(
-    expanded(sources.home ?? (env.GLOVEBOX_HOME || join(userHome, '.glovebox')), userHome),
-  );
-  const settings = new Settings();
-  const named = sources.configPath ?? (env.GLOVEBOX_CONFIG || env.SANDBOX_CONFIG_PATH || undefined);
-  const file = resolve(expanded(named ?? join(home, 'config.toml'), userHome));
-  const found = await settings.addFile(file, { required: named !== undefined });
-  settings.addEnvironment(env);
-  for (const [key, value] of Object.entries(sources.overrides ?? {})) {
-    if (value !== undefined) settings.set(key, value, `command line (${key})`);
-  }
-  const parsed = settings.parse();
-  if (parsed === undefined) throw settings.failure();
+  const { settings, parsed, home, userHome, file, found } = await gathered(sources);
   const config = configOf(parsed, {
     home,
     userHome,
@@ -148,6 +155,112 @@ export async function loadConfig(sources: ConfigSources): Promise<Config> {
   warnOfRisks(settings, config);
   return deepFrozen({ ...config, warnings: settings.warnings });
 }
+
+/** Every key there is, as a daemon with these sources would have it, and the file that it would read. Throws as `loadConfig`. */
+export async function loadSettings(sources: ConfigSources): Promise<{ file: string; settings: Setting[] }> {
+  const { settings, parsed, file } = await gathered(sources);
+  const values: Record<string, Record<string, unknown>> = parsed;
+  const all = sections.flatMap((section) =>
+    Object.keys(fieldsOf(section)).map((name): Setting => {
+      const key = `${section}.${name}`;
+      const place = settings.originOf(key);
+      const source =
+        place === undefined ? 'default' : place.startsWith(variableOrigin('')) ? 'environment' : 'file';
+      return {
+        ...aboutKey(key),
+        ...{ value: values[section]?.[name], source },
+        ...(place === undefined ? {} : { place }),
+      };
+    }),
+  );
+  return { file, settings: all };
+}
+
+/** What is known of a key without any source. Failure('invalid') for what is none, with those that may be meant. */
+export function aboutKey(key: string): Omit<Setting, 'value' | 'source' | 'place'> {
+  const field = fieldFor(key);
+  const { default: usual, enum: choices } = z.toJSONSchema(field, { io: 'input' });
+  const kind = kindOf(field);
+  return {
+    ...{ key, default: usual, kind, description: field.description ?? '' },
+    variable: variableOf(...(key.split('.') as [string, string])),
+    ...(Array.isArray(choices) ? { choices: choices.map(String) } : {}),
+  };
+}
+
+/** Text of a person as the value that the key takes. Failure('invalid') says what may be. */
+export function valueFor(key: string, text: string): unknown {
+  const field = fieldFor(key);
+  const { kind, description } = aboutKey(key);
+  const value = kind === 'list' && text === '' ? [] : converted(field, text);
+  const { error } = field.safeParse(value);
+  if (error === undefined) return value;
+  const kinds = { integer: 'a whole number', boolean: 'true or false', list: 'a list, separated by commas' };
+  throw new Failure('invalid', `${key}: ${plain(error.issues[0]?.message ?? 'cannot be')}`, {
+    hint: `${kind === 'string' ? '' : `It takes ${kinds[kind]}. `}${description}`,
+  });
+}
+
+function fieldFor(dotted: string): z.ZodType {
+  const [section = '', key = '', ...more] = dotted.split('.');
+  const field =
+    more.length === 0 && Object.hasOwn(fieldsOf(section), key) ? fieldsOf(section)[key] : undefined;
+  if (field !== undefined) return field;
+  const foreign = foreignKey([...refusedKeys, ...inertKeys], dotted);
+  if (foreign !== undefined)
+    throw new Failure('invalid', `${dotted} cannot be set: ${foreign.why}`, {
+      hint: 'Such keys are OpenSandbox’s and have no effect here.',
+    });
+  const close = closeKeys(dotted);
+  throw new Failure('invalid', `there is no setting ${quoted(dotted)}`, {
+    hint: `${close.length > 0 ? `Did you mean ${close.join(', ')}? ` : ''}All are listed by \`glovebox settings list --all\`.`,
+  });
+}
+
+const allKeys = () =>
+  sections.flatMap((section) => Object.keys(fieldsOf(section)).map((it) => `${section}.${it}`));
+
+/** Those of a section that was named alone, those with the same name elsewhere, and those a few slips of the pen away. */
+function closeKeys(dotted: string): string[] {
+  const text = dotted.slice(0, 128).toLowerCase().replaceAll('-', '_');
+  const name = text.slice(text.lastIndexOf('.') + 1);
+  const near = allKeys()
+    .map((it) => {
+      const own = it.slice(it.indexOf('.') + 1);
+      const same = own === name || it.startsWith(`${text}.`);
+      return { it, distance: same ? 0 : Math.min(editDistance(text, it), editDistance(text, own)) };
+    })
+    .filter(({ distance }) => distance <= Math.max(1, Math.floor(text.length / 4)));
+  return near
+    .sort((a, b) => a.distance - b.distance)
+    .slice(0, 6)
+    .map(({ it }) => it);
+}
+
+/** All sources, parsed. */
+async function gathered(sources: ConfigSources) {
+  const { env } = sources;
+  const userHome = env.HOME || homedir();
+  const home = resolve(
+    expanded(sources.home ?? (env.GLOVEBOX_HOME || join(userHome, '.glovebox')), userHome),
+  );
+  const settings = new Settings();
+  const named = sources.configPath ?? (env.GLOVEBOX_CONFIG || env.SANDBOX_CONFIG_PATH || undefined);
+  const file = resolve(expanded(named ?? join(home, 'config.toml'), userHome));
+  const found =
+    sources.document === undefined
+      ? await settings.addFile(file, { required: named !== undefined })
+      : settings.addDocument(sources.document, file);
+  settings.addEnvironment(env);
+  for (const [key, value] of Object.entries(sources.overrides ?? {})) {
+    if (value !== undefined) settings.set(key, value, `command line (${key})`);
+  }
+  const parsed = settings.parse();
+  if (parsed === undefined) throw settings.failure();
+  return { settings, parsed, home, userHome, file, found };
+}
+
+const variableOrigin = (name: string) => `environment variable ${name}`;
 
 /** Values of all sources, with the place that each came from, and what is wrong with them. */
 class Settings {
@@ -206,6 +319,10 @@ class Settings {
           })
         : failure;
     }
+    return this.addDocument(document, file);
+  }
+
+  addDocument(document: string, file: string): true {
     const lines = keyLines(document);
     const at = (key: string) => {
       for (let path = key; path !== ''; path = path.slice(0, Math.max(path.lastIndexOf('.'), 0))) {
@@ -239,11 +356,11 @@ class Settings {
     );
     for (const [name, value] of given) {
       const key = Object.hasOwn(namedVariables, name) ? namedVariables[name] : undefined;
-      if (key !== undefined) this.set(key, value, `environment variable ${name}`);
+      if (key !== undefined) this.set(key, value, variableOrigin(name));
     }
     for (const [name, text] of given) {
       if (!name.startsWith('GLOVEBOX_')) continue;
-      const origin = `environment variable ${name}`;
+      const origin = variableOrigin(name);
       const section = sections.find((it) => name.startsWith(variableOf(it, '')));
       if (section !== undefined) {
         const key = name.slice(variableOf(section, '').length).toLowerCase();
