@@ -16,7 +16,7 @@ let work: string;
 beforeAll(async () => {
   work = mkdtempSync(join(tmpdir(), 'glovebox-templates-'));
   daemon = await startDaemon();
-  client = new SandboxClient({ url: daemon.url, apiKey: daemon.apiKey });
+  client = new SandboxClient({ home: daemon.home });
 });
 
 afterAll(async () => {
