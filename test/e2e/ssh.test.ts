@@ -1,24 +1,36 @@
-// The system's own ssh, scp and sftp against sandboxes on bubblewrap, through the configuration that `glovebox setup ssh` writes.
+// The system's own ssh, scp, sftp, rsync and ssh-agent against sandboxes on bubblewrap, and once on Docker, through the configuration that `glovebox setup ssh` writes.
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
-import { lstatSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { create, list, remove, run } from '../client.ts';
 import { expectNothingLeft, startDaemon, type TestDaemon, until } from '../daemon.ts';
-import { runtimes } from '../runtimes.ts';
+import { imageFor, runtimes } from '../runtimes.ts';
+import { Tmux } from '../tmux.ts';
 
 const binary = join(import.meta.dirname, '../../bin/glovebox');
-const hasSsh = (() => {
+const has = (program: string, option: string) => {
   try {
-    execFileSync('ssh', ['-V'], { stdio: 'ignore' });
+    execFileSync(program, [option], { stdio: 'ignore' });
     return true;
   } catch {
     return false;
   }
-})();
+};
+const hasSsh = has('ssh', '-V');
 
 interface Ended {
   code: number | null;
@@ -56,8 +68,8 @@ describe.skipIf(!runtimes.includes('bubblewrap') || !hasSsh)('ssh to sandboxes',
     const { stdout, ...rest } = await finish(start('ssh', [...config(), ...args], input));
     return { ...rest, stdout: stdout.toString() };
   };
-  const processes = async () =>
-    (await run(daemon, web, "ps -eo args | grep -c '[s]leep 4321'")).stdout.trim();
+  const processes = async (args = 'sleep 4321') =>
+    (await run(daemon, web, `ps -eo args | grep -cx '${args}'`)).stdout.trim();
 
   beforeAll(async () => {
     daemon = await startDaemon({ runtime: 'bubblewrap' });
@@ -106,7 +118,7 @@ describe.skipIf(!runtimes.includes('bubblewrap') || !hasSsh)('ssh to sandboxes',
     expect(nobody).toMatchObject({ code: 255, stdout: '' });
     expect(nobody.stderr).toContain('"ghost": not in /etc/passwd');
     const agent = await finish(start(binary, ['ssh', '-A', 'web']));
-    expect(agent).toMatchObject({ code: 2, stderr: expect.stringContaining('agents are not forwarded') });
+    expect(agent).toMatchObject({ code: 2, stderr: expect.stringContaining('SSH_AUTH_SOCK is not set') });
   });
 
   test('whoever speaks no SSH, or nothing, is answered with an exit code and one line', async () => {
@@ -129,7 +141,148 @@ describe.skipIf(!runtimes.includes('bubblewrap') || !hasSsh)('ssh to sandboxes',
     expect(await processes()).toBe('1');
     child.kill('SIGKILL');
     await ended;
-    await until('the command', processes, (count) => count === '0');
+    await until(
+      'the command',
+      () => processes(),
+      (count) => count === '0',
+    );
+  });
+
+  test.skipIf(!has('tmux', '-V'))(
+    'in a terminal, Ctrl-C ends a program, also one that floods while the window changes its size',
+    async () => {
+      using tmux = new Tmux(folder, environment());
+      const terminal = tmux.open('keys', folder, { columns: 100, rows: 30 });
+      terminal.type('ssh -F config web.glovebox; echo "left with $?"');
+      terminal.type('PS1="inside> "; echo re""ady');
+      await terminal.shows(/^ready$/m);
+      terminal.type('sleep 4322');
+      await until(
+        'sleep',
+        () => processes('sleep 4322'),
+        (count) => count === '1',
+      );
+      terminal.press('C-c');
+      await until(
+        'sleep',
+        () => processes('sleep 4322'),
+        (count) => count === '0',
+      );
+      terminal.type('yes a-flood');
+      await terminal.shows(/^(a-flood\n){20}/m);
+      const resize = ['resize-window', '-t', 'keys', '-x', '77', '-y', '22'];
+      execFileSync('tmux', ['-S', join(folder, 'tmux.sock'), ...resize]);
+      terminal.press('C-c');
+      await until(
+        'yes',
+        () => processes('yes a-flood'),
+        (count) => count === '0',
+      );
+      terminal.type('stty size');
+      await terminal.shows(/^2[12] 77$/m);
+      // What it started stays when the shell goes, and keeps nobody waiting.
+      terminal.type('sleep 4323 & exit 5');
+      await terminal.shows('left with 5');
+      expect((await run(daemon, web, 'pkill -xf "sleep 4323"')).exitCode).toBe(0);
+    },
+    60_000,
+  );
+
+  test.skipIf(!has('tmux', '-V'))(
+    'in a terminal, ~. leaves at once, and the program is hung up',
+    async () => {
+      using tmux = new Tmux(folder, environment());
+      const terminal = tmux.open('leave', folder);
+      terminal.type('ssh -F config web.glovebox; echo "left with $?"');
+      terminal.type('sleep 4324');
+      await until(
+        'sleep',
+        () => processes('sleep 4324'),
+        (count) => count === '1',
+      );
+      terminal.press('Enter', '~', '.');
+      await terminal.shows('left with 255');
+      await until(
+        'sleep',
+        () => processes('sleep 4324'),
+        (count) => count === '0',
+      );
+    },
+    60_000,
+  );
+
+  describe('the SSH agent', () => {
+    let key: string;
+    let agent: { SSH_AUTH_SOCK: string };
+    let agentPid: number;
+    const asked = async (program: string, args: string[]) => {
+      const child = spawn(program, args, { env: { ...environment(), ...agent }, cwd: folder });
+      child.stdin.end();
+      const { stdout, ...rest } = await finish(child);
+      return { ...rest, stdout: stdout.toString() };
+    };
+
+    beforeAll(() => {
+      execFileSync('ssh-keygen', ['-q', '-t', 'ed25519', '-N', '', '-C', 'mine', '-f', 'mine'], {
+        cwd: folder,
+      });
+      key = readFileSync(join(folder, 'mine.pub'), 'utf8').trim();
+      agent = { SSH_AUTH_SOCK: join(folder, 'own-agent') };
+      const said = execFileSync('ssh-agent', ['-a', agent.SSH_AUTH_SOCK], { encoding: 'utf8' });
+      agentPid = Number(/SSH_AGENT_PID=(\d+)/.exec(said)?.[1]);
+      execFileSync('ssh-add', ['-q', 'mine'], { cwd: folder, env: { ...process.env, ...agent } });
+    });
+    afterAll(() => void process.kill(agentPid));
+
+    test('signs for a sandbox whose user says so, changes nothing for it, and is gone with the session', async () => {
+      const script = [
+        'stat -c "%a %U" "$(dirname "$SSH_AUTH_SOCK")"',
+        'ssh-add -L | tee /tmp/k.pub',
+        'ssh-add -T /tmp/k.pub && echo signed',
+        'echo text | ssh-keygen -q -Y sign -n test -f /tmp/k.pub - | head -1',
+        'ssh-add -D || ssh-add -x </dev/null || echo refused',
+        'ssh-add -l | wc -l; rm /tmp/k.pub',
+      ];
+      const { code, stdout } = await asked(binary, ['ssh', '-A', 'nobody@web', script.join('; ')]);
+      expect({ code, stdout }).toEqual({
+        code: 0,
+        stdout: `700 nobody\n${key}\nsigned\n-----BEGIN SSH SIGNATURE-----\nrefused\n1\n`,
+      });
+      expect((await run(daemon, web, 'ls -d /tmp/ssh-*; ps -eo args | grep -c "[k]ey-socket"')).stdout).toBe(
+        '0\n',
+      );
+    }, 60_000);
+
+    test('hears nothing of a guest that does not speak its protocol', async () => {
+      const script = [
+        'import os, socket',
+        'def ask(data):',
+        '    it = socket.socket(socket.AF_UNIX); it.connect(os.environ["SSH_AUTH_SOCK"])',
+        '    it.sendall(data); it.settimeout(20); return it.recv(99)',
+        'print(ask(b"GET / HTTP/1.1\\r\\n\\r\\n"), ask(b"\\0\\0\\0\\0"), ask(b"\\0\\4\\0\\1\\r"))',
+        'print(ask(b"\\0\\0\\0\\2\\x0bx"), ask(b"\\0\\0\\0\\1\\x13"), ask(b"\\0\\0\\0\\1\\x0b")[4])',
+        'many = [socket.socket(socket.AF_UNIX) for _ in range(17)]',
+        'for it in many: it.connect(os.environ["SSH_AUTH_SOCK"])',
+        'many[16].settimeout(20); print(many[16].recv(1))',
+      ];
+      const { stdout } = await asked(binary, ['ssh', '-A', 'web', `python3 -c '${script.join('\n')}'`]);
+      const failure = "b'\\x00\\x00\\x00\\x01\\x05'";
+      expect(stdout).toBe(`b'' b'' b''\n${failure} ${failure} 12\nb''\n`);
+    }, 60_000);
+
+    test('is not forwarded because a client asks: its user has to say so when ssh is set up', async () => {
+      const insists = ['-A', '-o', `IdentityAgent=${agent.SSH_AUTH_SOCK}`];
+      const line = 'echo "[$SSH_AUTH_SOCK]"; ls -d /tmp/ssh-* 2>/dev/null';
+      expect(await asked('ssh', [...config(), ...insists, 'web.glovebox', line])).toMatchObject({
+        stdout: '[]\n',
+      });
+      const set = await asked(binary, ['setup', 'ssh', '--file', 'open', '--forward-agent']);
+      expect(set).toMatchObject({ code: 0 });
+      const open = await asked('ssh', ['-F', 'open', 'web.glovebox', 'ssh-add -L']);
+      expect(open).toEqual({ code: 0, stdout: `${key}\n`, stderr: '' });
+      const closed = await asked('ssh', ['-F', 'open', '-a', 'web.glovebox', line]);
+      expect(closed).toMatchObject({ stdout: '[]\n' });
+    }, 60_000);
   });
 
   test('64 MiB up and down by scp and by a pipe are what they were, with new keys in between, two connections at once', async () => {
@@ -228,6 +381,88 @@ describe.skipIf(!runtimes.includes('bubblewrap') || !hasSsh)('ssh to sandboxes',
     serving.kill('SIGTERM');
     await Promise.all([forwarded, served]);
   });
+
+  test.skipIf(!has('curl', '-V'))(
+    'a SOCKS proxy to the sandbox leads to its loopback, and to nowhere else',
+    async () => {
+      const port = await freePort();
+      const server =
+        'mkdir -p /tmp/www; echo inside >/tmp/www/a; exec python3 -u -m http.server -b 127.0.0.1 -d /tmp/www 4569';
+      const serving = start('ssh', [...config(), '-D', `127.0.0.1:${port}`, 'web.glovebox', server]);
+      const served = finish(serving);
+      await new Promise((resolve) => serving.stdout?.once('data', resolve));
+      const fetched = async (url: string) => {
+        const proxied = ['-sS', '--noproxy', '', '--socks5-hostname', `127.0.0.1:${port}`];
+        const { code, stdout } = await finish(start('curl', [...proxied, url]));
+        return { code, text: stdout.toString() };
+      };
+      expect(await fetched('http://localhost:4569/a')).toEqual({ code: 0, text: 'inside\n' });
+      expect(await fetched('http://example.com/')).toEqual({ code: 97, text: '' });
+      expect(await fetched('http://169.254.169.254/')).toEqual({ code: 97, text: '' });
+      serving.kill('SIGTERM');
+      await served;
+    },
+    60_000,
+  );
+
+  test.skipIf(!has('rsync', '-V'))(
+    'rsync takes folders in and out, and sends what has changed',
+    async () => {
+      const tree = join(folder, 'tree');
+      mkdirSync(join(tree, 'sub'), { recursive: true });
+      writeFileSync(join(tree, 'sub/a'), 'a\n');
+      symlinkSync('sub/a', join(tree, 'link'));
+      const rsync = (...args: string[]) => finish(start('rsync', ['-a', '-e', 'ssh -F config', ...args]));
+      expect(await rsync('tree/', 'web.glovebox:/tmp/tree/')).toMatchObject({ code: 0, stderr: '' });
+      writeFileSync(join(tree, 'sub/b'), 'b\n');
+      const second = await rsync('--itemize-changes', 'tree/', 'web.glovebox:/tmp/tree/');
+      expect(second.stdout.toString().match(/^<f.*$/gm)).toEqual(['<f+++++++++ sub/b']);
+      expect(await rsync('web.glovebox:/tmp/tree/', 'returned/')).toMatchObject({ code: 0, stderr: '' });
+      expect(readFileSync(join(folder, 'returned/link'), 'utf8')).toBe('a\n');
+      expect(readFileSync(join(folder, 'returned/sub/b'), 'utf8')).toBe('b\n');
+    },
+    60_000,
+  );
+});
+
+describe.skipIf(!runtimes.includes('docker') || !hasSsh)('ssh to a container', () => {
+  test('has commands, terminals, files and the agent', async () => {
+    const daemon = await startDaemon({ runtime: 'docker' });
+    await using undo = new AsyncDisposableStack();
+    const folder = undo.adopt(mkdtempSync(join(tmpdir(), 'glovebox-ssh-')), (it) =>
+      rmSync(it, { recursive: true }),
+    );
+    undo.defer(async () => {
+      for (const { id } of await list(daemon)) await remove(daemon, id);
+      await daemon.stop();
+      await expectNothingLeft(daemon.home);
+    });
+    const uri = await imageFor('docker', daemon, 'debian');
+    await create(daemon, { image: { uri }, metadata: { 'glovebox.name': 'box' } });
+    const { GLOVEBOX_URL: _, OPEN_SANDBOX_DOMAIN: __, ...inherited } = process.env;
+    const SSH_AUTH_SOCK = join(folder, 'own-agent');
+    const env = { ...inherited, GLOVEBOX_HOME: daemon.home, SSH_AUTH_SOCK };
+    const agent = spawn('ssh-agent', ['-D', '-a', SSH_AUTH_SOCK], { stdio: 'ignore' });
+    undo.defer(() => void agent.kill());
+    await until(
+      'the agent',
+      () => existsSync(SSH_AUTH_SOCK),
+      (there) => there,
+    );
+    const local = (program: string, args: string[]) =>
+      execFileSync(program, args, { env, cwd: folder, encoding: 'utf8' });
+    local(binary, ['setup', 'ssh', '--file', 'config', '--forward-agent']);
+    const content = randomBytes(1024 * 1024);
+    writeFileSync(join(folder, 'up'), content);
+    local('scp', ['-q', '-F', 'config', 'up', 'box.glovebox:/tmp/up']);
+    local('scp', ['-q', '-F', 'config', 'box.glovebox:/tmp/up', 'down']);
+    expect(readFileSync(join(folder, 'down')).equals(content)).toBe(true);
+    const line = 'id -un; test -S "$SSH_AUTH_SOCK" && echo agent; stty size';
+    expect(local('ssh', ['-F', 'config', '-q', '-tt', 'box.glovebox', line])).toBe(
+      'root\r\nagent\r\n24 80\r\n',
+    );
+    expect(local('ssh', ['-F', 'config', 'box.glovebox', 'ls -d /tmp/ssh-* 2>&1 | wc -l'])).toBe('1\n');
+  }, 120_000);
 });
 
 async function freePort(): Promise<number> {
