@@ -739,6 +739,10 @@ const completions: [string, string[]][] = [
   ['glovebox logs web ', ['p1']],
   ['glovebox cp w', ['web:']],
   ['glovebox completion ', ['bash', 'zsh', 'fish']],
+  ['glovebox settings ', ['list', 'get', 'set', 'unset']],
+  ['glovebox settings get runtime.', ['runtime.type']],
+  ['glovebox settings set runtime.type ', ['bubblewrap', 'docker', 'memory']],
+  ['glovebox diff w', ['web']],
   ['glovebox exec web l', []],
 ];
 test('completion works in bash', async () => {

@@ -2,7 +2,7 @@
 import { Command, Option } from 'commander';
 import { ownVersion } from './commands/version.ts';
 import { exitCodeMeanings } from './exit-codes.ts';
-import { examples } from './help.ts';
+import { arrange, examples } from './help.ts';
 import { addCloneVerbs } from './verbs/clone.ts';
 import { addNetworkVerbs } from './verbs/network.ts';
 import { addPolicyVerbs } from './verbs/policy.ts';
@@ -168,5 +168,6 @@ export function makeProgram(args: readonly string[]): Command {
     .helpOption(false)
     .action(async (words) => (await import('./commands/completion.ts')).complete(program, words));
 
+  arrange(program);
   return program;
 }

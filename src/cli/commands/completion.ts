@@ -1,6 +1,7 @@
 // glovebox completion: scripts for shells, which ask this same program what fits. So they know every verb and option there is, and the
 // sandboxes that exist; no daemon is started for it.
 import type { Command, Option } from 'commander';
+import { configSections } from '../../contract/config.ts';
 import { serviceVariables } from '../../contract/services.ts';
 import { connectIfRunning } from '../connect.ts';
 import { usageError } from '../exit-codes.ts';
@@ -29,7 +30,7 @@ compdef _glovebox glovebox`,
   set -l words (commandline -opc) (commandline -ct)
   glovebox __complete $words[2..-1] 2>/dev/null
 end
-set -l with_files cp import exec serve run create save
+set -l with_files cp import exec serve run create save build load export
 complete -c glovebox -f -n "not __fish_seen_subcommand_from $with_files" -a '(__glovebox_complete)'
 complete -c glovebox -n "__fish_seen_subcommand_from $with_files" -a '(__glovebox_complete)'`,
 };
@@ -66,6 +67,22 @@ const placesOf: Record<string, Places> = {
   ports: oneSandbox,
   save: oneSandbox,
   start: sandboxes,
+  ssh: oneSandbox,
+  diff: oneSandbox,
+  apply: oneSandbox,
+  discard: oneSandbox,
+  checkpoint: oneSandbox,
+  'checkpoint ls': oneSandbox,
+  undo: { at: [sandbox, ([reference]) => checkpointIds(reference as string)] },
+  fetch: oneSandbox,
+  'ssh proxy': oneSandbox,
+  'image rm': { at: [imageNames], more: true },
+  'template save': oneSandbox,
+  'template export': { at: [templateNames] },
+  'template rm': { at: [templateNames], more: true },
+  'settings get': { at: [settingKeys] },
+  'settings set': { at: [settingKeys, ([key]) => settingValues(key as string)] },
+  'settings unset': { at: [settingKeys] },
   logs: { at: [sandbox, ([reference]) => processIds(reference as string)] },
   ps: oneSandbox,
   renew: oneSandbox,
@@ -131,20 +148,22 @@ async function candidatesFor(
     } else args.push(word);
   }
   // Behind the sandbox comes a command of the sandbox, of which we know nothing.
-  if (path[0] === 'exec' && args.length > 0) return [];
+  if ((path[0] === 'exec' || (path[0] === 'ssh' && path.length === 1)) && args.length > 0) return [];
   if (typed.startsWith('-')) {
     return command.options
       .filter((it) => !it.hidden && it.long)
       .map((it) => [it.long as string, it.description]);
   }
-  if (command.commands.length > 0) {
-    return command.commands
-      .filter((it) => !it.name().startsWith('_'))
-      .map((it) => [it.name(), it.description()]);
-  }
+  const verbs =
+    args.length > 0
+      ? []
+      : command.commands
+          .filter((it) => !it.name().startsWith('_'))
+          .map((it): [string, string] => [it.name(), it.description()]);
   const places = placesOf[path.join(' ')];
   const place = places?.at[args.length] ?? (places?.more ? places.at.at(-1) : undefined);
-  return (await place?.(args)) ?? [];
+  // Verbs are known without a server; what else may stand there may not be.
+  return [...verbs, ...((await place?.(args)) ?? [])];
 }
 
 async function valuesOf(option: Option): Promise<Candidates> {
@@ -165,6 +184,35 @@ async function agentsAndSandboxes(): Promise<Candidates> {
 async function presets(): Promise<Candidates> {
   const all = (await (await connectIfRunning())?.policy.presets()) ?? [];
   return all.map((it) => [it.name, it.description]);
+}
+
+async function checkpointIds(reference: string): Promise<Candidates> {
+  const sandbox = await (await connectIfRunning())?.connect(reference);
+  const all = (await sandbox?.workspaces.checkpoints()) ?? [];
+  return all.map((it) => [it.id, it.label]);
+}
+
+async function imageNames(): Promise<Candidates> {
+  return words(...((await (await connectIfRunning())?.images.list()) ?? []).map((it) => it.name));
+}
+
+async function templateNames(): Promise<Candidates> {
+  return words(...((await (await connectIfRunning())?.templates.list()) ?? []).map((it) => it.name));
+}
+
+function settingKeys(): Candidates {
+  return Object.entries(configSections).flatMap(([section, { shape }]) =>
+    Object.entries(shape).map(([key, field]): [string, string] => [
+      `${section}.${key}`,
+      field.description ?? '',
+    ]),
+  );
+}
+
+async function settingValues(key: string): Promise<Candidates> {
+  const { aboutKey } = await import('../../daemon/config.ts');
+  const { kind, choices } = aboutKey(key);
+  return words(...(kind === 'boolean' ? ['true', 'false'] : (choices ?? [])));
 }
 
 async function ruleIds(): Promise<Candidates> {

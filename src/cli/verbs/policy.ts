@@ -180,7 +180,7 @@ export function addPolicyVerbs(program: Command): void {
   profile
     .command('ls')
     .alias('list')
-    .description('list them')
+    .description('list the sets there are')
     .option('--json', 'as JSON, with all their rules')
     .addHelpText('after', examples(['glovebox policy profile ls', 'for policy init']))
     .action(async (options) => (await load()).profiles(options));
