@@ -123,7 +123,17 @@ export class Templates {
   }
 
   async remove(name: string, runtime: string | undefined, signal: AbortSignal): Promise<void> {
-    await (await this.#holder(name, runtime, signal)).images.remove(name, signal);
+    const { images } = await this.#holder(name, runtime, signal);
+    try {
+      await images.remove(name, signal);
+    } catch (error) {
+      if (!(error instanceof Failure) || error.code !== 'conflict') throw error;
+      // What builds have kept on top of it is nobody's but ours.
+      const cached = (await images.list(signal)).filter((it) => it.name.startsWith(cachePrefix));
+      cached.sort((a, b) => b.createdAt.getTime() - a.createdAt.getTime());
+      for (const it of cached) await images.remove(it.name, signal).catch(() => undefined);
+      await images.remove(name, signal);
+    }
   }
 
   /** Ends with `done` or `failed`, and throws only when the caller's signal fires; then nothing of it stays. */
