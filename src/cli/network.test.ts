@@ -878,7 +878,10 @@ test('completion knows the verbs, sandboxes, presets, rules, questions and servi
     ],
     [['policy', 'approval', 'answer', ''], ['q1']],
     [['policy', 'inspect', ''], ['11111111-aaaa']],
-    [['secret', 'set', 'an'], ['anthropic', 'anthropic-oauth']],
+    [
+      ['secret', 'set', 'an'],
+      ['anthropic', 'anthropic-oauth'],
+    ],
     [['secret', 'rm', ''], ['github']],
   ];
   for (const [line, words] of lines) {

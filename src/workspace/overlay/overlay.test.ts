@@ -208,9 +208,10 @@ describe.skipIf(!asRoot)('applying', () => {
   });
 
   const text = (...changed: [number, string][]) =>
-    Array.from({ length: 20 }, (_, line) => changed.find(([at]) => at === line)?.[1] ?? `line ${line}`).join(
-      '\n',
-    ) + '\n';
+    `${Array.from(
+      { length: 20 },
+      (_, line) => changed.find(([at]) => at === line)?.[1] ?? `line ${line}`,
+    ).join('\n')}\n`;
   type Side = 'edit' | 'other lines' | 'same edit' | 'delete' | 'link' | 'folder';
   const onHost: Record<Side, (place: string) => void> = {
     edit: (place) => writeFileSync(place, text([3, 'host'])),
