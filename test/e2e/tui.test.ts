@@ -15,13 +15,18 @@ describe.skipIf(!runtimes.includes('bubblewrap'))('the screen', () => {
   let lab: Lab;
   let daemon: TestDaemon;
   let folder: string;
+  /** Each screen has a tmux server of its own: one that is on its way out would take the next screen along. */
+  let server = 0;
 
   const environment = () => {
     const { GLOVEBOX_URL: _, OPEN_SANDBOX_DOMAIN: __, TMUX: ___, NO_COLOR: ____, ...env } = process.env;
     return { ...env, GLOVEBOX_HOME: daemon.home, TMUX_TMPDIR: folder, PS1: 'READY> ', HISTFILE: '' };
   };
   const tmux = (...args: string[]) =>
-    execFileSync('tmux', ['-L', 'tui', '-f', '/dev/null', ...args], { env: environment(), encoding: 'utf8' });
+    execFileSync('tmux', ['-L', `tui-${server}`, '-f', '/dev/null', ...args], {
+      env: environment(),
+      encoding: 'utf8',
+    });
   const press = (...keys: string[]) => void tmux('send-keys', '-t', 'it', ...keys);
   const type = (text: string) => void tmux('send-keys', '-t', 'it', '-l', text);
   const screen = () => tmux('capture-pane', '-p', '-t', 'it');
@@ -55,6 +60,7 @@ describe.skipIf(!runtimes.includes('bubblewrap'))('the screen', () => {
     (await run(daemon, await idOf('web'), `curl -sS -m 25 https://${host}/ 2>&1`)).stdout;
   /** A shell of its own, and the screen in it. */
   const open = async (cols: number, rows: number, line = binary) => {
+    server += 1;
     tmux(
       'new-session',
       '-d',
