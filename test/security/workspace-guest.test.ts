@@ -240,6 +240,7 @@ describe.skipIf(!isRoot).each(runtimes)('%s', (runtime) => {
       });
     const sandbox = await client.create({
       ...{ runtime, image: imageOf[runtime]?.() ?? '', name: 'liar', keep: true },
+      env: { PATH: '/opt/first:/usr/bin:/bin' },
       workspaces: [{ path: project, mode: 'clone' }],
     });
     const heads = () => readFileSync(join(project, '.git/refs/heads/trunk'), 'utf8');
@@ -247,7 +248,7 @@ describe.skipIf(!isRoot).each(runtimes)('%s', (runtime) => {
     // What stands first in PATH is what answers; it says what servers say beside the pack, and a reference that would be one of the host's own.
     const said = '\\033]0;owned\\007\\033[2J';
     await sandbox.run(
-      `printf '#!/bin/sh\\nprintf "${said}\\\\n" >&2\\nprintf "0032ERR ${said}  and more, and more, and more..\\\\n"\\n' >/tmp/git-upload-pack; chmod 755 /tmp/git-upload-pack; mkdir -p /usr/local/bin; cp /tmp/git-upload-pack /usr/local/bin/git-upload-pack`,
+      `mkdir /opt/first; printf '#!/bin/sh\\nprintf "${said}\\\\n" >&2\\nprintf "0032ERR ${said}  and more, and more, and more..\\\\n"\\n' >/opt/first/git-upload-pack; chmod 755 /opt/first/git-upload-pack`,
       { user: '0' },
     );
     const env = { ...process.env, GLOVEBOX_HOME: daemon.home };

@@ -124,9 +124,10 @@ async function findOrCreate(
       return { sandbox, info: await sandbox.info(), agent, made: true };
     } catch (error) {
       if (isNameTaken(error) && race < racesMax) continue;
-      if (error instanceof SandboxError && error.code === 'not-found' && !agent) {
+      // A plain word is a mistyped agent more often than an image, also where no registry can be asked.
+      const codes: string[] = /[/:]/.test(word) ? ['not-found'] : ['not-found', 'unavailable'];
+      if (error instanceof SandboxError && codes.includes(error.code) && !agent)
         throw await unknownWord(client, word, error);
-      }
       throw error;
     }
   }
