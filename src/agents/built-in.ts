@@ -30,7 +30,10 @@ mkdir -p "$HOME"
 curl -fsSL ${url} -o "$HOME/install.sh"
 bash "$HOME/install.sh"
 chmod -R a+rX "$HOME"
-ln -sf "$HOME/.local/bin/${program}" /usr/local/bin/${program}`,
+bin=/usr/local/bin
+[ -w "$bin" ] || bin=/opt/bin
+mkdir -p "$bin"
+ln -sf "$HOME/.local/bin/${program}" "$bin/${program}"`,
     hosts: [new URL(url).hostname, ...hosts],
   },
 ];

@@ -124,7 +124,9 @@ export class Layers {
       shared: ['/usr', ...bound, ...etc],
       image: {
         env: {
-          PATH: '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
+          // What is installed for all users goes there, because /usr is the host's.
+          PATH: '/opt/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
+          npm_config_prefix: '/opt',
           LANG: 'C.UTF-8',
         },
         entrypoint: [],
