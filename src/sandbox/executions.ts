@@ -12,6 +12,8 @@ import { type Execution, type ExecutionInfo, type Executions, mainExecId } from 
 
 const memoryLogBytesMax = 1024 * 1024;
 const fileLogBytesMax = 64 * 1024 * 1024;
+/** Whoever started a command connects to its output a moment later, on a busy machine a long one. */
+const firstReaderMs = 5_000;
 /** Ended commands are forgotten, oldest first, beyond this many in one sandbox, */
 const endedMax = 1_000;
 /** and before that, beyond this much, the output of ended ones: in memory, and on disk. */
@@ -240,7 +242,10 @@ export class SandboxExecutions implements Executions {
     const background = record !== undefined;
     const log = background
       ? await this.#log(execId, true)
-      : new MemoryOutputLog({ bytesMax: memoryLogBytesMax, from: summary?.start ?? 0 });
+      : new MemoryOutputLog({
+          ...{ bytesMax: memoryLogBytesMax, awaitMs: firstReaderMs },
+          from: summary?.start ?? 0,
+        });
     const info = {
       id: execId,
       command: record?.command ?? [],
@@ -285,7 +290,7 @@ export class SandboxExecutions implements Executions {
   async #log(execId: string, background: boolean): Promise<OutputLog> {
     return background
       ? FileOutputLog.open(join(this.#options.folder, execId), { bytesMax: fileLogBytesMax })
-      : new MemoryOutputLog({ bytesMax: memoryLogBytesMax });
+      : new MemoryOutputLog({ bytesMax: memoryLogBytesMax, awaitMs: firstReaderMs });
   }
 
   #execution(info: Omit<ExecutionInfo, 'start' | 'end'>, log: OutputLog): KeptExecution {

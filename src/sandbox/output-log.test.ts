@@ -106,6 +106,27 @@ test('a reader that is attached holds the writer back, and its leaving lets it g
   expect(log.start).toBe(4);
 });
 
+test('nothing is dropped before the first reader has come, for as long as it is awaited', async () => {
+  const log = new MemoryOutputLog({ bytesMax: 10, awaitMs: 60_000 });
+  let written = 0;
+  const writing = (async () => {
+    for (; written < 5; written++) await log.append(piece(written * 8, 'x'.repeat(8)));
+    await log.finish();
+  })();
+  await new Promise((resolve) => setImmediate(resolve));
+  expect(written).toBe(1);
+  const seen = await collect(log.read(0, { follow: true }));
+  await writing;
+  expect(seen).toHaveLength(5);
+  expect(seen.some((it) => it.startsWith('gap'))).toBe(false);
+});
+
+test('who is awaited and does not come keeps the writer no longer than said', async () => {
+  const log = new MemoryOutputLog({ bytesMax: 10, awaitMs: 50 });
+  for (let at = 0; at < 5; at++) await log.append(piece(at * 8, 'x'.repeat(8)));
+  expect(log.start).toBeGreaterThan(0);
+});
+
 test('a log on disk goes on behind its last whole record after a crash', async () => {
   const path = join(folder, 'log');
   const before = await FileOutputLog.open(path, { bytesMax: 1000 });

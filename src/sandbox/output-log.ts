@@ -88,8 +88,12 @@ export class MemoryOutputLog implements OutputLog {
   #start: number;
   #end: number;
   #finished = false;
+  /** Until then whoever is to read it may still be on the way; 0 once somebody has come. */
+  #awaitedUntil: number;
 
-  constructor(options: { bytesMax: number; from?: number }) {
+  /** `awaitMs`: so long the writer waits for the first reader, rather than to drop what that one is to have. Default: not at all. */
+  constructor(options: { bytesMax: number; from?: number; awaitMs?: number }) {
+    this.#awaitedUntil = performance.now() + (options.awaitMs ?? 0);
     this.#bytesMax = options.bytesMax;
     this.#gatherBytes = Math.min(gatherBytesMax, options.bytesMax / 16);
     this.#start = this.#end = options.from ?? 0;
@@ -110,8 +114,17 @@ export class MemoryOutputLog implements OutputLog {
     while (this.#over && !this.#finished) {
       const next = endOf(this.#pieces[this.#head] as Output);
       if ([...this.#readers].some((reader) => reader.at < next)) await this.#changed.heard();
+      else if (this.#awaitedUntil > performance.now()) await this.#firstReader();
       else this.#drop(next);
     }
+  }
+
+  async #firstReader(): Promise<void> {
+    const ring = () => this.#changed.ring();
+    const timer = setTimeout(ring, this.#awaitedUntil - performance.now());
+    timer.unref();
+    await this.#changed.heard();
+    clearTimeout(timer);
   }
 
   get #over(): boolean {
@@ -158,6 +171,8 @@ export class MemoryOutputLog implements OutputLog {
   async *read(from: number, options: { follow: boolean }, signal?: AbortSignal): AsyncGenerator<Output> {
     const reader = { at: from };
     this.#readers.add(reader);
+    this.#awaitedUntil = 0;
+    this.#changed.ring();
     try {
       for (;;) {
         signal?.throwIfAborted();

@@ -306,6 +306,9 @@ describe.skipIf(!runtimes.includes('bubblewrap') || !hasSsh)('ssh to sandboxes',
         content,
       ),
     ]);
+    expect({ code: piped.code, stderr: piped.stderr, bytes: piped.stdout.length }).toEqual({
+      ...{ code: 0, stderr: '', bytes: content.length },
+    });
     expect(createHash('sha256').update(piped.stdout).digest('hex')).toBe(hash);
     expect(summed).toEqual({ code: 0, stdout: `${hash}  -\n${hash}  -\n640\n`, stderr: '' });
     expect(await finish(start('scp', ['-q', ...config(), 'web.glovebox:/tmp/big$x', 'back']))).toMatchObject({
