@@ -84,12 +84,16 @@ test('what fails before its first byte is an error, not a cut connection', async
     templates: {
       export: async function* () {
         yield* [] as Uint8Array[];
-        throw new Failure('unsupported', 'it lives of this host’s own files');
+        throw new Failure('unsupported', 'it lives of this host’s own files', {
+          hint: 'Give a project’s “own” folder.',
+        });
       },
     } as never,
   });
   const answer = await refuses.call('GET', '/v1/templates/x/export');
   expect([answer.status, answer.json.message]).toEqual([501, 'it lives of this host’s own files']);
+  // Headers hold plain characters only; those that stand for one are spelt with it.
+  expect(answer.headers.get('glovebox-hint')).toBe('Give a project\'s "own" folder.');
   await refuses[Symbol.asyncDispose]();
 });
 

@@ -187,7 +187,11 @@ function guestWord(failure: Failure): string | undefined {
 
 /** What a header may hold, and no more of it than a person reads. */
 function headerText(text: string): string {
-  return text.replace(/[^\x20-\x7e]+/g, ' ').slice(0, 500);
+  return text
+    .replace(/[‘’]/g, "'")
+    .replace(/[“”]/g, '"')
+    .replace(/[^\x20-\x7e]+/g, ' ')
+    .slice(0, 500);
 }
 
 /** The value as the schema sees it, or Failure('invalid') that says which field is wrong. */
