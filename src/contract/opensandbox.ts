@@ -1,6 +1,7 @@
 // The lifecycle and egress APIs of OpenSandbox as they cross the wire (specifications: sandbox-lifecycle and egress, both version 0.1.0, and
 // their npm client 0.1.11). Answers of the lifecycle API may carry one property more than the specification names: `glovebox`. Properties that are absent are omitted, never null.
 import { z } from 'zod';
+import { BellDecisions } from './bell.ts';
 import { AgentDefinition, SetupFile, SetupStep } from './agents.ts';
 import { NewRule } from './network.ts';
 import { PublishPort } from './ports.ts';
@@ -161,6 +162,9 @@ export const CreateSandboxRequest = z.strictObject({
         .max(4096)
         .optional()
         .describe('Where they run; by default in the main workspace.'),
+      bell: BellDecisions.optional().describe(
+        'It may reach the bell. What is said here of actions holds for this sandbox; of the others, what holds for all.',
+      ),
     })
     .optional()
     .describe('What OpenSandbox has no field for.'),
