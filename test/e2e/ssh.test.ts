@@ -63,6 +63,12 @@ describe.skipIf(!runtimes.includes('bubblewrap') || !hasSsh)('ssh to sandboxes',
       child.on('close', (code) => resolve({ code, stdout: Buffer.concat(stdout), stderr })),
     );
   };
+  /** Waits for what `child` says first; one that ends without a word fails the test with its reasons. */
+  const spoken = (child: ChildProcess, ended: Promise<Ended>): Promise<void> =>
+    new Promise((resolve, reject) => {
+      child.stdout?.once('data', () => resolve());
+      ended.then(({ code, stderr }) => reject(new Error(`ended with ${code}: ${stderr}`)));
+    });
   const config = () => ['-F', join(folder, 'config')];
   const ssh = async (args: string[], input?: Buffer) => {
     const { stdout, ...rest } = await finish(start('ssh', [...config(), ...args], input));
@@ -361,7 +367,7 @@ describe.skipIf(!runtimes.includes('bubblewrap') || !hasSsh)('ssh to sandboxes',
       'import socket;s=socket.create_server(("127.0.0.1",4567));print("up",flush=True)\nwhile 1:\n c,_=s.accept();d=b""\n while 1:\n  p=c.recv(9)\n  if not p: break\n  d+=p\n c.sendall(d[::-1]);c.close()';
     const serving = start('ssh', [...config(), 'web.glovebox', `python3 -u -c '${server}'`]);
     const served = finish(serving);
-    await new Promise((resolve) => serving.stdout?.once('data', resolve));
+    await spoken(serving, served);
     // Half-closed one way, the answer still comes.
     expect(await ssh(['-W', 'localhost:4567', 'web.glovebox'], Buffer.from('abc'))).toMatchObject({
       ...{ code: 0, stdout: 'cba' },
@@ -393,9 +399,9 @@ describe.skipIf(!runtimes.includes('bubblewrap') || !hasSsh)('ssh to sandboxes',
         'mkdir -p /tmp/www; echo inside >/tmp/www/a; exec python3 -u -m http.server -b 127.0.0.1 -d /tmp/www 4569';
       const serving = start('ssh', [...config(), '-D', `127.0.0.1:${port}`, 'web.glovebox', server]);
       const served = finish(serving);
-      await new Promise((resolve) => serving.stdout?.once('data', resolve));
+      await spoken(serving, served);
       const fetched = async (url: string) => {
-        const proxied = ['-sS', '--noproxy', '', '--socks5-hostname', `127.0.0.1:${port}`];
+        const proxied = ['-sS', '-m', '20', '--noproxy', '', '--socks5-hostname', `127.0.0.1:${port}`];
         const { code, stdout } = await finish(start('curl', [...proxied, url]));
         return { code, text: stdout.toString() };
       };
