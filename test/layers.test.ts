@@ -14,11 +14,13 @@ const arrows: Record<string, string[]> = {
   policy: ['contract', 'lib'],
   journal: ['contract', 'lib'],
   vault: ['contract', 'lib'],
-  agent: ['channel', 'contract', 'lib'],
+  // What every guest gets holds the bell's client.
+  agent: ['channel', 'bell', 'contract', 'lib'],
   guest: ['channel', 'contract', 'lib'],
   // A driver names the agent's command line; the memory runtime runs the agent in this process.
   runtime: ['agent', 'channel', 'contract', 'lib', 'image'],
   image: ['contract', 'lib', 'runtime'],
+  bell: ['policy', 'journal', 'contract', 'lib'],
   sandbox: ['guest', 'runtime', 'channel', 'store', 'contract', 'lib'],
   workspace: ['sandbox', 'guest', 'runtime', 'contract', 'lib'],
   agents: ['sandbox', 'runtime', 'contract', 'lib'],
@@ -35,7 +37,7 @@ const arrows: Record<string, string[]> = {
   // A project's agents are read and approved where the person is.
   cli: ['agents', 'contract', 'lib', 'sdk', 'daemon'],
   daemon: [
-    ...['workspace', 'agents', 'ingress', 'template', 'dockergate'],
+    ...['workspace', 'agents', 'ingress', 'template', 'dockergate', 'bell'],
     ...['api', 'egress', 'policy', 'journal', 'vault', 'sandbox', 'image', 'runtime', 'agent', 'store'],
     ...['guest', 'channel', 'contract', 'lib'],
   ],

@@ -1,13 +1,12 @@
 // From what was asked to what the kernel can run: the program's path, its environment, its folder, its user; and why it cannot run, in clear words.
 import { accessSync, closeSync, constants, openSync, readSync, statSync } from 'node:fs';
 import type { ExecRequest } from '../contract/guest.ts';
+import { defaultPath } from '../contract/guest-wire.ts';
 import { shown } from './paths.ts';
 import type { SpawnSpec, User } from './platform/platform.ts';
 import { errnoOf, Refusal } from './refusal.ts';
 import { markName } from './tree.ts';
 import { type Account, Accounts } from './users.ts';
-
-const defaultPath = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';
 
 /** Everything of a SpawnSpec but the program's path, of which there may be several to try. */
 export interface Prepared {

@@ -82,3 +82,11 @@ export interface Bell {
     options: { signal: AbortSignal; emit?: ActionCall['emit'] },
   ): Promise<unknown>;
 }
+
+/** Asks a person, and waits a bounded time. No answer is a no. */
+export interface BellAsker {
+  ask(
+    question: { sandbox: string; sandboxName?: string; action: string; detail: string },
+    signal: AbortSignal,
+  ): Promise<boolean>;
+}

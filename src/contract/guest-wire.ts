@@ -19,5 +19,8 @@ export const directBytesMin = 256 * 1024;
 export const proxyPort = 3128;
 export const socksPort = 1080;
 
+/** Where commands are looked for when neither image nor request says. */
+export const defaultPath = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';
+
 /** The id of bulk connections that carry what a guest sends to the world; they are not asked for. */
 export const egressBulkId = 'egress';

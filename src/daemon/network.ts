@@ -2,6 +2,7 @@
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { NetworkService } from '../api/network.ts';
+import { withBell } from '../egress/bell-place.ts';
 import { openCertificateAuthority } from '../egress/certificates/authority.ts';
 import { readExtraAuthorities, systemRoots } from '../egress/certificates/roots.ts';
 import { createUpstream } from '../egress/dial.ts';
@@ -34,10 +35,17 @@ export interface HomeNetwork extends AsyncDisposable {
   service: NetworkService;
   /** The placeholder of the secret that all sandboxes have for a service. */
   placeholderOf: (service: string) => string | undefined;
+  /** Puts questions of the bell to a person. */
+  asker: BellAsker;
 }
 
 /** Failure where something of it cannot be used as the configuration says; nothing is left open then. */
-export async function openNetwork(config: Config, store: Store, log: Log): Promise<HomeNetwork> {
+export async function openNetwork(
+  config: Config,
+  store: Store,
+  bell: SandboxBell | undefined,
+  log: Log,
+): Promise<HomeNetwork> {
   await using undo = new AsyncDisposableStack();
   const now = () => new Date();
   const { egress, paths } = config;
@@ -97,6 +105,8 @@ export async function openNetwork(config: Config, store: Store, log: Log): Promi
     now,
     remember: async (question, { allow, scope }) => {
       const sandboxId = scope === 'sandbox' ? question.sandbox : undefined;
+      if (question.action !== undefined)
+        return bell?.remember(question.action, allow ? 'allow' : 'deny', sandboxId);
       policies.addRule(ruleOf(question, allow), sandboxId, 'approval');
     },
     ...(egress.askNotify ? { notify: desktopNotifier() } : {}),
@@ -110,7 +120,10 @@ export async function openNetwork(config: Config, store: Store, log: Log): Promi
         'a connection of a sandbox failed in us',
       ),
     limits: { connections: egress.connectionsMax, headMs, handshakeMs, connectMs, idleMs: egress.idleMs },
-    upstream: (sandboxId) => upstream.forCaller(sandboxId),
+    upstream: (sandboxId) => {
+      const own = upstream.forCaller(sandboxId);
+      return bell === undefined ? own : withBell(own, bell, sandboxId);
+    },
     authority,
   });
   const networks = new Networks({
@@ -121,6 +134,7 @@ export async function openNetwork(config: Config, store: Store, log: Log): Promi
     trustFiles: prepareTrustFiles([...roots, ...extraAuthorities]),
     inspect: egress.inspect,
     transparent: egress.transparent,
+    bell,
     log,
   });
 

@@ -2,6 +2,9 @@
 // tells agents and sessions when something changes.
 import type { Socket } from 'node:net';
 import { hostImage, nameLabel, transparentExtension } from '../contract/admin.ts';
+import { type BellDecisions, bellPortDefault } from '../contract/bell.ts';
+import { defaultPath, guestFolder } from '../contract/guest-wire.ts';
+import type { NewRule } from '../contract/network.ts';
 import type { Guest } from '../guest/guest.ts';
 import { Failure } from '../lib/failure.ts';
 import type { Log } from '../lib/log.ts';
@@ -22,6 +25,16 @@ const agentMs = 10_000;
 /** `captured`: connections to any address arrive here; `loopback`: only what goes through the proxy; `open`: past us. */
 type Walls = Parameters<SandboxNetwork['attach']>[1]['walls'];
 
+/** What the network does for the bell. */
+export interface NetworkBell {
+  port: number;
+  /** Programs for every guest's PATH: name → script. */
+  shims: Readonly<Record<string, string>>;
+  /** Decisions that a new sandbox brings. */
+  opened(sandboxId: string, decisions: BellDecisions): void;
+  forget(sandboxId: string): void;
+}
+
 export interface NetworksOptions {
   policies: Policies;
   vault: Vault;
@@ -31,6 +44,8 @@ export interface NetworksOptions {
   inspect: EgressSandbox['inspect'];
   /** Whether to catch connections at all where the walls allow it. */
   transparent: boolean;
+  /** Absent where sandboxes have none. */
+  bell: NetworkBell | undefined;
   log: Log;
 }
 
@@ -59,7 +74,8 @@ export class Networks implements SandboxNetwork {
   open(info: SandboxInfo, request: NetworkRequest): void {
     this.#add(info);
     try {
-      this.#options.policies.open(info.id, request);
+      this.#options.policies.open(info.id, this.#withBell(request));
+      if (request.bell !== undefined) this.#options.bell?.opened(info.id, request.bell);
     } catch (error) {
       this.detach(info.id);
       throw error;
@@ -77,13 +93,21 @@ export class Networks implements SandboxNetwork {
   }
 
   files(sandboxId: string): Record<string, string | Uint8Array> {
-    return this.#options.trustFiles(this.#of(sandboxId).authority.certificate);
+    const shims = Object.entries(this.#options.bell?.shims ?? {});
+    return {
+      ...this.#options.trustFiles(this.#of(sandboxId).authority.certificate),
+      ...Object.fromEntries(shims.map(([name, script]) => [`bin/${name}`, script])),
+    };
   }
 
-  environment(sandboxId: string): Record<string, string> {
+  environment(sandboxId: string, image: Readonly<Record<string, string>>): Record<string, string> {
     const inside = this.#all.get(sandboxId)?.inside;
     if (inside === undefined || inside.walls === 'open') return {};
-    return { ...trustEnvironment(), ...this.#options.vault.forSandbox(sandboxId).environment };
+    return {
+      ...trustEnvironment(),
+      ...bellEnvironment(this.#options.bell, image),
+      ...this.#options.vault.forSandbox(sandboxId).environment,
+    };
   }
 
   async attach(
@@ -138,6 +162,7 @@ export class Networks implements SandboxNetwork {
   async forget(sandboxId: string): Promise<void> {
     this.detach(sandboxId);
     this.#options.policies.forget(sandboxId);
+    this.#options.bell?.forget(sandboxId);
     await this.#options.vault.forgetSandbox(sandboxId);
   }
 
@@ -151,6 +176,18 @@ export class Networks implements SandboxNetwork {
         this.#options.log.warn({ sandbox: id, error: String(error) }, 'the agent did not hear of its ports'),
       );
     }
+  }
+
+  /** Whoever asks for the bell gets the way to it, too. */
+  #withBell(request: NetworkRequest): NetworkRequest {
+    if (request.bell === undefined) return request;
+    const { bell } = this.#options;
+    if (bell === undefined)
+      throw new Failure('unsupported', 'glovebox.bell: the bell is switched off on this host', {
+        hint: 'Set `enabled = true` in bell.toml and restart the daemon, or leave it out.',
+      });
+    const rule: NewRule = { decision: 'allow', resources: [`localhost:${bell.port}`] };
+    return { ...request, rules: [...(request.rules ?? []), rule] };
   }
 
   #of(sandboxId: string): Surroundings {
@@ -207,4 +244,19 @@ export class Networks implements SandboxNetwork {
         'some ports belong to programs of the guest and are not caught',
       );
   }
+}
+
+/** The bell's client is found last, so that nothing of an image is hidden; what the owner has put before it is found first. */
+function bellEnvironment(
+  bell: NetworkBell | undefined,
+  { PATH = defaultPath }: Readonly<Record<string, string>>,
+): Record<string, string> {
+  if (bell === undefined) return {};
+  const shims = Object.keys(bell.shims).length > 0 ? [`${guestFolder}/run/bin`] : [];
+  return {
+    PATH: [...shims, PATH, `${guestFolder}/agent/bin`].join(':'),
+    ...(bell.port === bellPortDefault
+      ? {}
+      : { SANDBOX_COMM_URL: `http://host.docker.internal:${bell.port}/` }),
+  };
 }

@@ -123,7 +123,7 @@ export class Life {
       guest: () => this.#inside(),
       defaults: () => ({
         ...this.#image,
-        env: { ...this.#image.env, ...options.network.environment(id), ...record.env },
+        env: { ...this.#image.env, ...options.network.environment(id, this.#image.env), ...record.env },
         ...(this.#cwd === undefined ? {} : { cwd: this.#cwd }),
         ...(record.user === undefined ? {} : { user: record.user }),
       }),
@@ -307,8 +307,11 @@ export class Life {
     await mkdir(this.#runFolder, { recursive: true, mode: 0o755 });
     if (boots) {
       const files = { 'boot.json': JSON.stringify(boot), ...this.#options.network.files(this.info.id) };
-      for (const [name, content] of Object.entries(files))
-        await writeFile(join(this.#runFolder, name), content, { mode: 0o644 });
+      for (const [path, content] of Object.entries(files)) {
+        const file = join(this.#runFolder, path);
+        await mkdir(dirname(file), { recursive: true, mode: 0o755 });
+        await writeFile(file, content, { mode: path.startsWith('bin/') ? 0o755 : 0o644 });
+      }
     }
     this.#door = await openDoor({
       runFolder: this.#runFolder,

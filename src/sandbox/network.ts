@@ -1,5 +1,6 @@
 // What a sandbox's life asks of the network around it, so that nothing of the guest runs before its way out is in place.
 import type { Socket } from 'node:net';
+import type { BellDecisions } from '../contract/bell.ts';
 import type { NewRule } from '../contract/network.ts';
 import type { NetworkPolicy } from '../contract/opensandbox.ts';
 import type { Guest } from '../guest/guest.ts';
@@ -11,6 +12,8 @@ export interface NetworkRequest {
   networkPolicy?: NetworkPolicy;
   /** Rules for this sandbox alone. */
   rules?: NewRule[];
+  /** It may reach the bell, with these decisions about actions. */
+  bell?: BellDecisions;
 }
 
 export interface SandboxNetwork {
@@ -18,10 +21,10 @@ export interface SandboxNetwork {
   open(info: SandboxInfo, request: NetworkRequest): void;
   /** The same for a sandbox that an earlier daemon has opened. Never throws: what cannot be read any more allows nothing. */
   adopt(info: SandboxInfo): void;
-  /** Files for the run folder, which the guest sees at /.glovebox/run: name → content. All of it is public. */
+  /** Files for the run folder, which the guest sees at /.glovebox/run: path → content. All of it is public; what lies in `bin/` is a program. */
   files(sandboxId: string): Record<string, string | Uint8Array>;
-  /** Variables for every command, under those of the sandbox's creator. */
-  environment(sandboxId: string): Record<string, string>;
+  /** Variables for every command, over those of the image and under those of the sandbox's creator. */
+  environment(sandboxId: string, image: Readonly<Record<string, string>>): Record<string, string>;
   /**
    * The agent has said hello, or again: it is told what to catch. Before the first command runs. Failure('unsupported') when rules were asked for
    * and these walls cannot hold them.

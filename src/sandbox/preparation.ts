@@ -1,5 +1,6 @@
 // What a new sandbox gets before anybody may use it: files, then steps, then a look whether the program it is for is there.
 import type { SetupFile, SetupStep } from '../contract/agents.ts';
+import { defaultPath } from '../contract/guest-wire.ts';
 import type { Guest } from '../guest/guest.ts';
 import { userOf } from '../guest/home.ts';
 import { Failure } from '../lib/failure.ts';
@@ -138,7 +139,7 @@ export async function requireProgram(
   const environment = inside.executions.environment();
   const places = wanted.binary.includes('/')
     ? [wanted.binary]
-    : (environment.PATH ?? '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin')
+    : (environment.PATH ?? defaultPath)
         .split(':')
         .filter((it) => it.startsWith('/'))
         .map((folder) => `${folder}/${wanted.binary}`);

@@ -1,5 +1,6 @@
 // What the doors (API, later MCP and others) can ask of sandboxes: the shapes and the service's interface. The work is in sandboxes.ts and executions.ts.
 import type { SetupFile, SetupStep } from '../contract/agents.ts';
+import type { BellDecisions } from '../contract/bell.ts';
 import type { ExecExit } from '../contract/guest.ts';
 import type { NewRule } from '../contract/network.ts';
 import type { NetworkPolicy } from '../contract/opensandbox.ts';
@@ -41,6 +42,8 @@ export interface CreateRequest {
   timeoutMs?: number;
   networkPolicy?: NetworkPolicy;
   rules?: NewRule[];
+  /** See NetworkRequest. */
+  bell?: BellDecisions;
   /** See SandboxInfo. Failure('unsupported') where the runtime cannot. */
   keep?: boolean;
   /** Null: never, whatever an agent has as its default. */

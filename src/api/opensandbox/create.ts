@@ -52,7 +52,7 @@ export function createRequestOf(
 
 /** What OpenSandbox has no field for. */
 function ownParts(own: Partial<NonNullable<CreateSandboxRequest['glovebox']>>): Partial<CreateRequest> {
-  const { rules, keep, autoStopAfterSeconds, pull, workspaces = [], ports, files, setup, user, cwd } = own;
+  const { rules, keep, autoStopAfterSeconds, pull, workspaces = [], ports, files, setup, user, cwd, bell } = own;
   const autoStopAfterMs = autoStopAfterSeconds == null ? autoStopAfterSeconds : autoStopAfterSeconds * 1000;
   if (autoStopAfterSeconds != null && keep !== true)
     throw new Failure(
@@ -61,6 +61,7 @@ function ownParts(own: Partial<NonNullable<CreateSandboxRequest['glovebox']>>): 
     );
   return {
     ...(rules === undefined ? {} : { rules }),
+    ...(bell === undefined ? {} : { bell }),
     ...(keep === undefined ? {} : { keep }),
     ...(autoStopAfterMs === undefined ? {} : { autoStopAfterMs }),
     ...(pull === undefined ? {} : { pull }),
