@@ -21,6 +21,7 @@ import type { Policy } from '../policy/policy.ts';
 import { presets } from '../policy/presets.ts';
 import type { Store } from '../store/store.ts';
 import { openVault } from '../vault/open.ts';
+import type { SandboxBell } from './bell.ts';
 import type { Config } from './config.ts';
 
 /** A head, a handshake and a connection that take longer than this come to nothing. */
@@ -35,8 +36,6 @@ export interface HomeNetwork extends AsyncDisposable {
   service: NetworkService;
   /** The placeholder of the secret that all sandboxes have for a service. */
   placeholderOf: (service: string) => string | undefined;
-  /** Puts questions of the bell to a person. */
-  asker: BellAsker;
 }
 
 /** Failure where something of it cannot be used as the configuration says; nothing is left open then. */

@@ -50,7 +50,7 @@ export async function openPlatform(config: Config, log: Log): Promise<Platform> 
     idShift: asRoot ? { uidBase: idBase, gidBase: idBase } : null,
     inUse: () => store.sandboxes().map(({ info }) => info.image),
   });
-  const network = undo.use(await openNetwork(config, store, log));
+  const network = undo.use(await openNetwork(config, store, undefined, log));
   const runtimes = await runtimesOf(config, images, await ensureAgentBundle(config.home), undo);
   // Each side asks the other for what it has of a sandbox, so one of them is known a moment later.
   const opened: { sandboxes?: Sandboxes } = {};

@@ -18,7 +18,7 @@
 //
 // Each step is saved before its effect, so that a daemon that starts again knows what was meant and finishes it.
 import { mkdir, rm, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { hostImage } from '../contract/admin.ts';
 import { type AgentBoot, guestProtocol } from '../contract/guest.ts';
 import type { PublishPort } from '../contract/ports.ts';
