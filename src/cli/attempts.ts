@@ -51,7 +51,7 @@ export function attemptLine(entry: LogEntry): string {
 }
 
 /** One word: what has spaces or quotes is quoted. */
-function word(text: string): string {
+export function word(text: string): string {
   const clean = cleanLine(text);
   return /[\s"]/.test(clean) || clean === '' ? JSON.stringify(clean) : clean;
 }

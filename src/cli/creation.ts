@@ -12,6 +12,7 @@ import {
 import { gitIdentity, gitVariables } from '../agents/git-settings.ts';
 import { parsePublish } from '../contract/ports.ts';
 import type { AgentChoice } from './agent-choice.ts';
+import { bellDecisionsOf } from './bell-actions.ts';
 import { type EnvironmentFlags, environmentOf } from './environment.ts';
 import { CliError, usageError } from './exit-codes.ts';
 import { withStatus } from './output.ts';
@@ -46,6 +47,8 @@ export interface CreationFlags extends ModeFlags, EnvironmentFlags {
   denyNetwork?: string[];
   networkPolicyFile?: string;
   install?: boolean;
+  bell?: boolean;
+  bellAction?: string[];
 }
 
 export interface Creation {
@@ -126,6 +129,7 @@ export async function creationOf(wanted: Wanted, flags: CreationFlags): Promise<
     ...(flags.user === undefined ? {} : { user: flags.user }),
     ...(flags.workdir === undefined ? {} : { cwd: flags.workdir }),
     ...(flags.install && agent !== undefined ? { setup: agent.install } : {}),
+    ...(flags.bell || flags.bellAction ? { bell: bellDecisionsOf(flags.bellAction ?? []) } : {}),
   };
   return { options, policyFile };
 }

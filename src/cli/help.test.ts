@@ -31,7 +31,7 @@ const withoutData = [
     'template export',
   ],
   ...['policy rm', 'policy reset', 'policy approval watch', 'policy approval answer', 'secret rm'],
-  ...['secret import', 'settings set', 'settings unset'],
+  ...['secret import', 'settings set', 'settings unset', 'bell token rm', 'bell client', 'bell unit'],
 ];
 
 test.each(all)('glovebox %s says what it does, with examples', (_path, verb) => {

@@ -7,7 +7,7 @@ const groups: Readonly<Record<string, readonly string[]>> = {
   'Sessions and output:': ['tui', 'attach', 'sessions', 'ssh', 'logs', 'ps'],
   'Sandboxes:': ['inspect', 'start', 'pause', 'resume', 'renew', 'save', 'prune', 'reset'],
   'Workspaces:': ['discard', 'checkpoint', 'undo', 'fetch'],
-  'Network and secrets:': ['network', 'policy', 'secret'],
+  'Network, secrets and the bell:': ['network', 'policy', 'secret', 'bell'],
   'Images:': ['template', 'image'],
   'This machine:': ['settings', 'setup', 'doctor', 'serve', 'version', 'completion'],
 };

@@ -3,6 +3,7 @@ import { Command, Option } from 'commander';
 import { ownVersion } from './commands/version.ts';
 import { exitCodeMeanings } from './exit-codes.ts';
 import { arrange, examples } from './help.ts';
+import { addBellVerbs } from './verbs/bell.ts';
 import { addCloneVerbs } from './verbs/clone.ts';
 import { addNetworkVerbs } from './verbs/network.ts';
 import { addPolicyVerbs } from './verbs/policy.ts';
@@ -120,6 +121,7 @@ export function makeProgram(args: readonly string[]): Command {
     .addHelpText('after', examples(['glovebox image rm debian', '']))
     .action(async (names) => (await import('./commands/image.ts')).removeImages(names));
 
+  addBellVerbs(program);
   addCloneVerbs(program);
   addNetworkVerbs(program);
   addPolicyVerbs(program);

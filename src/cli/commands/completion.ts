@@ -30,7 +30,7 @@ compdef _glovebox glovebox`,
   set -l words (commandline -opc) (commandline -ct)
   glovebox __complete $words[2..-1] 2>/dev/null
 end
-set -l with_files cp import exec serve run create save build load export
+set -l with_files cp import exec serve run create save build load export client unit
 complete -c glovebox -f -n "not __fish_seen_subcommand_from $with_files" -a '(__glovebox_complete)'
 complete -c glovebox -n "__fish_seen_subcommand_from $with_files" -a '(__glovebox_complete)'`,
 };
@@ -95,6 +95,11 @@ const placesOf: Record<string, Places> = {
   completion: { at: [() => words(...Object.keys(scripts))] },
   'network proxy': oneSandbox,
   'network log': oneSandbox,
+  'bell allow': { at: [bellActions] },
+  'bell ask': { at: [bellActions] },
+  'bell deny': { at: [bellActions] },
+  'bell forget': { at: [bellActions] },
+  'bell token rm': { at: [bellTokens], more: true },
   'policy init': { at: [presets] },
   'policy allow': network,
   'policy deny': network,
@@ -184,6 +189,15 @@ async function agentsAndSandboxes(): Promise<Candidates> {
 async function presets(): Promise<Candidates> {
   const all = (await (await connectIfRunning())?.policy.presets()) ?? [];
   return all.map((it) => [it.name, it.description]);
+}
+
+async function bellActions(): Promise<Candidates> {
+  const { actions } = (await (await connectIfRunning())?.bell.status()) ?? { actions: [] };
+  return actions.map((it) => [it.name, it.summary]);
+}
+
+async function bellTokens(): Promise<Candidates> {
+  return words(...((await (await connectIfRunning())?.bell.tokens()) ?? []).map((it) => it.name));
 }
 
 async function checkpointIds(reference: string): Promise<Candidates> {

@@ -13,9 +13,7 @@ export interface ServeOptions {
 
 /** Resolves when the daemon has been told to stop, and has stopped. */
 export async function serve(options: ServeOptions): Promise<void> {
-  const port = options.port === undefined ? undefined : wholeNumberOf('--port', options.port, 0);
-  if (port !== undefined && port > 65_535)
-    throw usageError(`--port: ${port} is no port`, 'There are 1 to 65535, and 0 for a free one.');
+  const port = options.port === undefined ? undefined : portOf(options.port);
   const { loadConfig } = await import('../../daemon/config.ts');
   const config = await loadConfig({
     env: process.env,
@@ -40,6 +38,12 @@ export async function serve(options: ServeOptions): Promise<void> {
   await daemon.stop();
 }
 
+export function portOf(text: string): number {
+  const port = wholeNumberOf('--port', text, 0);
+  if (port <= 65_535) return port;
+  throw usageError(`--port: ${port} is no port`, 'There are 1 to 65535, and 0 for a free one.');
+}
+
 /** The daemon that has this home has left its address there, unless it is just starting. */
 function anotherRuns(error: Failure, addressFile: string): CliError {
   let hint = error.hint ?? '';
@@ -53,7 +57,7 @@ function anotherRuns(error: Failure, addressFile: string): CliError {
 }
 
 /** Of failures that have another exit code here than elsewhere. */
-function failedToStart(error: unknown, codes: Partial<Record<Failure['code'], number>>): unknown {
+export function failedToStart(error: unknown, codes: Partial<Record<Failure['code'], number>>): unknown {
   if (!(error instanceof Failure)) return error;
   const exitCode = codes[error.code];
   if (exitCode === undefined) return error;
@@ -61,7 +65,7 @@ function failedToStart(error: unknown, codes: Partial<Record<Failure['code'], nu
 }
 
 /** Resolves at the first signal that asks for the end; a second one does not wait for it. */
-function stopSignal(): Promise<void> {
+export function stopSignal(): Promise<void> {
   return new Promise((resolve) => {
     let asked = false;
     for (const name of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) {

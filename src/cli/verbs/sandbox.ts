@@ -123,6 +123,12 @@ function withCreationOptions(command: Command): Command {
     .option('--allow <resources>', 'what it may reach, e.g. pypi.org,*.npmjs.org:443 (repeatable)', collect)
     .option('--deny <resources>', 'what it may not reach, whatever else is allowed (repeatable)', collect)
     .option('--deny-network <resources>', 'the same as --deny (repeatable)', collect)
+    .option('--bell', 'let it ask this host for what `glovebox bell status` lists, e.g. to notify you')
+    .option(
+      '--bell-action <ACTION=DECISION>',
+      'the same, with other decisions for it, e.g. exec=ask,play=deny (repeatable)',
+      collect,
+    )
     .option(
       '--no-transparent',
       'leave ports 80 and 443 to its own servers: only what uses the proxy gets out',
