@@ -1,4 +1,4 @@
-// How many entries one sandbox may make: what is allowed, what is denied and alarms each have a budget, so that a flood of one hides none of the other.
+// How many entries one owner, such as a sandbox, may make: what is allowed, what is denied and alarms each have a budget, so that a flood of one hides none of the other.
 
 export interface Rate {
   perSecond: number;
@@ -36,7 +36,7 @@ export interface Rates {
   alarms: Rate;
 }
 
-/** What one sandbox may still record, and what it was refused. */
+/** What one owner may still record, and what it was refused. */
 export class Budget {
   readonly #allowed: Bucket;
   readonly #denied: Bucket;

@@ -4,8 +4,9 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import type { LogEntry } from '../contract/network.ts';
-import { defaultJournalLimits, type JournalLimits, openJournal } from './file-journal.ts';
+import { defaultJournalLimits, openJournal } from './file-journal.ts';
 import type { Attempted, Journal } from './journal.ts';
+import type { RecorderLimits } from './recorder.ts';
 
 const attempt: Attempted = {
   sandbox: 's',
@@ -21,7 +22,7 @@ const over = { bytesOut: 1, bytesIn: 2 };
 let folder: string;
 let clock: number;
 const now = () => new Date(clock);
-const open = (limits: Partial<JournalLimits> = {}) => openJournal({ folder, now, limits });
+const open = (limits: Partial<RecorderLimits> = {}) => openJournal({ folder, now, limits });
 const many = { perSecond: 1_000_000, burst: 1_000_000 };
 
 beforeEach(async () => {

@@ -5,7 +5,12 @@ import { type FileHandle, mkdir, open, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Failure } from '../lib/failure.ts';
 
-export interface FileLimits {
+export interface LogFilesOptions {
+  folder: string;
+  /** Files are called `<prefix>-00000001.jsonl`. */
+  prefix: string;
+  /** For messages, e.g. `the network log`. */
+  called: string;
   bytesMax: number;
   filesMax: number;
 }
@@ -16,9 +21,6 @@ const pieceBytesMax = 64 * 1024;
 /** A line is never longer than this, so a torn one neither. */
 const lineBytesMax = pieceBytesMax;
 
-const nameOf = (number: number) => `network-${String(number).padStart(8, '0')}.jsonl`;
-const numberOf = (name: string) => Number(/^network-(\d{8})\.jsonl$/.exec(name)?.[1] ?? Number.NaN);
-
 interface Current {
   readonly handle: FileHandle;
   readonly number: number;
@@ -26,33 +28,34 @@ interface Current {
 }
 
 export class LogFiles {
-  readonly #folder: string;
-  readonly #limits: FileLimits;
+  readonly #options: LogFilesOptions;
   /** First line of every file. */
   readonly #header: () => string;
   #current: Current | undefined;
 
-  constructor(folder: string, limits: FileLimits, header: () => string) {
-    this.#folder = folder;
-    this.#limits = limits;
+  constructor(options: LogFilesOptions, header: () => string) {
+    this.#options = options;
     this.#header = header;
   }
 
   /** Makes the folder. A disk that is full is no reason to fail; whatever else is wrong is a Failure. */
   async prepare(): Promise<void> {
+    const { folder, called } = this.#options;
     try {
-      await mkdir(this.#folder, { recursive: true, mode: 0o700 });
+      await mkdir(folder, { recursive: true, mode: 0o700 });
     } catch (error) {
-      const failure = Failure.from(error, `make the folder of the network log, ${this.#folder}`);
+      const failure = Failure.from(error, `make the folder of ${called}, ${folder}`);
       if (failure.code !== 'full') throw failure;
     }
   }
 
   /** Numbers of the files there are, newest first. */
   async numbers(): Promise<number[]> {
-    const names = await readdir(this.#folder).catch(() => []);
+    const { folder, prefix } = this.#options;
+    const names = await readdir(folder).catch(() => []);
     return names
-      .map(numberOf)
+      .filter((it) => it.startsWith(`${prefix}-`))
+      .map((it) => Number(/^(\d{8})\.jsonl$/.exec(it.slice(prefix.length + 1))?.[1] ?? Number.NaN))
       .filter((it) => !Number.isNaN(it))
       .sort((a, b) => b - a);
   }
@@ -61,7 +64,7 @@ export class LogFiles {
   async *lines(number: number): AsyncGenerator<string, void, undefined> {
     let rest = '';
     try {
-      for await (const piece of createReadStream(join(this.#folder, nameOf(number)), { encoding: 'utf8' })) {
+      for await (const piece of createReadStream(this.#pathOf(number), { encoding: 'utf8' })) {
         const lines = (rest + piece).split('\n');
         rest = lines.pop() ?? '';
         if (rest.length > lineBytesMax) rest = '';
@@ -81,7 +84,7 @@ export class LogFiles {
         let bytes = 0;
         while (at + piece.length < lines.length) {
           const line = Buffer.from(`${lines[at + piece.length]}\n`);
-          const full = file.bytes + bytes + line.length > this.#limits.bytesMax || bytes > pieceBytesMax;
+          const full = file.bytes + bytes + line.length > this.#options.bytesMax || bytes > pieceBytesMax;
           if (full && piece.length > 0) break;
           piece.push(line);
           bytes += line.length;
@@ -114,16 +117,21 @@ export class LogFiles {
     await handle?.close().catch(() => undefined);
   }
 
+  #pathOf(number: number): string {
+    const { folder, prefix } = this.#options;
+    return join(folder, `${prefix}-${String(number).padStart(8, '0')}.jsonl`);
+  }
+
   /** The file to append to, with room for so many bytes unless it is a new one. */
   async #file(bytes: number): Promise<Current> {
     this.#current ??= await this.#newest();
-    if (this.#current === undefined || this.#current.bytes + bytes > this.#limits.bytesMax) {
+    if (this.#current === undefined || this.#current.bytes + bytes > this.#options.bytesMax) {
       const number = (this.#current?.number ?? 0) + 1;
       // Before the new one is made: a full disk has some room again then.
       for (const old of await this.numbers())
-        if (old <= number - this.#limits.filesMax)
-          await rm(join(this.#folder, nameOf(old)), { force: true }).catch(() => undefined);
-      const handle = await open(join(this.#folder, nameOf(number)), 'a', 0o600);
+        if (old <= number - this.#options.filesMax)
+          await rm(this.#pathOf(old), { force: true }).catch(() => undefined);
+      const handle = await open(this.#pathOf(number), 'a', 0o600);
       await this.close();
       this.#current = { handle, number, bytes: 0 };
     }
@@ -135,7 +143,7 @@ export class LogFiles {
     await this.prepare();
     const number = (await this.numbers())[0];
     if (number === undefined) return undefined;
-    const handle = await open(join(this.#folder, nameOf(number)), 'a+', 0o600);
+    const handle = await open(this.#pathOf(number), 'a+', 0o600);
     try {
       return { handle, number, bytes: await mend(handle) };
     } catch (error) {

@@ -1,22 +1,24 @@
-// Who follows the log: each with a queue of its own. A queue that is full loses its oldest, and its reader is told how many.
-import type { LogEntry } from '../contract/network.ts';
+// Who follows a log: each with a queue of its own. A queue that is full loses its oldest, and its reader is told how many.
+interface Followed {
+  dropped?: number | undefined;
+}
 
-class Follower implements AsyncIterableIterator<LogEntry> {
-  readonly #wanted: (entry: LogEntry) => boolean;
+class Follower<E extends Followed> implements AsyncIterableIterator<E> {
+  readonly #wanted: (entry: E) => boolean;
   readonly #most: number;
   readonly #leave: () => void;
-  readonly #queue: LogEntry[] = [];
+  readonly #queue: E[] = [];
   #lost = 0;
   #over = false;
   #wake: (() => void) | undefined;
 
-  constructor(wanted: (entry: LogEntry) => boolean, most: number, leave: () => void) {
+  constructor(wanted: (entry: E) => boolean, most: number, leave: () => void) {
     this.#wanted = wanted;
     this.#most = most;
     this.#leave = leave;
   }
 
-  tell(entry: LogEntry): void {
+  tell(entry: E): void {
     if (!this.#wanted(entry)) return;
     // A copy: the entry may go on changing.
     this.#queue.push({ ...entry });
@@ -36,7 +38,7 @@ class Follower implements AsyncIterableIterator<LogEntry> {
     return this;
   }
 
-  async next(): Promise<IteratorResult<LogEntry, undefined>> {
+  async next(): Promise<IteratorResult<E, undefined>> {
     while (!this.#over && this.#queue.length === 0)
       await new Promise<void>((resolve) => {
         this.#wake = resolve;
@@ -51,15 +53,15 @@ class Follower implements AsyncIterableIterator<LogEntry> {
     return { done: false, value: entry };
   }
 
-  async return(): Promise<IteratorResult<LogEntry, undefined>> {
+  async return(): Promise<IteratorResult<E, undefined>> {
     this.end();
     return { done: true, value: undefined };
   }
 }
 
-export class Followers {
+export class Followers<E extends Followed> {
   readonly #most: number;
-  readonly #all = new Set<Follower>();
+  readonly #all = new Set<Follower<E>>();
 
   /** `most`: entries that wait for one of them. */
   constructor(most: number) {
@@ -67,9 +69,9 @@ export class Followers {
   }
 
   /** Follows from now on, until the signal, the end of its loop, or `close`. */
-  add(wanted: (entry: LogEntry) => boolean, signal: AbortSignal): AsyncIterable<LogEntry> {
+  add(wanted: (entry: E) => boolean, signal: AbortSignal): AsyncIterable<E> {
     const stop = () => follower.end();
-    const follower: Follower = new Follower(wanted, this.#most, () => {
+    const follower: Follower<E> = new Follower<E>(wanted, this.#most, () => {
       this.#all.delete(follower);
       signal.removeEventListener('abort', stop);
     });
@@ -79,7 +81,7 @@ export class Followers {
     return follower;
   }
 
-  tell(entry: LogEntry): void {
+  tell(entry: E): void {
     for (const follower of this.#all) follower.tell(entry);
   }
 
