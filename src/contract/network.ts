@@ -141,10 +141,13 @@ export const Question = z.object({
   method: z.string().optional(),
   path: z.string().optional(),
   rule: z.string().optional(),
+  /** An action of the bell, and what is asked of it in one line: not a connection then, but something that the host is to do (`protocol` is `bell`). */
+  action: z.string().optional(),
+  detail: z.string().optional(),
 });
 export type Question = z.infer<typeof Question>;
 
-/** `once`: this attempt; `sandbox` and `always` also make a rule. */
+/** `once`: this attempt; `sandbox` and `always` also make a rule, or a decision about the action. */
 export const Answer = z.strictObject({
   allow: z.boolean(),
   scope: z.enum(['once', 'sandbox', 'always']).default('once'),

@@ -50,6 +50,25 @@ test('a question is shown without a shell, with its text cleaned and nothing in 
     );
 });
 
+test.each<[Partial<Question>, string]>([
+  [{ action: 'open_url', detail: 'https://a.example/?q=<b>' }, 'open_url https://a.example/?q=&lt;b&gt;'],
+  [{ action: 'clipboard', detail: '' }, 'clipboard'],
+  [{ action: 'exec', detail: '\u001b]0;x\u0007' }, 'exec \\u001b]0;x\\u0007'],
+  [{ action: 'exec', detail: 'x'.repeat(1_000) }, `exec ${'x'.repeat(194)}…`],
+])('an action is asked about by its name and what it is to do: %#', async (asked, wish) => {
+  await using place = await folder();
+  const command = join(place.path, 'show');
+  await writeFile(
+    command,
+    `#!/bin/sh\nfor it in "$@"; do text=$it; done; printf %s "$text" > ${place.path}/part\nmv ${place.path}/part ${place.path}/shown\n`,
+  );
+  await chmod(command, 0o700);
+  desktopNotifier({ command })({ ...question, ...asked, host: 'localhost', port: 9999, protocol: 'bell' });
+  await expect
+    .poll(() => readFile(join(place.path, 'shown'), 'utf8').catch(() => ''))
+    .toBe(`May it ${wish}? Answer with: glovebox policy approval`);
+});
+
 test('where there is no such program nothing happens', async () => {
   let clockMs = 0;
   const notify = desktopNotifier({ command: '/nonexistent/notify-send', monotonicMs: () => clockMs });

@@ -19,16 +19,14 @@ export function desktopNotifier(
     const nowMs = monotonicMs();
     if (running.size >= runningMax || nowMs - shownAtMs < pauseMs) return;
     shownAtMs = nowMs;
-    const { sandbox, sandboxName = sandbox.slice(0, 12), host, port, method, path } = question;
-    const where = `${host}:${port}`;
-    const what = method === undefined ? where : `${method} ${where}${path ?? ''}`;
+    const { sandbox, sandboxName = sandbox.slice(0, 12) } = question;
     const heldMs = Date.parse(question.until) - Date.parse(question.at);
     const child = spawn(
       command,
       [
         ...['--app-name=Glovebox', `--expire-time=${Math.max(1_000, heldMs)}`, '--'],
         `Sandbox ${plain(sandboxName, 64)} asks`,
-        withoutMarkup(`May it reach ${plain(what, 200)}? Answer with: glovebox policy approval`),
+        withoutMarkup(`May it ${plain(wishOf(question), 200)}? Answer with: glovebox policy approval`),
       ],
       { stdio: 'ignore', shell: false },
     );
@@ -42,6 +40,11 @@ export function desktopNotifier(
     child.once('exit', over);
     child.unref();
   };
+}
+
+function wishOf({ host, port, method, path = '', action, detail = '' }: Question): string {
+  if (action !== undefined) return `${action} ${detail}`.trimEnd();
+  return method === undefined ? `reach ${host}:${port}` : `reach ${method} ${host}:${port}${path}`;
 }
 
 /** The body of a notification may hold tags. */

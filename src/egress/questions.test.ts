@@ -192,6 +192,43 @@ test('text of a guest cannot disguise a question', () => {
   });
 });
 
+const ofBell = { ...asked, host: 'localhost', port: 9999, protocol: 'bell', action: 'open_url' };
+
+test('an action of the bell is asked about like a connection, without a decision of a policy', async () => {
+  const answer = questions.ask({ ...ofBell, detail: 'https://a.example/?next=b' }, undefined, never);
+  expect(questions.list()).toMatchObject([{ ...ofBell, detail: 'https://a.example/?next=b' }]);
+  expect(questions.list()[0]).not.toHaveProperty('rule');
+  await questions.answer(idOf(), { allow: true, scope: 'sandbox' });
+  expect(await answer).toBe(true);
+  expect(remembered).toMatchObject([
+    [
+      { action: 'open_url', sandbox: 's' },
+      { allow: true, scope: 'sandbox' },
+    ],
+  ]);
+});
+
+test('an answer about one action is none about another, nor about another detail, were it only at its end', async () => {
+  const long = 'x'.repeat(5_000);
+  const all = [
+    questions.ask(ofBell, undefined, never),
+    questions.ask({ ...ofBell, action: 'exec' }, undefined, never),
+    questions.ask({ ...ofBell, detail: `${long}a` }, undefined, never),
+    questions.ask({ ...ofBell, detail: `${long}b` }, undefined, never),
+  ];
+  const [, , a, b] = questions.list();
+  expect(questions.list()).toHaveLength(4);
+  expect(a?.detail).toBe(`${'x'.repeat(2_047)}…`);
+  await questions.answer(a?.id ?? '', { allow: true, scope: 'once' });
+  await questions.answer(b?.id ?? '', { allow: false, scope: 'once' });
+  expect(await Promise.all(all.slice(2))).toEqual([true, false]);
+});
+
+test('text of a guest cannot disguise what is asked of the bell', () => {
+  questions.ask({ ...ofBell, action: 'ex\u001bec', detail: '\u202emake\nclean' }, undefined, never);
+  expect(questions.list()[0]).toMatchObject({ action: 'ex\\u001bec', detail: '\\u202emake\\u000aclean' });
+});
+
 const question = { ...asked, ...{ id: 'q', at: '2026-01-01T00:00:00Z', until: '2026-01-01T00:00:30Z' } };
 
 test('a kept answer makes a rule as wide as the question', () => {
@@ -207,6 +244,12 @@ test.each([
   ['ANY', '/a'],
 ])('a guest that asks for %s %s gets no rule about everything', (method, path) => {
   expect(() => ruleOf({ ...question, method, path }, true)).toThrow('stands for more');
+});
+
+test('an answer about the bell makes no rule of the network', () => {
+  expect(() => ruleOf({ ...question, ...ofBell }, true)).toThrow(
+    expect.objectContaining({ code: 'invalid', hint: 'Decide about it: glovebox bell allow open_url' }),
+  );
 });
 
 test('what no rule can say makes no wider one', () => {

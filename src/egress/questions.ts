@@ -1,18 +1,23 @@
-// Questions to a person about what a guest wants to reach: held open for a bounded time, answered from wherever they are seen. No answer is a no.
-// A guest can ask as often as it likes, so equal questions are one, and beyond a few open ones the answer is no without asking.
-import { randomUUID } from 'node:crypto';
+// Questions to a person about what a guest wants to reach, or to have done by the host: held open for a bounded time, answered from wherever they are
+// seen. No answer is a no. A guest can ask as often as it likes, so equal questions are one, and beyond a few open ones the answer is no without asking.
+import { createHash, randomUUID } from 'node:crypto';
 import { EventEmitter, once } from 'node:events';
 import type { Answer, NewRule, Question } from '../contract/network.ts';
 import { plain, withoutUser, withoutValues } from '../journal/escape.ts';
 import { Failure } from '../lib/failure.ts';
 import { parseHost, targetText } from '../policy/names.ts';
-import type { Asker } from './egress.ts';
+import type { Decision } from '../policy/policy.ts';
 
-export interface Questions extends Asker {
+/** What is asked. */
+export type Asked = Omit<Question, 'id' | 'at' | 'until'>;
+
+export interface Questions {
+  /** As an Asker of connections does; actions of the bell have no decision of a policy. */
+  ask(asked: Asked, decision: Pick<Decision, 'rule'> | undefined, signal: AbortSignal): Promise<boolean>;
   /** Those that are open, oldest first. */
   list(): Question[];
   /**
-   * Answers all who wait for it. With scope `sandbox` or `always` it also makes a rule, before they go on; when that fails, the answer still counts
+   * Answers all who wait for it. With scope `sandbox` or `always` it is also remembered, before they go on; when that fails, the answer still counts
    * for them, and this rejects with the reason. Failure('not-found') when the question is not open any more.
    */
   answer(id: string, answer: Answer): Promise<void>;
@@ -24,7 +29,7 @@ export interface QuestionOptions {
   /** How long a connection is held. */
   holdMs?: number;
   now: () => Date;
-  /** Makes the rule that an answer asks for. */
+  /** Makes the rule, or the decision about an action, that an answer asks for. */
   remember: (question: Question, answer: { allow: boolean; scope: 'sandbox' | 'always' }) => Promise<void>;
   /** Shows a new question somewhere. Must not throw. */
   notify?: (question: Question) => void;
@@ -54,11 +59,10 @@ class HeldQuestions implements Questions {
     this.#options = options;
   }
 
-  async ask(...[asked, decision, signal]: Parameters<Asker['ask']>): Promise<boolean> {
+  async ask(...[asked, decision, signal]: Parameters<Questions['ask']>): Promise<boolean> {
     if (signal.aborted) return false;
-    const { sandbox, host, port, protocol, method, path } = asked;
-    const key = JSON.stringify([sandbox, host, port, protocol, method, path]);
-    const rule = asked.rule ?? decision.rule?.text;
+    const key = keyOf(asked);
+    const rule = asked.rule ?? decision?.rule?.text;
     const open = this.#byKey.get(key) ?? this.#begin(key, rule === undefined ? asked : { ...asked, rule });
     if (open === undefined) return false;
     return await new Promise((resolve) => {
@@ -88,7 +92,7 @@ class HeldQuestions implements Questions {
         'not-found',
         'this question is not open any more: it was answered, or nobody waits for it',
         {
-          hint: 'Make a rule instead: glovebox policy allow network HOST',
+          hint: 'Decide beforehand instead: glovebox policy allow network HOST, or glovebox bell allow ACTION',
         },
       );
     // From here on it is nobody else's to answer, and time does not answer it either.
@@ -98,7 +102,7 @@ class HeldQuestions implements Questions {
     } catch (error) {
       throw Failure.from(
         error,
-        'the answer counts for this attempt only, because the rule could not be made',
+        'the answer counts for this attempt only, because it could not be remembered',
       );
     } finally {
       this.#settle(open, allow);
@@ -119,7 +123,7 @@ class HeldQuestions implements Questions {
     }
   }
 
-  #begin(key: string, asked: Omit<Question, 'id' | 'at' | 'until'>): Open | undefined {
+  #begin(key: string, asked: Asked): Open | undefined {
     const ofSandbox = this.list().filter((it) => it.sandbox === asked.sandbox).length;
     if (ofSandbox >= openOfSandboxMax || this.#open.size >= openMax) return undefined;
     const { now, holdMs = 30_000, notify } = this.#options;
@@ -157,9 +161,15 @@ class HeldQuestions implements Questions {
   }
 }
 
+/** Whole, so that an answer is about no more than was asked; short, because guests say how long it is. */
+function keyOf({ sandbox, host, port, protocol, method, path, action, detail }: Asked): string {
+  const whole = JSON.stringify([sandbox, host, port, protocol, method, path, action, detail]);
+  return createHash('sha256').update(whole).digest('base64');
+}
+
 /** What a person is shown must be what it says. */
-function cleaned(asked: Omit<Question, 'id' | 'at' | 'until'>): Omit<Question, 'id' | 'at' | 'until'> {
-  const { sandboxName, method, path, rule } = asked;
+function cleaned(asked: Asked): Asked {
+  const { sandboxName, method, path, rule, action, detail } = asked;
   return {
     ...asked,
     host: plain(withoutUser(asked.host), 255),
@@ -167,14 +177,25 @@ function cleaned(asked: Omit<Question, 'id' | 'at' | 'until'>): Omit<Question, '
     ...(method === undefined ? {} : { method: plain(method, 32) }),
     ...(path === undefined ? {} : { path: plain(withoutValues(path), 2_048) }),
     ...(rule === undefined ? {} : { rule: plain(rule, 512) }),
+    ...(action === undefined ? {} : { action: plain(action, 64) }),
+    // With the values of its queries: where a URL leads may be in them, and a person is to judge that.
+    ...(detail === undefined ? {} : { detail: plain(detail, 2_048) }),
   };
 }
 
 /**
  * The rule that a kept answer makes: about the place, or about the request where the question was about that, and about no more. Failure('invalid') where
- * a rule with these words would mean more than the guest has asked for.
+ * a rule with these words would mean more than the guest has asked for, and for actions of the bell, which no rule is about.
  */
-export function ruleOf({ host, port, method, path = '/' }: Question, allow: boolean): NewRule {
+export function ruleOf({ host, port, method, path = '/', action }: Question, allow: boolean): NewRule {
+  if (action !== undefined)
+    throw new Failure(
+      'invalid',
+      `${action} is an action of the bell, and no rule of the network is about it`,
+      {
+        hint: `Decide about it: glovebox bell ${allow ? 'allow' : 'deny'} ${action}`,
+      },
+    );
   const place: NewRule = {
     decision: allow ? 'allow' : 'deny',
     resources: [targetText(parseHost(host), port)],
