@@ -140,10 +140,13 @@ export class Exchange {
 
   #end(): void {
     this.#answered = true;
-    const { request, response } = this;
+    const { request, response, signal } = this;
     const late = setTimeout(() => request.socket.destroy(), this.#limits.sendMs);
-    response.once('close', () => clearTimeout(late));
-    request.socket.once('close', () => clearTimeout(late));
+    const over = () => clearTimeout(late);
+    response.once('close', over);
+    // One whose turn on its connection never came is not closed.
+    signal.addEventListener('abort', over, { once: true });
+    if (response.destroyed) over();
     response.end();
   }
 
