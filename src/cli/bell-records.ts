@@ -44,7 +44,7 @@ async function recordsIn(home: string): Promise<BellRecords> {
 
 const lookEveryMs = 500;
 /** Of more that came between two looks the oldest are not shown. */
-const newEntriesMax = 10_000;
+const newEntriesMax = 2_000;
 
 /** Another process writes the files, and tells nobody. */
 async function* followed(log: BellRecords['log'], { limit, ...filter }: LogFilter): AsyncGenerator<Entry> {

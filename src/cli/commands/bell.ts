@@ -53,8 +53,8 @@ export interface DecideOptions {
 export async function decide(decision: BellDecision, text: string, options: DecideOptions): Promise<void> {
   const action = actionOf(text);
   const { bell } = await connect();
-  await bell.decide(action, decision, scopeOf(options));
-  if (options.json) return await printJson(await bell.status());
+  const status = await bell.decide(action, decision, scopeOf(options));
+  if (options.json) return await printJson(status);
   await print(`Decision about ${action}: ${decision} ${scopeText(options)}`);
 }
 

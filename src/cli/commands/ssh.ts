@@ -8,6 +8,9 @@ import { hostKeyIn, knownHostLine } from '../ssh/host-key.ts';
 import { ownSuffix, referenceOf } from '../ssh/names.ts';
 import { sshOptions } from '../ssh/options.ts';
 
+/** OpenSSH 9.2 and others miss a signal that comes just before they begin to wait, so it is sent until ssh has gone. */
+const signalAgainMs = 1_000;
+
 export interface SshCommandOptions {
   local?: string[];
   dynamic?: string[];
@@ -49,7 +52,13 @@ export async function ssh(
   const stays = () => {};
   for (const name of ['SIGINT', 'SIGQUIT'] as const) process.on(name, stays);
   const child = spawn('ssh', words, { stdio: 'inherit' });
-  for (const name of ['SIGTERM', 'SIGHUP'] as const) process.on(name, () => child.kill(name));
+  let again: NodeJS.Timeout | undefined;
+  for (const name of ['SIGTERM', 'SIGHUP'] as const)
+    process.on(name, () => {
+      child.kill(name);
+      again ??= setInterval(() => child.kill(name), signalAgainMs);
+    });
+  child.once('exit', () => clearInterval(again));
   return await new Promise((resolve, reject) => {
     child.once('error', (cause: NodeJS.ErrnoException) =>
       reject(

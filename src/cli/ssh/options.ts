@@ -39,6 +39,8 @@ export function sshOptions({ home, suffix, forwardAgent }: SshOptions): [string,
     ['ControlMaster', 'no'],
     ['ControlPath', 'none'],
     ['SendEnv', 'LANG LC_*'],
+    // So that ssh never waits without an end: not for a proxy that answers no more, nor after a signal that older ones miss while they begin to wait.
+    ['ServerAliveInterval', '15'],
     // Newer ones warn of key exchanges that a quantum computer could break. This connection is a pipe to a process of the same user.
     ['IgnoreUnknown', 'WarnWeakCrypto'],
     ['WarnWeakCrypto', 'no'],

@@ -15,6 +15,8 @@ import type { WireReader } from './wire-data.ts';
 
 /** How long a connection that is over may take to tell its commands so. */
 const farewellMs = 6_000;
+/** How long the client may take to read that the connection is ended here. */
+const disconnectMs = 1_000;
 
 export interface ProxyOptions {
   suffix?: string;
@@ -55,10 +57,16 @@ export async function proxy(host: string, options: ProxyOptions): Promise<void> 
       guest = { sandbox, user: userIn(user) };
     },
   });
-  undo.use(untilSignalled(() => void transport.disconnect('the connection was ended here')));
+  const signalled = Promise.withResolvers<void>();
+  undo.use(
+    untilSignalled(() => {
+      const told = transport.disconnect('the connection was ended here');
+      signalled.resolve(Promise.race([told, delay(disconnectMs)]));
+    }),
+  );
   try {
-    await transport.open();
-    await transport.ended;
+    // Also in the middle of a handshake, where the client may keep silent as long as it likes.
+    await Promise.race([transport.open().then(() => transport.ended), signalled.promise]);
   } catch (error) {
     // A client that leaves in the middle of it, as those do that only look for a key, has nothing to be told.
     failure ??= new Error('the client has left', { cause: error });
