@@ -1,8 +1,10 @@
 // A sandbox service without sandboxes, for tests of the API: files in a map, commands that are functions of the test, ports of this machine.
 import { EventEmitter, once } from 'node:events';
+import { type IncomingMessage, request } from 'node:http';
 import { connect } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { Readable } from 'node:stream';
+import type { BellEntry, BellStatus } from '../contract/bell.ts';
 import type { CredentialVaultState } from '../contract/credential-vault.ts';
 import type { ExecExit, FileEntry } from '../contract/guest.ts';
 import type { LogEntry, Question, Rule, SecretInfo } from '../contract/network.ts';
@@ -18,6 +20,7 @@ import type {
   SandboxInfo,
   SandboxService,
 } from '../sandbox/sandbox.ts';
+import type { BellService } from './bell.ts';
 import type { ApiOptions } from './handlers.ts';
 import type { CredentialVault, NetworkService } from './network.ts';
 import { createApi, type Listening } from './server.ts';
@@ -445,6 +448,32 @@ export class FakeService implements SandboxService {
 
 const at = '2026-01-01T00:00:00.000Z';
 
+/** `first`, then what is emitted and wanted, until the signal. */
+function follow<T>(
+  events: EventEmitter,
+  event: string,
+  first: T[],
+  wanted: (it: T) => boolean,
+  signal: AbortSignal,
+): AsyncIterable<T> {
+  const waiting = [...first];
+  const take = (it: T) => {
+    if (wanted(it)) waiting.push(it);
+    events.emit('taken');
+  };
+  events.on(event, take);
+  signal.addEventListener('abort', () => events.off(event, take).emit('taken'), { once: true });
+  return {
+    async *[Symbol.asyncIterator]() {
+      while (!signal.aborted) {
+        const next = waiting.shift();
+        if (next !== undefined) yield next;
+        else await once(events, 'taken');
+      }
+    },
+  };
+}
+
 /** A network that keeps what it is told and decides nothing. */
 export class FakeNetwork implements NetworkService {
   readonly kept: Rule[] = [];
@@ -549,7 +578,8 @@ export class FakeNetwork implements NetworkService {
   }
 
   followLog({ sandbox }: { sandbox?: string }, signal: AbortSignal): AsyncIterable<LogEntry> {
-    return this.#follow<LogEntry>(
+    return follow<LogEntry>(
+      this.#events,
       'entry',
       [],
       (it) => sandbox === undefined || it.sandbox === sandbox,
@@ -562,27 +592,7 @@ export class FakeNetwork implements NetworkService {
   }
 
   followQuestions(signal: AbortSignal): AsyncIterable<Question> {
-    return this.#follow<Question>('question', [...this.open.values()], () => true, signal);
-  }
-
-  #follow<T>(event: string, first: T[], wanted: (it: T) => boolean, signal: AbortSignal): AsyncIterable<T> {
-    const waiting = [...first];
-    const take = (it: T) => {
-      if (wanted(it)) waiting.push(it);
-      this.#events.emit('taken');
-    };
-    this.#events.on(event, take);
-    signal.addEventListener('abort', () => this.#events.off(event, take).emit('taken'), { once: true });
-    const events = this.#events;
-    return {
-      async *[Symbol.asyncIterator]() {
-        while (!signal.aborted) {
-          const next = waiting.shift();
-          if (next !== undefined) yield next;
-          else await once(events, 'taken');
-        }
-      },
-    };
+    return follow<Question>(this.#events, 'question', [...this.open.values()], () => true, signal);
   }
 
   async answer(questionId: string, answer: unknown): Promise<void> {
@@ -683,9 +693,75 @@ export class FakeNetwork implements NetworkService {
   }
 }
 
+/** A bell that keeps what it is told and does nothing. It knows the action `open_url` alone. */
+export class FakeBell implements BellService {
+  readonly entries: BellEntry[] = [];
+  readonly decided: BellStatus['decisions'] = [];
+  readonly held = new Set<string>();
+  readonly #events = new EventEmitter().setMaxListeners(100);
+
+  /** Adds an entry and hands it to who follows. */
+  happen(changes: Partial<BellEntry> = {}): void {
+    const entry: BellEntry = {
+      ...{ seq: this.entries.length + 1, at, sandbox: 's', action: 'open_url', detail: 'https://a.example/' },
+      ...{ decision: 'allow', reason: 'person', ...changes },
+    };
+    this.entries.push(entry);
+    this.#events.emit('entry', entry);
+  }
+
+  get followers(): number {
+    return this.#events.listenerCount('entry');
+  }
+
+  async status(): Promise<BellStatus> {
+    return {
+      ...{ enabled: true, url: 'http://host.docker.internal:9999/', listening: [], insecure: false },
+      actions: [{ name: 'open_url', summary: 'opens', decision: 'ask', source: 'default' }],
+      ...{ commands: [], decisions: this.decided },
+    };
+  }
+
+  async decide(...[action, decision, sandbox = 'all']: Parameters<BellService['decide']>): Promise<void> {
+    if (action !== 'open_url') throw new Failure('not-found', `there is no action ${action}`);
+    this.decided.push({ sandbox, action, decision });
+  }
+
+  async forgetDecision(action: string, sandbox = 'all'): Promise<void> {
+    const index = this.decided.findIndex((it) => it.action === action && it.sandbox === sandbox);
+    if (index < 0) throw new Failure('not-found', `there is no decision about ${action}`);
+    this.decided.splice(index, 1);
+  }
+
+  async log({ sandbox, limit }: { sandbox?: string; limit: number }): Promise<BellEntry[]> {
+    const all = this.entries.filter((it) => sandbox === undefined || it.sandbox === sandbox);
+    return limit === 0 ? [] : all.slice(-limit);
+  }
+
+  followLog({ sandbox }: { sandbox?: string }, signal: AbortSignal): AsyncIterable<BellEntry> {
+    const wanted = (it: BellEntry) => sandbox === undefined || it.sandbox === sandbox;
+    return follow<BellEntry>(this.#events, 'entry', [], wanted, signal);
+  }
+
+  tokens() {
+    return [...this.held].map((name) => ({ name, createdAt: at }));
+  }
+
+  async addToken(name: string) {
+    if (this.held.has(name)) throw new Failure('conflict', `there is a token ${name}`);
+    this.held.add(name);
+    return { name, createdAt: at, token: `token-of-${name}` };
+  }
+
+  async removeToken(name: string): Promise<void> {
+    if (!this.held.delete(name)) throw new Failure('not-found', `there is no token ${name}`);
+  }
+}
+
 export interface TestApi extends AsyncDisposable {
   service: FakeService;
   network: FakeNetwork;
+  bell: FakeBell;
   url: string;
   server: Listening;
   logged: { fields: Record<string, unknown>; message: string }[];
@@ -711,11 +787,13 @@ export async function startTestApi(options: Partial<ApiOptions> = {}): Promise<T
   const service = new FakeService();
   service.add('s');
   const network = new FakeNetwork();
+  const bell = new FakeBell();
   const logged: TestApi['logged'] = [];
   const write = (fields: Record<string, unknown>, message: string) => void logged.push({ fields, message });
   const server = await createApi({
     service,
     network,
+    bell,
     ...fakeDoors(service),
     images: fakeImages(),
     apiKey: testKey,
@@ -748,6 +826,7 @@ export async function startTestApi(options: Partial<ApiOptions> = {}): Promise<T
   return {
     service,
     network,
+    bell,
     url: server.url,
     server,
     logged,
@@ -755,6 +834,25 @@ export async function startTestApi(options: Partial<ApiOptions> = {}): Promise<T
     execd: (method, path, body, headers) => call(method, `/sandboxes/s/proxy/44772${path}`, body, headers),
     [Symbol.asyncDispose]: () => server.close(AbortSignal.timeout(2_000)),
   };
+}
+
+/** The lines of a stream, as they come; empty ones too. */
+export async function followLines(api: TestApi, path: string) {
+  const call = request(`${api.url}${path}`, { headers: { 'OPEN-SANDBOX-API-KEY': testKey } }).end();
+  const [reply] = (await once(call, 'response')) as [IncomingMessage];
+  const { 'content-type': type } = reply.headers;
+  if (reply.statusCode !== 200 || type !== 'application/x-ndjson')
+    throw new Error(`${path} is no stream: ${reply.statusCode} ${type}`);
+  const lines: string[] = [];
+  let rest = '';
+  reply.setEncoding('utf8').on('data', (text: string) => {
+    const parts = (rest + text).split('\n');
+    rest = parts.pop() ?? '';
+    lines.push(...parts);
+  });
+  reply.on('error', () => undefined);
+  const over = new Promise<void>((resolve) => reply.once('close', resolve));
+  return { call, reply, lines, over, seqs: () => lines.map((it) => JSON.parse(it).seq) };
 }
 
 /** What is around sandboxes, as far as handlers can be told apart by it. */

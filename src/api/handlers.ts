@@ -5,6 +5,7 @@ import type { OperationId, Routes } from '../contract/routes.ts';
 import type { Log } from '../lib/log.ts';
 import type { SandboxService } from '../sandbox/sandbox.ts';
 import type { AgentService } from './agents.ts';
+import type { BellService } from './bell.ts';
 import type { Answer, Exchange } from './exchange.ts';
 import type { NetworkService } from './network.ts';
 import type { PortService } from './ports.ts';
@@ -70,6 +71,7 @@ export const defaultLimits: ApiLimits = {
 export interface ApiOptions {
   service: SandboxService;
   network: NetworkService;
+  bell: BellService;
   workspaces: WorkspaceService;
   agents: AgentService;
   templates: TemplateService;

@@ -1,8 +1,7 @@
 // The routes about the way out: what comes in reaches the network service with sandboxes found and text checked, and streams behave.
-import { once } from 'node:events';
-import { type IncomingMessage, request } from 'node:http';
+import type { IncomingMessage } from 'node:http';
 import { expect, test } from 'vitest';
-import { startTestApi, type TestApi, testKey, testOwnerKey } from './fake.fixture.ts';
+import { followLines, startTestApi, type TestApi, testOwnerKey } from './fake.fixture.ts';
 import { refuseFromAfar } from './gate.ts';
 import { networkHandlers } from './network.ts';
 
@@ -122,28 +121,11 @@ test('the log is read by name, id, and for sandboxes that are gone but known to 
   expect(await read('?limit=0')).toEqual([]);
 });
 
-/** The lines of a stream, as they come; empty ones too. */
-async function follow(api: TestApi, path: string) {
-  const call = request(`${api.url}${path}`, { headers: { 'OPEN-SANDBOX-API-KEY': testKey } }).end();
-  const [reply] = (await once(call, 'response')) as [IncomingMessage];
-  expect([reply.statusCode, reply.headers['content-type']]).toEqual([200, 'application/x-ndjson']);
-  const lines: string[] = [];
-  let rest = '';
-  reply.setEncoding('utf8').on('data', (text: string) => {
-    const parts = (rest + text).split('\n');
-    rest = parts.pop() ?? '';
-    lines.push(...parts);
-  });
-  reply.on('error', () => undefined);
-  const over = new Promise<void>((resolve) => reply.once('close', resolve));
-  return { call, reply, lines, over, seqs: () => lines.map((it) => JSON.parse(it).seq) };
-}
-
 test('the log is followed: what was, then what comes, and ends of what was open; nothing twice', async () => {
   await using api = await start();
   for (let n = 0; n < 5; n += 1) api.network.happen(n === 4 ? {} : { durationMs: 1 });
   api.network.happen({ sandbox: 'other', durationMs: 1 });
-  const stream = await follow(api, '/v1/network/log?follow=true&limit=3&sandbox=s');
+  const stream = await followLines(api, '/v1/network/log?follow=true&limit=3&sandbox=s');
   await expect.poll(stream.seqs).toEqual([3, 4, 5]);
   api.network.happen({ seq: 4, durationMs: 1 });
   api.network.happen({ seq: 5 });
@@ -157,7 +139,7 @@ test('the log is followed: what was, then what comes, and ends of what was open;
 
 test('a stream says that it lives before anything happens, and ends when the daemon stops', async () => {
   const api = await start();
-  const stream = await follow(api, '/v1/network/log?follow=1');
+  const stream = await followLines(api, '/v1/network/log?follow=1');
   expect(stream.lines).toEqual([]);
   await api[Symbol.asyncDispose]();
   await stream.over;
@@ -166,7 +148,7 @@ test('a stream says that it lives before anything happens, and ends when the dae
 
 test('a reader that does not read holds nothing back but itself', async () => {
   await using api = await start();
-  const stream = await follow(api, '/v1/network/log?follow=true');
+  const stream = await followLines(api, '/v1/network/log?follow=true');
   stream.reply.pause();
   for (let n = 0; n < 5_000; n += 1) api.network.happen({ path: `/${'x'.repeat(1_000)}` });
   expect((await api.call('GET', '/v1/network/log?limit=1')).json.items).toMatchObject([{ seq: 5_000 }]);
@@ -180,7 +162,7 @@ test('questions are listed, followed and answered', async () => {
   await using api = await start();
   api.network.ask('q1');
   expect((await api.call('GET', '/v1/network/questions')).json.items).toMatchObject([{ id: 'q1' }]);
-  const stream = await follow(api, '/v1/network/questions?follow=true');
+  const stream = await followLines(api, '/v1/network/questions?follow=true');
   await expect.poll(() => stream.lines.length).toBe(1);
   api.network.ask('q2');
   await expect.poll(() => stream.lines.map((it) => JSON.parse(it).id)).toEqual(['q1', 'q2']);

@@ -27,6 +27,7 @@ import { Failure } from '../lib/failure.ts';
 import { isOwner, refuseFromAfar } from './gate.ts';
 import type { ApiOptions, Handlers } from './handlers.ts';
 import { sendLines } from './lines.ts';
+import { answerLog, loggedSandbox } from './logs.ts';
 import { sandboxIdOf } from './reference.ts';
 
 /** A request about one sandbox, which the API has found already; about all of them when `sandboxId` is absent. */
@@ -112,15 +113,6 @@ export function networkHandlers({ service, network, ownerKey }: ApiOptions): Net
     const sandboxId = idOf(sandbox);
     return { ...rest, ...(sandboxId === undefined ? {} : { sandboxId }) };
   };
-  /** The log outlives its sandboxes, so what is no longer here may still be known there. */
-  const loggedOf = (reference: string): { sandbox: string; known: boolean } => {
-    try {
-      return { sandbox: sandboxIdOf(service, reference), known: true };
-    } catch (error) {
-      if (error instanceof Failure && error.code === 'not-found') return { sandbox: reference, known: false };
-      throw error;
-    }
-  };
 
   return {
     listRules: async ({ query }) => ({ status: 200, json: await network.rules(idOf(query.sandbox)) }),
@@ -138,23 +130,10 @@ export function networkHandlers({ service, network, ownerKey }: ApiOptions): Net
     checkPolicy: async ({ body }) => ({ status: 200, json: await network.check(scoped(body)) }),
     learnPolicy: async ({ body }) => ({
       status: 200,
-      json: await network.learn({ ...body, sandbox: loggedOf(body.sandbox).sandbox }),
+      json: await network.learn({ ...body, sandbox: loggedSandbox(service, body.sandbox).sandbox }),
     }),
 
-    networkLog: async ({ query, exchange }) => {
-      const wanted = query.sandbox === undefined ? undefined : loggedOf(query.sandbox);
-      const filter = wanted === undefined ? {} : { sandbox: wanted.sandbox };
-      // Before the log is read, so that nothing falls in between.
-      const following = query.follow ? network.followLog(filter, exchange.signal) : undefined;
-      const items = await network.log({ ...filter, limit: query.limit });
-      if (wanted?.known === false && items.length === 0 && (query.limit > 0 || query.follow))
-        throw new Failure(
-          'not-found',
-          `no sandbox ${JSON.stringify(query.sandbox)} is known here or in the log`,
-        );
-      if (following === undefined) return { status: 200, json: { items } };
-      return await sendLines(exchange, continued(items, following));
-    },
+    networkLog: async (call) => await answerLog(call, service, network),
 
     listQuestions: async ({ query, exchange }) =>
       query.follow
@@ -196,14 +175,4 @@ export function networkHandlers({ service, network, ownerKey }: ApiOptions): Net
       return { status: 204 };
     },
   };
-}
-
-/** What was read, then what follows, without what was read already. */
-async function* continued(read: LogEntry[], following: AsyncIterable<LogEntry>): AsyncIterable<LogEntry> {
-  yield* read;
-  const shown = new Map(read.map((it) => [it.seq, it.durationMs !== undefined]));
-  for await (const entry of following) {
-    const ended = shown.get(entry.seq);
-    if (ended === undefined || (!ended && entry.durationMs !== undefined)) yield entry;
-  }
 }

@@ -7,6 +7,7 @@ import type { OperationId, Route } from '../contract/routes.ts';
 import { Failure } from '../lib/failure.ts';
 import { adminHandlers } from './admin.ts';
 import { agentHandlers } from './agents.ts';
+import { bellHandlers } from './bell.ts';
 import { connectHandlers } from './connect.ts';
 import { type Answer, checked, Exchange } from './exchange.ts';
 import { commandHandlers } from './execd/command.ts';
@@ -58,6 +59,7 @@ export function createApi(options: ApiOptions): Api {
     ...transferHandlers(options),
     ...metricsHandlers(options),
     ...networkHandlers(options),
+    ...bellHandlers(options),
     ...egressHandlers(options),
     ...keepingHandlers(options),
     ...connectHandlers(options, limits),

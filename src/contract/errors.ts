@@ -21,6 +21,7 @@ export type Area =
   | 'policy'
   | 'network'
   | 'secret'
+  | 'bell'
   | 'proxy'
   | 'request';
 

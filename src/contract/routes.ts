@@ -3,6 +3,7 @@
 import { z } from 'zod';
 import { ImageInfo, SystemInfo } from './admin.ts';
 import { AgentInfo } from './agents.ts';
+import * as bell from './bell.ts';
 import * as vault from './credential-vault.ts';
 import * as execd from './execd.ts';
 import * as network from './network.ts';
@@ -33,6 +34,7 @@ export interface Route {
     | 'policy'
     | 'network'
     | 'secret'
+    | 'bell'
     | 'request';
   access: Access;
   summary: string;
@@ -745,6 +747,7 @@ const workspaces = {
 /** Id of a sandbox, the beginning of one, or a name. */
 const reference = z.string().min(1).max(128);
 const oneSandbox = z.object({ sandbox: reference.optional() });
+const ofLog = oneSandbox.extend({ limit: decimal(100_000).default(100), follow: flag.default(false) });
 
 const policies = {
   listRules: route({
@@ -834,7 +837,7 @@ const networks = {
     access: 'key',
     summary:
       'What sandboxes tried to reach, newest last; with follow=true those entries first, then new ones',
-    query: oneSandbox.extend({ limit: decimal(100_000).default(100), follow: flag.default(false) }),
+    query: ofLog,
     status: 200,
     answer: z.object({ items: z.array(network.LogEntry) }),
     follow: network.LogEntry,
@@ -907,6 +910,72 @@ const secrets = {
     area: 'secret',
     access: 'key',
     summary: 'Remove a secret',
+    status: 204,
+  }),
+};
+
+/** What every route about the bell has in common. */
+const ofBell = { area: 'bell', access: 'key' } as const;
+
+const bells = {
+  bellStatus: route({
+    ...ofBell,
+    method: 'GET',
+    path: '/bell',
+    summary: 'What sandboxes may ask of the host, and where',
+    status: 200,
+    answer: bell.BellStatus,
+  }),
+  setBellDecision: route({
+    ...ofBell,
+    method: 'PUT',
+    path: '/bell/decisions',
+    summary:
+      "Allow an action, ask about it or deny it, for one sandbox or for all; only by the daemon's own user",
+    body: bell.SetBellDecision,
+    status: 200,
+    answer: bell.BellStatus,
+  }),
+  forgetBellDecision: route({
+    ...ofBell,
+    method: 'DELETE',
+    path: '/bell/decisions',
+    summary: "Forget a decision, so that what else holds does; only by the daemon's own user",
+    query: oneSandbox.extend({ action: bell.bellActionName }),
+    status: 204,
+  }),
+  bellLog: route({
+    ...ofBell,
+    method: 'GET',
+    path: '/bell/log',
+    summary: 'What was asked of the host, newest last; with follow=true those entries first, then new ones',
+    query: ofLog,
+    status: 200,
+    answer: z.object({ items: z.array(bell.BellEntry) }),
+    follow: bell.BellEntry,
+  }),
+  listBellTokens: route({
+    ...ofBell,
+    method: 'GET',
+    path: '/bell/tokens',
+    summary: 'Names of the tokens of callers that are no sandboxes of ours',
+    status: 200,
+    answer: z.object({ items: z.array(bell.BellToken) }),
+  }),
+  addBellToken: route({
+    ...ofBell,
+    method: 'POST',
+    path: '/bell/tokens',
+    summary: "Make a token, which is shown this once; only by the daemon's own user",
+    body: bell.NewBellToken,
+    status: 201,
+    answer: bell.BellToken.extend({ token: z.string() }),
+  }),
+  removeBellToken: route({
+    ...ofBell,
+    method: 'DELETE',
+    path: '/bell/tokens/{name}',
+    summary: "Take a token back; only by the daemon's own user",
     status: 204,
   }),
 };
@@ -1049,6 +1118,7 @@ export const routes = {
   ...policies,
   ...networks,
   ...secrets,
+  ...bells,
   ...commands,
   ...files,
   ...egressPolicies,

@@ -11,6 +11,7 @@ import {
 import type { SandboxState } from '../../contract/sandbox.ts';
 import { Failure } from '../../lib/failure.ts';
 import type { SandboxFilter, SandboxInfo, SandboxService } from '../../sandbox/sandbox.ts';
+import { refuseWidening } from '../bell.ts';
 import type { Exchange } from '../exchange.ts';
 import { isOwner } from '../gate.ts';
 import type { ApiLimits, ApiOptions, Handlers } from '../handlers.ts';
@@ -36,6 +37,7 @@ export function lifecycleHandlers(options: ApiOptions, limits: ApiLimits): Lifec
   return {
     createSandbox: async ({ body, exchange }) => {
       const byOwner = isOwner(exchange.request, options.ownerKey);
+      refuseWidening(body.glovebox?.bell, byOwner);
       const plain = createRequestOf(body, limits, byOwner);
       const agent = body.glovebox?.agent;
       const request =
