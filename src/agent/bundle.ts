@@ -1,4 +1,5 @@
-// Makes the folder that every sandbox gets at /.glovebox/agent, read-only: the agent as one file, the JavaScript runtime, its loader and libraries.
+// Makes the folder that every sandbox gets at /.glovebox/agent, read-only: the agent as one file, the JavaScript runtime, its loader and libraries, and the
+// bell's client.
 // Nothing of an image is relied on, so it also runs in an empty one.
 import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
@@ -18,12 +19,14 @@ import {
 } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { promisify } from 'node:util';
+import { clientScripts } from '../bell/client/guest-files.ts';
 import { guestFolder } from '../contract/guest-wire.ts';
 import { Failure } from '../lib/failure.ts';
 
 const run = promisify(execFile);
 const root = join(import.meta.dirname, '../..');
 const agentPath = `${guestFolder}/agent`;
+const bellClient = 'src/bell/client/client.cjs';
 const runtimePackages: Partial<Record<NodeJS.Architecture, string>> = {
   x64: '@oven/bun-linux-x64-baseline',
   arm64: '@oven/bun-linux-aarch64',
@@ -110,6 +113,10 @@ async function build(folder: string, bun: string): Promise<string> {
     await bundle(bun, { entry: 'agent/key-socket', folder: beside, name: 'key-socket' });
     // The host's own: it has the same runtime, and must not need another.
     await bundle(bun, { entry: 'runtime/mounts/main', folder: beside, name: 'mounts' });
+    await copyFile(join(root, bellClient), join(beside, 'bell.js'));
+    await mkdir(join(beside, 'bin'));
+    for (const [script, text] of Object.entries(clientScripts(agentPath)))
+      await writeFile(join(beside, 'bin', script), text, { mode: 0o755 });
     await writeFile(join(beside, 'bunfig.toml'), '');
     // Bun looks for these from here upwards; what the image has must not be found.
     await writeFile(join(beside, 'package.json'), '{"type":"commonjs"}');
@@ -152,10 +159,11 @@ async function runtimePath(): Promise<string> {
 /** Changes with whatever goes into the folder. */
 async function fingerprint(bun: string): Promise<string> {
   const hash = createHash('sha256').update(await readFile(join(dirname(bun), '../package.json')));
-  const sources = globSync('src/{agent,channel,contract,lib,runtime/mounts}/**/*.ts', { cwd: root }).filter(
-    (path) => !path.endsWith('.test.ts'),
-  );
-  for (const path of sources.sort()) hash.update(path).update(await readFile(join(root, path)));
+  const sources = globSync('src/{agent,channel,contract,lib,runtime/mounts,bell/client}/**/*.ts', {
+    cwd: root,
+  }).filter((path) => !path.endsWith('.test.ts'));
+  for (const path of [...sources, bellClient].sort())
+    hash.update(path).update(await readFile(join(root, path)));
   return hash.digest('hex').slice(0, 16);
 }
 

@@ -12,6 +12,8 @@ export interface RingerOptions {
   record: BellRecord;
   /** Undefined where nobody can be asked: `ask` is a no then. */
   asker: BellAsker | undefined;
+  /** How a person calls a sandbox. */
+  nameOf: (sandboxId: string) => string | undefined;
   /** A defect of an action costs its one call, and is told here. */
   onTrouble: (action: string, error: unknown) => void;
 }
@@ -24,10 +26,11 @@ const strictness: Record<BellDecision, number> = { allow: 0, ask: 1, deny: 2 };
 type Reason = BellEntry['reason'];
 
 export function createBell(options: RingerOptions): Bell {
-  const { actions, decisions, limits, record, asker, onTrouble } = options;
+  const { actions, decisions, limits, record, asker, nameOf, onTrouble } = options;
 
   return {
-    async ring(caller, request, { signal, emit }) {
+    async ring(who, request, { signal, emit }) {
+      const caller = named(who);
       const about = entryOf(caller);
       const refuse = (detail: string, reason: Reason, error: BellError): BellError => {
         record
@@ -67,6 +70,20 @@ export function createBell(options: RingerOptions): Bell {
       );
       if (decided.decision === 'deny')
         throw refuse(detail, decided.source, notAllowed(action.name, caller, 'is denied here'));
+      const call = { ...about, action: action.name, detail };
+      // Nobody is asked about what cannot be done.
+      const missing = await action.unavailable();
+      if (missing !== undefined) {
+        const error = new BellError('unavailable', `${action.name}: ${missing}`);
+        record
+          .record({
+            ...call,
+            decision: decided.decision === 'allow' ? 'allow' : 'deny',
+            reason: decided.source,
+          })
+          .end({ outcome: 'unavailable', error: error.message });
+        throw error;
+      }
       if (decided.decision === 'ask' && !(await askPerson(action.name, detail, caller, signal)))
         throw refuse(
           detail,
@@ -74,17 +91,22 @@ export function createBell(options: RingerOptions): Bell {
           notAllowed(
             action.name,
             caller,
-            asker === undefined ? 'has to be asked for, and nobody can be asked' : 'was not allowed by anybody',
+            asker === undefined
+              ? 'has to be asked for, and nobody can be asked'
+              : 'was not allowed by anybody',
           ),
         );
       const entry = record.record({
-        ...about,
-        ...{ action: action.name, detail, decision: 'allow' },
+        ...{ ...call, decision: 'allow' },
         reason: decided.decision === 'ask' ? 'person' : decided.source,
       });
       return await act(action, input, entry, { caller, signal, ...(emit && { emit }) });
     },
   };
+
+  function named(caller: Caller): Caller {
+    return caller.kind === 'sandbox' ? { ...caller, name: nameOf(caller.id) } : caller;
+  }
 
   async function act(
     action: Action,
@@ -93,8 +115,7 @@ export function createBell(options: RingerOptions): Bell {
     call: Parameters<Action['run']>[1],
   ): Promise<unknown> {
     try {
-      const missing = await action.unavailable();
-      if (missing !== undefined) throw new BellError('unavailable', `${action.name}: ${missing}`);
+      await entry.written();
       call.signal.throwIfAborted();
       const result = await action.run(input, call);
       entry.end({ outcome: 'ok', ...exitCodeIn(result) });

@@ -43,6 +43,7 @@ export async function startDaemon(config: Config): Promise<Daemon> {
     agents: platform.agents,
     templates: platform.templates,
     ports: platform.ports,
+    bell: platform.bell,
     ownerKey: await keyOf(config.paths.ownerKeyFile),
     apiKey: config.server.apiKey ?? (await keyOf(config.paths.apiKeyFile)),
     limits: {

@@ -9,7 +9,7 @@ import { createUpstream } from '../egress/dial.ts';
 import { Networks } from '../egress/networks.ts';
 import { desktopNotifier } from '../egress/notify.ts';
 import { Policies } from '../egress/policies.ts';
-import { createQuestions, ruleOf } from '../egress/questions.ts';
+import { createQuestions, type Questions, ruleOf } from '../egress/questions.ts';
 import { createEgress } from '../egress/session.ts';
 import { prepareTrustFiles } from '../egress/trust.ts';
 import { openJournal } from '../journal/file-journal.ts';
@@ -36,6 +36,7 @@ export interface HomeNetwork extends AsyncDisposable {
   service: NetworkService;
   /** The placeholder of the secret that all sandboxes have for a service. */
   placeholderOf: (service: string) => string | undefined;
+  questions: Questions;
 }
 
 /** Failure where something of it cannot be used as the configuration says; nothing is left open then. */
@@ -210,7 +211,7 @@ export async function openNetwork(
   const opened = undo.move();
   const placeholderOf = (name: string) =>
     vault.list().find((it) => it.service && it.sandboxId === undefined && it.name === name)?.placeholder;
-  return { networks, service, placeholderOf, [Symbol.asyncDispose]: () => opened.disposeAsync() };
+  return { networks, service, placeholderOf, questions, [Symbol.asyncDispose]: () => opened.disposeAsync() };
 }
 
 /** `host`, `host:port` or a URL. */

@@ -5,12 +5,16 @@ import { dirname, join } from 'node:path';
 import { agentCommand, agentEnvironment, ensureAgentBundle } from '../agent/bundle.ts';
 import { AgentCatalogue } from '../agents/catalogue.ts';
 import type { AgentService } from '../api/agents.ts';
+import type { BellService } from '../api/bell.ts';
 import type { NetworkService } from '../api/network.ts';
 import type { PortService } from '../api/ports.ts';
 import type { TemplateService } from '../api/templates.ts';
 import type { WorkspaceService } from '../api/workspaces.ts';
+import type { SandboxInfo } from '../contract/sandbox.ts';
+import type { Guest } from '../guest/guest.ts';
 import { ImageStore } from '../image/store.ts';
-import { PublishedPorts } from '../ingress/published-ports.ts';
+import { Listener } from '../ingress/listener.ts';
+import { connectionsMax, PublishedPorts } from '../ingress/published-ports.ts';
 import { Failure } from '../lib/failure.ts';
 import type { Log } from '../lib/log.ts';
 import { BubblewrapRuntime } from '../runtime/bubblewrap/bubblewrap.ts';
@@ -20,8 +24,9 @@ import { Sandboxes } from '../sandbox/sandboxes.ts';
 import { openSqliteStore } from '../store/sqlite/sqlite.ts';
 import { Templates } from '../template/templates.ts';
 import { Workspaces } from '../workspace/workspaces.ts';
+import { type HomeBell, openBell } from './bell.ts';
 import type { Config } from './config.ts';
-import { openNetwork } from './network.ts';
+import { type HomeNetwork, openNetwork } from './network.ts';
 
 export interface Platform extends AsyncDisposable {
   sandboxes: Sandboxes;
@@ -31,6 +36,7 @@ export interface Platform extends AsyncDisposable {
   agents: AgentService;
   templates: TemplateService;
   ports: PortService;
+  bell: BellService;
 }
 
 /** A few characters that mark what belongs to a home on the host: control groups, containers. */
@@ -50,14 +56,32 @@ export async function openPlatform(config: Config, log: Log): Promise<Platform> 
     idShift: asRoot ? { uidBase: idBase, gidBase: idBase } : null,
     inUse: () => store.sandboxes().map(({ info }) => info.image),
   });
-  const network = undo.use(await openNetwork(config, store, undefined, log));
-  const runtimes = await runtimesOf(config, images, await ensureAgentBundle(config.home), undo);
   // Each side asks the other for what it has of a sandbox, so one of them is known a moment later.
   const opened: { sandboxes?: Sandboxes } = {};
   const there = () => {
     if (opened.sandboxes === undefined) throw new Failure('unavailable', 'the daemon is still starting');
     return opened.sandboxes;
   };
+  const bell: HomeBell = undo.use(
+    await openBell(
+      { home: config.home, homeId: homeIdOf(config.home), env: process.env, cwd: process.cwd(), log },
+      {
+        asker: {
+          ask: (asked, signal) =>
+            network.questions.ask(
+              { ...asked, host: 'localhost', port: bell.sandboxes?.port ?? 0, protocol: 'bell' },
+              undefined,
+              signal,
+            ),
+        },
+        nameOf: (id) => network.networks.nameOf(id),
+        isInWorkspace: (path) => isOfGuests(path, config.home, there().list()),
+        forward: (id, port) => forwardTo(port, () => there().guest(id)),
+      },
+    ),
+  );
+  const network: HomeNetwork = undo.use(await openNetwork(config, store, bell.sandboxes, log));
+  const runtimes = await runtimesOf(config, images, await ensureAgentBundle(config.home), undo);
   const ports = new PublishedPorts({
     info: (id) => there().get(id),
     save: (id, published) => there().setPublished(id, published),
@@ -117,8 +141,29 @@ export async function openPlatform(config: Config, log: Log): Promise<Platform> 
   return {
     ...{ sandboxes, images, workspaces, agents, templates, ports },
     network: network.service,
+    bell: bell.service,
     [Symbol.asyncDispose]: () => all.disposeAsync(),
   };
+}
+
+/** Whether a guest may write there, or may have written what lies there. */
+function isOfGuests(path: string, home: string, sandboxes: readonly SandboxInfo[]): boolean {
+  const folders = [home, ...sandboxes.flatMap(({ workspaces }) => workspaces.map((it) => it.path))];
+  return folders.some((folder) => path === folder || path.startsWith(`${folder}/`));
+}
+
+/** What connects to the port of the host's loopback reaches the same port of the guest's. */
+async function forwardTo(port: number, guest: () => Guest): Promise<AsyncDisposable> {
+  const open = { connections: 0 };
+  const listener = await Listener.open({
+    ...{ ip: '127.0.0.1', port },
+    dial: (signal) => guest().dial(port, signal),
+    admit: () => open.connections < connectionsMax && ++open.connections > 0,
+    onOver: () => {
+      open.connections--;
+    },
+  });
+  return { [Symbol.asyncDispose]: () => listener.close() };
 }
 
 async function runtimesOf(

@@ -72,6 +72,7 @@ beforeEach(() => {
     trustFiles: (pem) => ({ 'ca.crt': pem }),
     inspect: 'all',
     transparent: true,
+    bell: undefined,
   });
 });
 afterEach(() => {
@@ -162,7 +163,7 @@ describe('walls with a network of their own', () => {
     const guest = guestOf();
     await networks.attach('one', { guest, walls: 'open', fresh: true }, never);
     expect(guest.asked).toEqual([]);
-    expect(networks.environment('one')).toEqual({});
+    expect(networks.environment('one', {})).toEqual({});
     networks.open(infoOf('two'), { networkPolicy: { defaultAction: 'deny', egress: [] } });
     await expect(networks.attach('two', { guest, walls: 'open', fresh: true }, never)).rejects.toMatchObject({
       code: 'unsupported',
@@ -185,7 +186,7 @@ describe('a sandbox', () => {
     expect(await around.processOf?.(7)).toBeUndefined();
     await networks.attach('one', { guest: guestOf(), walls: 'captured', fresh: false }, never);
     expect(await around.processOf?.(7)).toEqual({ pid: 7, command: 'curl' });
-    expect(networks.environment('one')).toMatchObject({
+    expect(networks.environment('one', {})).toMatchObject({
       GITHUB_TOKEN: 'a placeholder',
       HTTPS_PROXY: 'http://127.0.0.1:3128',
     });
