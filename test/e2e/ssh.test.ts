@@ -15,6 +15,7 @@ import {
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { create, list, remove, run } from '../client.ts';
 import { expectNothingLeft, startDaemon, type TestDaemon, until } from '../daemon.ts';
@@ -63,12 +64,33 @@ describe.skipIf(!runtimes.includes('bubblewrap') || !hasSsh)('ssh to sandboxes',
       child.on('close', (code) => resolve({ code, stdout: Buffer.concat(stdout), stderr })),
     );
   };
-  /** Waits for what `child` says first; one that ends without a word fails the test with its reasons. */
-  const spoken = (child: ChildProcess, ended: Promise<Ended>): Promise<void> =>
-    new Promise((resolve, reject) => {
-      child.stdout?.once('data', () => resolve());
-      ended.then(({ code, stderr }) => reject(new Error(`ended with ${code}: ${stderr}`)));
+  /** Waits for what `child` says first; one that ends or stays without a word fails the test with its reasons. */
+  const spoken = async (child: ChildProcess, ended: Promise<Ended>): Promise<void> => {
+    let errors = '';
+    child.stderr?.on('data', (data) => {
+      errors += data;
     });
+    const word = new Promise((resolve) => child.stdout?.once('data', () => resolve('spoken')));
+    const end = ended.then(({ code }) => `ended with ${code}`);
+    const late = delay(20_000, 'silent', { ref: false });
+    const seen = await Promise.race([word, end, late]);
+    if (seen !== 'spoken') throw new Error(`${child.spawnargs.join(' ')}: ${seen}: ${errors}`);
+  };
+  /** OpenSSH 9.2 and others miss a signal that comes just before they begin to wait, so it is sent until ssh has gone. */
+  const terminate = async (child: ChildProcess, ended: Promise<Ended>): Promise<void> => {
+    await until(
+      'ssh after SIGTERM',
+      () => {
+        child.kill('SIGTERM');
+        return child.exitCode ?? child.signalCode;
+      },
+      (it) => it !== null,
+      15_000,
+    );
+    // Its proxy has the same standard error.
+    const seen = await Promise.race([ended, delay(15_000, 'late', { ref: false })]);
+    expect(seen, 'the proxy, after ssh has gone').not.toBe('late');
+  };
   const config = () => ['-F', join(folder, 'config')];
   const ssh = async (args: string[], input?: Buffer) => {
     const { stdout, ...rest } = await finish(start('ssh', [...config(), ...args], input));
@@ -133,6 +155,35 @@ describe.skipIf(!runtimes.includes('bubblewrap') || !hasSsh)('ssh to sandboxes',
       expect({ code, lines: stderr.trimEnd().split('\n').length }, input).toEqual({ code: 1, lines: 1 });
     }
   });
+
+  test('a client that stops in the middle of the handshake does not keep the proxy from ending', async () => {
+    const child = spawn(binary, ['ssh', 'proxy', 'web'], { env: environment(), cwd: folder });
+    const ended = finish(child);
+    child.stdin.on('error', () => {}).write('SSH-2.0-x\r\n');
+    await spoken(child, ended);
+    child.kill('SIGTERM');
+    const seen = await Promise.race([ended, delay(15_000, 'late', { ref: false })]);
+    child.stdin.end();
+    expect(seen).toMatchObject({ code: 0, stderr: '' });
+  }, 60_000);
+
+  test('a signal that ssh misses comes to it again, and ssh never waits without looking up', async () => {
+    const tools = join(folder, 'tools');
+    mkdirSync(tools);
+    const deaf = 'import signal; miss = lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL)';
+    const waits = 'signal.signal(signal.SIGTERM, miss); print("up", flush=True)\nwhile 1: signal.pause()';
+    writeFileSync(join(tools, 'ssh'), `#!/usr/bin/env python3\n${deaf}\n${waits}\n`, { mode: 0o755 });
+    const env = { ...environment(), PATH: `${tools}:${process.env.PATH}` };
+    const child = spawn(binary, ['ssh', 'web'], { env, cwd: folder });
+    const ended = finish(child);
+    await spoken(child, ended);
+    child.kill('SIGTERM');
+    const seen = await Promise.race([ended, delay(15_000, 'late', { ref: false })]);
+    if (seen === 'late') execFileSync('pkill', ['-P', String(child.pid)]);
+    expect(seen).toMatchObject({ code: 255 });
+    const { stdout } = await finish(start('ssh', [...config(), '-G', 'web.glovebox']));
+    expect(stdout.toString()).toContain('\nserveraliveinterval 15\n');
+  }, 60_000);
 
   test('a terminal without a size gets the usual one, and its modes are those of the client', async () => {
     const { code, stdout } = await ssh(['-tt', 'web.glovebox', 'stty size; test -t 0 && echo tty']);
@@ -386,9 +437,7 @@ describe.skipIf(!runtimes.includes('bubblewrap') || !hasSsh)('ssh to sandboxes',
       () => reversed(port),
       (it) => it === '321',
     );
-    local.kill('SIGTERM');
-    serving.kill('SIGTERM');
-    await Promise.all([forwarded, served]);
+    await Promise.all([terminate(local, forwarded), terminate(serving, served)]);
   });
 
   test.skipIf(!has('curl', '-V'))(
@@ -401,15 +450,14 @@ describe.skipIf(!runtimes.includes('bubblewrap') || !hasSsh)('ssh to sandboxes',
       const served = finish(serving);
       await spoken(serving, served);
       const fetched = async (url: string) => {
-        const proxied = ['-sS', '-m', '20', '--noproxy', '', '--socks5-hostname', `127.0.0.1:${port}`];
+        const proxied = ['-sS', '-m', '10', '--noproxy', '', '--socks5-hostname', `127.0.0.1:${port}`];
         const { code, stdout } = await finish(start('curl', [...proxied, url]));
         return { code, text: stdout.toString() };
       };
       expect(await fetched('http://localhost:4569/a')).toEqual({ code: 0, text: 'inside\n' });
       expect(await fetched('http://example.com/')).toEqual({ code: 97, text: '' });
       expect(await fetched('http://169.254.169.254/')).toEqual({ code: 97, text: '' });
-      serving.kill('SIGTERM');
-      await served;
+      await terminate(serving, served);
     },
     60_000,
   );
