@@ -34,8 +34,8 @@ const arrows: Record<string, string[]> = {
     ...['egress', 'policy', 'journal', 'vault', 'workspace', 'agents', 'ingress', 'template', 'dockergate'],
     ...['sandbox', 'guest', 'runtime', 'contract', 'lib'],
   ],
-  // A project's agents are read and approved where the person is.
-  cli: ['agents', 'contract', 'lib', 'sdk', 'daemon'],
+  // A project's agents are read and approved where the person is; the bell's client is given away.
+  cli: ['agents', 'bell', 'contract', 'lib', 'sdk', 'daemon'],
   daemon: [
     ...['workspace', 'agents', 'ingress', 'template', 'dockergate', 'bell'],
     ...['api', 'egress', 'policy', 'journal', 'vault', 'sandbox', 'image', 'runtime', 'agent', 'store'],
