@@ -79,7 +79,7 @@ export function entryLine(entry: Entry): string {
     word(action),
     paint(decision === 'allow' ? 'green' : 'red', decision === 'allow' ? 'allowed' : 'denied'),
     outcome ?? 'running',
-    JSON.stringify(cleanLine(detail)),
+    ...(detail === '' ? [] : [JSON.stringify(cleanLine(detail))]),
     ...details.flatMap(([name, value]) => (value === undefined ? [] : [`${name}=${word(String(value))}`])),
   ].join(' ');
 }

@@ -94,6 +94,11 @@ const lines: [string, Record<string, unknown>, string][] = [
     { outcome: 'ok', exitCode: 0, durationMs: 811.6 },
     '2026-01-29T10:15:23Z sandbox=web exec allowed ok "make test" reason=config exit=0 ms=812',
   ],
+  [
+    'one that says nothing',
+    { action: 'ping', detail: '', outcome: 'ok' },
+    '2026-01-29T10:15:23Z sandbox=web ping allowed ok reason=config',
+  ],
   ['one that goes on', {}, '2026-01-29T10:15:23Z sandbox=web exec allowed running "make test" reason=config'],
   [
     'a refusal of a stranger',
@@ -229,6 +234,9 @@ test('glovebox bell serves whoever has a token until it is told to stop, and its
   await vi.waitFor(() => expect(serving.told.stdout).toContain('\n'), 20_000);
   const [url] = JSON.parse(serving.told.stdout).urls;
   expect(url).toMatch(/^http:\/\/127\.0\.0\.1:\d+$/);
+  expect(await start(['bell', '--port', '0'], alone).ended).toMatchObject({
+    ...{ code: 75, stdout: '', stderr: expect.stringMatching(/holds .*\nhint: /) },
+  });
   const ping = async (token: string) => {
     const headers = { 'content-type': 'application/json', authorization: `Bearer ${token}` };
     return (await fetch(url, { method: 'POST', headers, body: '{"action":"ping"}' })).status;

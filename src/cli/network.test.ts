@@ -595,6 +595,28 @@ test('approval: no key in time is a no, and Ctrl-C ends with 130', async () => {
   expect(server.requests('POST', /questions/)).toHaveLength(0);
 });
 
+const ofBell = { host: 'localhost', port: 9999, protocol: 'bell', action: 'open_url' };
+
+test('approval of an action of the host says what it would do', async () => {
+  const asked = question('q1', { ...ofBell, detail: 'https://a.example/\u001b[2J' });
+  server.on('GET', /^\/v1\/network\/questions$/, (request, response) => {
+    if (request.query.get('follow') !== 'true') return json(response, 200, { items: [asked] });
+    response.write(`${JSON.stringify(asked)}\n`);
+  });
+  server.on('POST', /\/questions\/q1$/, (_, response) => empty(response));
+  expect((await glovebox(['policy', 'approval', 'ls'])).stdout).toMatch(
+    /\nq1 +web +this host +open_url https:\/\/a\.example\/\uFFFD\[2J +- +\d+ s\n$/,
+  );
+  const { child, shown, ended } = atTerminal('policy approval');
+  await until(() => shown().includes('[q]uit'));
+  expect(shown()).toContain('Sandbox web asks: may it open_url https://a.example/\uFFFD[2J?');
+  child.stdin.write('a');
+  await until(() => shown().includes('allowed always'));
+  child.stdin.write('q');
+  expect((await ended).code).toBe(0);
+  expect(bodies('POST', /questions/)).toEqual([{ allow: true, scope: 'always' }]);
+});
+
 test('approval without a terminal: list and answer', async () => {
   server.on('GET', /^\/v1\/network\/questions$/, (_, response) =>
     json(response, 200, { items: [question('q1')] }),

@@ -1,8 +1,9 @@
-// glovebox policy approval: the connections that wait for a person, and the person's answers; at a terminal with single keys.
+// glovebox policy approval: the connections and the actions of the host that wait for a person, and the person's answers; at a terminal with single keys.
 import { type Answer, type Question, SandboxError } from '../../../sdk/src/index.ts';
 import { connect } from '../connect.ts';
 import { CliError, exitCodes, usageError } from '../exit-codes.ts';
 import { cleanLine, paint, print, printJson, say, table } from '../output.ts';
+import { placeOf, wishOf } from '../question.ts';
 import { atTerminal, Keys } from '../terminal.ts';
 
 const answers: Record<string, { answer: Answer; said: string }> = {
@@ -127,11 +128,13 @@ class Waiting {
   }
 }
 
-function questionText({ sandbox, sandboxName, host, port, protocol, method, path, rule }: Question): string {
-  const name = host.includes(':') ? `[${host}]` : host;
+function questionText(question: Question): string {
+  const { sandbox, sandboxName = sandbox, protocol, method, path, rule } = question;
+  const wish = wishOf(question);
+  if (wish !== undefined) return cleanLine(`Sandbox ${sandboxName} asks: may it ${wish}?`);
   const request = method === undefined ? '' : ` (${method} ${path ?? ''})`;
   const why = rule === undefined ? '' : ` by rule: ${rule}`;
-  return cleanLine(`${sandboxName ?? sandbox} wants to reach ${name}:${port}, ${protocol}${request}${why}`);
+  return cleanLine(`${sandboxName} wants to reach ${placeOf(question)}, ${protocol}${request}${why}`);
 }
 
 export async function ls(options: { json?: boolean }): Promise<void> {
@@ -141,8 +144,8 @@ export async function ls(options: { json?: boolean }): Promise<void> {
   const rows = questions.map((it) => [
     it.id,
     it.sandboxName ?? it.sandbox,
-    it.host.includes(':') ? `[${it.host}]:${it.port}` : `${it.host}:${it.port}`,
-    it.method === undefined ? it.protocol : `${it.method} ${it.path ?? ''}`.trim(),
+    it.action === undefined ? placeOf(it) : 'this host',
+    wishOf(it) ?? (it.method === undefined ? it.protocol : `${it.method} ${it.path ?? ''}`.trim()),
     it.rule ?? '-',
     `${Math.max(0, Math.ceil((it.until.getTime() - Date.now()) / 1000))} s`,
   ]);

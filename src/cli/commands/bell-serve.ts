@@ -39,7 +39,9 @@ export async function serveBell(words: readonly string[], options: ServeBellOpti
     ...(soundFile === undefined ? {} : { soundFile }),
     ...(insecure === undefined ? {} : { insecure }),
   }).catch((error: unknown) => {
-    throw failedToStart(error, { invalid: exitCodes.config, 'not-found': exitCodes.config });
+    throw failedToStart(error, {
+      ...{ invalid: exitCodes.config, 'not-found': exitCodes.config, conflict: exitCodes.daemonRuns },
+    });
   });
   const { urls, warnings } = running;
   for (const warning of warnings) say(`glovebox: ${warning}`);

@@ -69,6 +69,7 @@ async function run(reference: string, command: string[], options: ExecOptions): 
     return exitCodes.ok;
   }
   // A terminal can be left and come back to, so what it shows is kept.
+  // With -t alone nothing is typed into it and nothing ends its input, as with `docker exec`: a shell waits until it is interrupted.
   const kept = tty ? { tty: sizeOfTerminal(), background: true } : {};
   return await attached(() => sandbox.start(command, { ...start, ...kept, stdin: interactive }), {
     ...{ input: interactive, tty, detachKeys, outlives: false },

@@ -6,6 +6,7 @@ import { type SandboxClient, SandboxError, type SandboxInfo } from '../../../sdk
 import { lossesOf } from '../commands/life.ts';
 import { exitCodes } from '../exit-codes.ts';
 import { say } from '../output.ts';
+import { placeOf, wishOf } from '../question.ts';
 import { Keys } from '../terminal.ts';
 import { startFeeds } from './feeds.ts';
 import { lineText } from './lines.ts';
@@ -244,7 +245,9 @@ class App implements Disposable {
   }
 
   async #answer({ question, answer, said }: Extract<Effect, { do: 'answer' }>): Promise<void> {
-    const what = `${question.sandboxName ?? question.sandbox} to ${question.host}:${question.port}`;
+    const name = question.sandboxName ?? question.sandbox;
+    const wish = wishOf(question);
+    const what = wish === undefined ? `${name} to ${placeOf(question)}` : `${name}, ${wish}`;
     try {
       await this.#client.network.answer(question.id, answer);
     } catch (error) {

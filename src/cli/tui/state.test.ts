@@ -244,6 +244,19 @@ test('the log is bounded, an entry that comes again takes its place, and f shows
   expect(shown(there, key('3'), logged(entry(0)), other, key('f'))).not.toContain('other.test');
 });
 
+test('a question about an action of the host says which, and beneath it what it would do', () => {
+  const about = {
+    host: 'localhost',
+    port: 9999,
+    protocol: 'bell',
+    action: 'open_url',
+    detail: 'https://a.test/?b',
+  };
+  const text = shown(there, { type: 'question', question: { ...question('q1'), ...about } }, key('4'));
+  expect(text).toMatch(/^> Sandbox web asks: may it open_url\? +30 s\n {4}https:\/\/a\.test\/\?b$/m);
+  expect(text).not.toContain('localhost');
+});
+
 test('questions are counted on every screen until their time is over', () => {
   const asked: Event = { type: 'question', question: question('q1') };
   for (const panel of ['1', '2', '3', '4'])
@@ -341,6 +354,7 @@ test('nothing that a guest or a server says drives the terminal', () => {
       }),
     ),
     { type: 'question', question: { ...question('q'), host: bad, rule: bad, method: bad, path: bad } },
+    { type: 'question', question: { ...question('q2'), action: bad, detail: bad } },
     { type: 'agents', agents: [bad] },
     { type: 'done', notice: { text: bad, bad: true } },
   ];

@@ -3,6 +3,7 @@ import type { LogEntry, ProcessInfo, Question, SandboxInfo } from '../../../sdk/
 import { urlOf } from '../attempts.ts';
 import { statusOf } from '../entry.ts';
 import { sizeText, span } from '../output.ts';
+import { placeOf } from '../question.ts';
 import { fields } from './form.ts';
 import {
   type Column,
@@ -247,17 +248,19 @@ function questionLines(state: State, { height }: Room): Line[] {
 }
 
 function linesOfQuestion(question: Question, chosen: boolean, now: number): Line[] {
-  const { sandbox, sandboxName, host, port, protocol, method, path, rule, until } = question;
-  const place = host.includes(':') ? `[${host}]:${port}` : `${host}:${port}`;
+  const { sandbox, sandboxName = sandbox, protocol, method, path, rule, action, detail, until } = question;
   const left = Math.max(0, Math.ceil((until.getTime() - now) / 1000));
   const request = method === undefined ? protocol : `${protocol}, ${method} ${path ?? ''}`;
-  const style = chosen ? 'chosen' : undefined;
+  const [asked, about] =
+    action === undefined
+      ? [
+          `${sandboxName} wants to reach ${placeOf(question)}`,
+          `${request}${rule === undefined ? '' : `; rule: ${rule}`}`,
+        ]
+      : [`Sandbox ${sandboxName} asks: may it ${action}?`, detail ?? ''];
   return [
-    [
-      piece(`${chosen ? '> ' : '  '}${sandboxName ?? sandbox} wants to reach ${place}`, style),
-      piece(`  ${left} s`, 'yellow'),
-    ],
-    plain(`    ${request}${rule === undefined ? '' : `; rule: ${rule}`}`, 'dim'),
+    [piece(`${chosen ? '> ' : '  '}${asked}`, chosen ? 'chosen' : undefined), piece(`  ${left} s`, 'yellow')],
+    plain(`    ${about}`, 'dim'),
   ];
 }
 
