@@ -221,7 +221,7 @@ class NodeSocket implements Socket {
 
   close(): void {
     if (this.#socket.destroyed) return;
-    if (!this.#closeSent) {
+    if (!this.#closeSent && this.#socket.writable) {
       this.#closeSent = true;
       this.#write(opcode.close, Buffer.from([1000 >> 8, 1000 & 0xff]));
     }

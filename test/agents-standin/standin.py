@@ -15,8 +15,8 @@ def tests_pass():
     return subprocess.run([sys.executable, "-B", "-m", "unittest"], capture_output=True).returncode == 0
 
 
-def ask(url, headers={}, body=None):
-    request = urllib.request.Request(url, data=body, headers=headers)
+def ask(url, headers={}):
+    request = urllib.request.Request(url, headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=300) as answer:
             return f"{answer.status} {answer.read().decode().strip()}"
@@ -27,7 +27,6 @@ def ask(url, headers={}, body=None):
 
 
 task = " ".join(sys.argv[1:])
-bell = os.environ["STANDIN_BELL"]
 key = os.environ["STANDIN_KEY"]
 
 say(f"my task: {task}")
@@ -45,7 +44,8 @@ say(subprocess.run(["git", "status", "--short"], capture_output=True, text=True)
 say(f"a place that nobody allowed: {ask('http://evil.test/upload')}")
 say(f"my key is {key}")
 say(f"the model: {ask('https://good.test/v1/models', {'Authorization': f'Bearer {key}'})}")
-say(f"the bell: {ask(f'http://host.docker.internal:{bell}/', body=b'done')}")
+bell = subprocess.run(["sandbox-comm", "notify", "--title", "Done", "--body", "The sum is right."])
+say(f"I rang the bell: {bell.returncode}")
 say("I ask for a place")
 say(f"the place that I asked for: {ask('http://www.good.test/docs')}")
 say(f"goodbye, {input('standin: anything else? ')}")

@@ -1,5 +1,5 @@
 // The whole story, as a person at a terminal has it: an agent of one's own, in a template, does a task in a git repository of this machine. It edits, runs
-// the tests, is refused a host, asks for another, uses a key that it never sees and calls a service of the host; then the person looks at what it did and takes it over.
+// the tests, is refused a host, asks for another, uses a key that it never sees and rings the bell; then the person looks at what it did and takes it over.
 import { execFileSync, spawnSync } from 'node:child_process';
 import {
   chmodSync,
@@ -37,7 +37,7 @@ describe.each(runtimes.filter((it) => it !== 'docker' || isRoot))('an agent at h
   let repository: string;
   let lab: Lab;
   let daemon: TestDaemon;
-  let bell: Server;
+  let listener: Server;
   let tmux: Tmux;
   let one: Terminal;
   let two: Terminal;
@@ -81,16 +81,17 @@ describe.each(runtimes.filter((it) => it !== 'docker' || isRoot))('an agent at h
 
     lab = await openLab();
     writeFileSync(join(home, 'config.toml'), lab.config.replace('[egress]', '[egress]\nask_seconds = 120'));
-    daemon = await startDaemon({ home, runtime });
-    bell = createServer((request, response) => {
+    listener = createServer((request, response) => {
       request.on('data', (data) => rung.push(String(data)));
-      request.on('end', () => response.end('rung'));
+      request.on('end', () => response.end());
     });
-    await new Promise<void>((resolve) => bell.listen(0, '127.0.0.1', resolve));
+    await new Promise<void>((resolve) => listener.listen(0, '127.0.0.1', resolve));
+    const { port } = listener.address() as AddressInfo;
+    writeFileSync(join(home, 'bell.toml'), `webhook = "http://127.0.0.1:${port}/"\n`);
+    daemon = await startDaemon({ home, runtime });
 
     mkdirSync(join(folder, 'box'));
     copyFileSync(join(import.meta.dirname, '../agents-standin/standin.py'), join(folder, 'box/standin.py'));
-    const { port } = bell.address() as AddressInfo;
     writeFileSync(
       join(folder, 'box/template.toml'),
       `base = "${await imageFor(runtime, daemon, 'debian')}"
@@ -107,9 +108,7 @@ describe.each(runtimes.filter((it) => it !== 'docker' || isRoot))('an agent at h
       `description = "stands in for a coding agent"
        command = ["standin", "--yes"]
        image = "standin:${runtime}"
-       hosts = ["good.test", "${lab.network}"]
-       [env]
-       STANDIN_BELL = "${port}"`,
+       hosts = ["good.test", "${lab.network}"]`,
     );
     tmux = new Tmux(folder, environment());
     one = tmux.open('one', repository);
@@ -118,7 +117,7 @@ describe.each(runtimes.filter((it) => it !== 'docker' || isRoot))('an agent at h
 
   afterAll(async () => {
     tmux[Symbol.dispose]();
-    bell.close();
+    listener.close();
     expect(await daemon.stop()).toBe(0);
     await lab[Symbol.asyncDispose]();
     rmSync(folder, { recursive: true, force: true });
@@ -139,11 +138,9 @@ describe.each(runtimes.filter((it) => it !== 'docker' || isRoot))('an agent at h
       ...['secret', 'set-custom', 'standin', '--host', 'good.test', '--env', 'STANDIN_KEY'],
       ...['--placeholder', 'sk-{rand}', '--header', 'Authorization', '--format', 'Bearer %s', '--token', key],
     );
-    const { port } = bell.address() as AddressInfo;
-    await good('policy', 'allow', 'network', `localhost:${port}`);
     await good('policy', 'ask', 'network', 'www.good.test');
 
-    one.type('clear; glovebox run standin . --overlay -- "mend the sum"');
+    one.type('clear; glovebox run standin . --overlay --bell -- "mend the sum"');
     const shown = await one.shows('standin: I ask for a place', 120_000);
     expect(shown).toContain('Created sandbox standin-sums');
     expect(shown).toContain(`${repository} (overlay, read-write)`);
@@ -160,8 +157,18 @@ describe.each(runtimes.filter((it) => it !== 'docker' || isRoot))('an agent at h
     expect(lab.good.seen.map((it) => [it.url, it.headers.authorization])).toEqual([
       ['/v1/models', `Bearer ${key}`],
     ]);
-    expect(shown).toContain('standin: the bell: 200 rung');
-    expect(rung).toEqual(['done']);
+    expect(shown).toContain('standin: I rang the bell: 0');
+    await until(
+      'the notification',
+      () => rung.map((it) => JSON.parse(it)),
+      (it) => it.length > 0,
+    );
+    expect(rung.map((it) => JSON.parse(it))).toMatchObject([
+      { sandbox: 'standin-sums', title: 'Done', body: 'The sum is right.' },
+    ]);
+    expect(await good('bell', 'log', '--sandbox', 'standin-sums')).toMatch(
+      /sandbox=standin-sums notify allowed ok "Done: The sum is right\."/,
+    );
 
     one.press('C-p', 'C-q');
     await one.shows(/come back with `glovebox attach standin-sums [0-9a-f]+`/);
