@@ -5,7 +5,7 @@ import type { SandboxdCall } from './server.ts';
 
 const lanes = { stdout: 1, stderr: 2 } as const;
 
-/** Resolves when the command or the client has gone. A client that goes leaves the command running. */
+/** Resolves when the command or the client has gone. A client that goes leaves the command running, with its input at an end; a terminal has no end of input. */
 export async function attachCommand(
   { bare, response, signal }: SandboxdCall,
   execution: Execution,
@@ -16,7 +16,7 @@ export async function attachCommand(
   socket.write(
     `HTTP/1.1 101 UPGRADED\r\nContent-Type: application/vnd.docker.raw-stream\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nSandboxes-Exec-Id: ${execution.info.id}\r\n\r\n`,
   );
-  const input = takeInput(socket, head, execution).catch(() => undefined);
+  const input = takeInput(socket, head, execution);
   try {
     for await (const piece of execution.read(0, { follow: true }, signal)) {
       if (piece.type === 'gap') continue;
@@ -36,8 +36,12 @@ export async function attachCommand(
 }
 
 async function takeInput(socket: Socket, head: Buffer, execution: Execution): Promise<void> {
-  if (head.length > 0) await execution.write(head);
-  for await (const piece of socket as AsyncIterable<Buffer>) await execution.write(piece);
+  try {
+    if (head.length > 0) await execution.write(head);
+    for await (const piece of socket as AsyncIterable<Buffer>) await execution.write(piece);
+  } catch {
+    // The client has gone, and had not read everything.
+  }
   execution.end();
 }
 

@@ -2,6 +2,7 @@
 import { pipeline } from 'node:stream/promises';
 import type { z } from 'zod';
 import { nameLabel, sandboxNameProblem } from '../../contract/admin.ts';
+import type { PublishedPort, UnpublishPort } from '../../contract/ports.ts';
 import { parseLimits } from '../../contract/quantity.ts';
 import {
   CheckV2,
@@ -15,7 +16,9 @@ import {
 import type { WorkspaceMode } from '../../contract/workspace.ts';
 import { Failure } from '../../lib/failure.ts';
 import type { Execution, SandboxInfo } from '../../sandbox/sandbox.ts';
+import { primed } from '../primed.ts';
 import { attachCommand } from './attach.ts';
+import { removeSandbox, stopSandbox } from './ends.ts';
 import type { SandboxdCall, SandboxdRoute } from './server.ts';
 import type { SandboxdOptions } from './service.ts';
 
@@ -24,7 +27,7 @@ const apiVersion = '0.26.0';
 const outputBytesMax = 16 * 1024 * 1024;
 
 export function sandboxRoutes(options: SandboxdOptions): SandboxdRoute[] {
-  const { service, network, ports, endpoints } = options;
+  const { service, network, ports } = options;
   const named = () => service.list().filter((it) => it.metadata[nameLabel] !== undefined);
   const get = (name = ''): SandboxInfo => {
     const info =
@@ -43,17 +46,21 @@ export function sandboxRoutes(options: SandboxdOptions): SandboxdRoute[] {
       throw new Failure('permission', 'privileged: a privileged command is in no sandbox', {
         hint: 'Use "user": "root".',
       });
-    return service.executions(id).start(
-      {
-        argv: info.cmd,
-        env: info.env,
-        ...(info.working_dir === undefined ? {} : { cwd: info.working_dir }),
-        ...(info.user === undefined ? {} : { user: info.user }),
-        stdin,
-        ...(info.tty ? { pty: { cols: 80, rows: 24 } } : {}),
-      },
-      signal,
-    );
+    const spec = {
+      argv: info.cmd,
+      env: info.env,
+      ...(info.working_dir === undefined ? {} : { cwd: info.working_dir }),
+      ...(info.user === undefined ? {} : { user: info.user }),
+      stdin,
+      ...(info.tty ? { pty: { cols: 80, rows: 24 } } : {}),
+    };
+    try {
+      return await service.executions(id).start(spec, signal);
+    } catch (thrown) {
+      // Not found is the sandbox alone: clients take it for gone.
+      if (!(thrown instanceof Failure) || thrown.details?.guest !== 'not-found') throw thrown;
+      throw new Failure('invalid', thrown.message, { cause: thrown });
+    }
   };
 
   return [
@@ -91,9 +98,7 @@ export function sandboxRoutes(options: SandboxdOptions): SandboxdRoute[] {
       'DELETE',
       /^\/sandbox\/([^/]+)$/,
       async ({ params, lifetime }) => {
-        const { id } = get(params[0]);
-        await endpoints.remove(id);
-        await service.remove(id, lifetime);
+        await removeSandbox(get(params[0]).id, options, lifetime);
         return { status: 204 };
       },
     ],
@@ -111,8 +116,7 @@ export function sandboxRoutes(options: SandboxdOptions): SandboxdRoute[] {
       /^\/sandbox\/([^/]+)\/stop$/,
       async ({ params, lifetime }) => {
         const info = get(params[0]);
-        await endpoints.stop(info.id);
-        await service.stop(info.id, lifetime);
+        await stopSandbox(info.id, options, lifetime);
         return { status: 200, json: shown(info) };
       },
     ],
@@ -120,8 +124,13 @@ export function sandboxRoutes(options: SandboxdOptions): SandboxdRoute[] {
       'POST',
       /^\/sandbox\/([^/]+)\/exec$/,
       async ({ params, body, signal }) => {
-        const execution = await start(await body(ExecV2), get(params[0]), 'none', signal);
-        return { status: 200, json: await outcomeOf(execution, signal) };
+        const info = get(params[0]);
+        try {
+          const execution = await start(await body(ExecV2), info, 'none', signal);
+          return { status: 200, json: await outcomeOf(execution, signal) };
+        } catch (thrown) {
+          return { status: 200, json: outcomeWithoutStart(thrown) };
+        }
       },
     ],
     [
@@ -153,10 +162,12 @@ export function sandboxRoutes(options: SandboxdOptions): SandboxdRoute[] {
       'POST',
       /^\/sandbox\/([^/]+)\/exec\/([^/]+)\/resize$/,
       async ({ params, body }) => {
-        service
-          .executions(get(params[0]).id)
-          .get(params[1] ?? '')
-          .resize(await body(ResizeV2));
+        const execution = service.executions(get(params[0]).id).get(params[1] ?? '');
+        const size = await body(ResizeV2);
+        const { id, tty, exit } = execution.info;
+        if (!tty || exit !== undefined)
+          throw new Failure('conflict', `resize: command ${id} ${tty ? 'has ended' : 'has no terminal'}`);
+        execution.resize(size);
         return { status: 204 };
       },
     ],
@@ -190,15 +201,14 @@ export function sandboxRoutes(options: SandboxdOptions): SandboxdRoute[] {
       'POST',
       /^\/sandbox\/([^/]+)\/ports\/unpublish$/,
       async ({ params, body }) => {
-        const wanted = (await body(UnpublishV2)).map(
-          ({ host_ip: hostIp, host_port: hostPort, sandbox_port: sandboxPort, protocol }) => ({
-            ...(hostIp === undefined ? {} : { hostIp }),
-            ...(hostPort === undefined ? {} : { hostPort }),
-            ...(protocol === undefined ? {} : { protocol }),
-            sandboxPort,
-          }),
+        const { id } = get(params[0]);
+        const wanted = await body(UnpublishV2);
+        const listed = ports.list(id);
+        await ports.unpublish(
+          id,
+          wanted.map((key) => unpublishOf(key, listed)),
         );
-        const count = await ports.unpublish(get(params[0]).id, wanted);
+        const count = listed.length - ports.list(id).length;
         return { status: 200, json: { message: `unpublished ${count} port key(s)` } };
       },
     ],
@@ -206,7 +216,8 @@ export function sandboxRoutes(options: SandboxdOptions): SandboxdRoute[] {
       'GET',
       /^\/sandbox\/([^/]+)\/files$/,
       async (call) => {
-        const tar = await service.guest(get(call.params[0]).id).pack(pathIn(call), call.signal);
+        const guest = service.guest(get(call.params[0]).id);
+        const tar = await primed(await guest.pack(pathIn(call), call.signal));
         call.response.writeHead(200, { 'Content-Type': 'application/x-tar' });
         await pipeline(tar, call.response);
         return 'taken' as const;
@@ -320,6 +331,28 @@ function portsOf(id: string, { ports }: SandboxdOptions): object[] {
   }
 }
 
+/**
+ * A key as it is listed names one end of what may be published on both loopbacks, whose protocol is neither's: there the address and the port of the
+ * host say which is meant.
+ */
+function unpublishOf(key: z.infer<typeof UnpublishV2>[number], listed: PublishedPort[]): UnpublishPort {
+  const { host_ip: hostIp, host_port: hostPort, sandbox_port: sandboxPort, protocol } = key;
+  const end = listed.find(
+    (it) =>
+      it.sandboxPort === sandboxPort &&
+      it.protocol === protocol &&
+      (hostIp === undefined || it.hostIp === hostIp) &&
+      (hostPort === undefined || it.hostPort === hostPort),
+  );
+  if (end !== undefined) return { sandboxPort, hostIp: end.hostIp, hostPort: end.hostPort };
+  return {
+    sandboxPort,
+    ...(hostIp === undefined ? {} : { hostIp }),
+    ...(hostPort === undefined ? {} : { hostPort }),
+    ...(protocol === undefined ? {} : { protocol }),
+  };
+}
+
 async function createSandbox(
   request: CreateSandboxV2,
   options: SandboxdOptions,
@@ -366,7 +399,14 @@ async function createSandbox(
 /** `512m` as `512Mi`. */
 function dockerSize(text: string): string {
   const match = /^(\d+(?:\.\d+)?)([kmgt])b?$/i.exec(text);
-  return match === null ? text : `${match[1]}${(match[2] as string).toUpperCase().replace('K', 'K')}i`;
+  return match === null ? text : `${match[1]}${(match[2] as string).toUpperCase()}i`;
+}
+
+/** The message of a command that could not start is what a shell would say of it; other failures are thrown again. */
+function outcomeWithoutStart(thrown: unknown): object {
+  const exitCode = thrown instanceof Failure ? thrown.details?.exitCode : undefined;
+  if (exitCode === undefined) throw thrown;
+  return { exit_code: exitCode, stdout: '', stderr: `${(thrown as Failure).message}\n` };
 }
 
 async function outcomeOf(execution: Execution, signal: AbortSignal): Promise<object> {

@@ -7,13 +7,14 @@ import { CreateVm, VmProxyConfig, type VmSummary } from '../../contract/sandboxd
 import { type ServiceName, serviceVariables } from '../../contract/services.ts';
 import { Failure } from '../../lib/failure.ts';
 import type { SandboxInfo } from '../../sandbox/sandbox.ts';
+import { removeSandbox, stopSandbox } from './ends.ts';
 import type { SandboxdRoute } from './server.ts';
 import type { SandboxdOptions } from './service.ts';
 
 const runningStates = ['Running', 'Pausing', 'Paused', 'Resuming'];
 
 export function vmRoutes(options: SandboxdOptions): SandboxdRoute[] {
-  const { service, network, endpoints } = options;
+  const { service, network } = options;
   const vms = () => service.list().filter((it) => it.metadata[options.endpointLabel] !== undefined);
   const find = (name: string) => vms().find((it) => vmName(it) === name || it.id === name);
   const get = (name = '') => {
@@ -65,9 +66,7 @@ export function vmRoutes(options: SandboxdOptions): SandboxdRoute[] {
       'POST',
       /^\/vm\/([^/]+)\/stop$/,
       async ({ params, lifetime }) => {
-        const { id } = get(params[0]);
-        await endpoints.stop(id);
-        await service.stop(id, lifetime);
+        await stopSandbox(get(params[0]).id, options, lifetime);
         return { status: 204 };
       },
     ],
@@ -84,9 +83,7 @@ export function vmRoutes(options: SandboxdOptions): SandboxdRoute[] {
       'DELETE',
       /^\/vm\/([^/]+)$/,
       async ({ params, lifetime }) => {
-        const { id } = get(params[0]);
-        await endpoints.remove(id);
-        await service.remove(id, lifetime);
+        await removeSandbox(get(params[0]).id, options, lifetime);
         return { status: 204 };
       },
     ],
