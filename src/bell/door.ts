@@ -1,8 +1,5 @@
 // The door in HTTP: who is there, is it a browser, is it small enough, what does it ask for; then the bell.
 // Two ways lead here: a private Unix socket, over which our sandboxes come with a token that they never see, and TCP for everybody else.
-import { createHash, randomBytes } from 'node:crypto';
-import { once } from 'node:events';
-import { chmod, type FileHandle, open, rm } from 'node:fs/promises';
 import {
   createServer as createHttpServer,
   type Server as HttpServer,
@@ -10,16 +7,17 @@ import {
   type ServerResponse,
   STATUS_CODES,
 } from 'node:http';
-import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net';
-import { basename, dirname } from 'node:path';
+import { type AddressInfo, createServer, type Server, type Socket } from 'node:net';
 import { Failure } from '../lib/failure.ts';
 import type { Log } from '../lib/log.ts';
 import { type Bell, BellError, type Caller, callerKey } from './bell.ts';
 import { alwaysHeaders, Exchange, type ExchangeLimits } from './exchange.ts';
 import { callerOf, checkMediaType, plainAddress, refuseAmbiguous, refuseBrowsers, routeOf } from './gate.ts';
 import { type Hooks, hookCalls } from './hooks.ts';
+import { listenAt } from './listen.ts';
 import { failure, Refusal, type Reply, success } from './replies.ts';
 import { type BellRequest, parseObject, parseRequest } from './requests.ts';
+import { SandboxWay } from './sandbox-way.ts';
 import type { BellTokens } from './tokens.ts';
 
 export interface BellDoor {
@@ -84,8 +82,6 @@ const defaultLimits: BellDoorLimits = {
 };
 
 const headBytesMax = 16 * 1024;
-/** Hexadecimal digits of a sandbox's token; a line feed follows. */
-const tokenDigits = 64;
 const closeMs = 2_000;
 /** When a caller that has ended its side is asked again whether it is there: soon, as it takes two writes to learn it; then now and then. */
 const probesMs = [20, 200];
@@ -124,24 +120,26 @@ class Door implements BellDoor {
   readonly #names: ReadonlySet<string>;
   readonly #http: HttpServer;
   readonly #servers: Server[] = [];
+  readonly #sandboxes: SandboxWay | undefined;
   readonly #connections = new Map<Socket, Connection>();
-  /** Connected to the private socket, and nobody yet. */
-  readonly #unknown = new Set<Socket>();
-  /** Tokens by sandbox, and sandboxes by their token's hash. */
-  readonly #tokens = new Map<string, string>();
-  readonly #sandboxes = new Map<string, string>();
   readonly #underWay = new Map<string, number>();
   readonly #work = new Set<Promise<void>>();
   readonly #closed = new AbortController();
   readonly #listening: string[] = [];
-  #folder: FileHandle | undefined;
-  #privatePath: string | undefined;
   #closing: Promise<void> | undefined;
 
   constructor(options: BellDoorOptions) {
     this.#options = options;
     this.#limits = { ...defaultLimits, ...options.limits };
     this.#names = new Set(options.names.map((it) => it.toLowerCase()));
+    const { socketPath, log } = options;
+    if (socketPath !== undefined)
+      this.#sandboxes = new SandboxWay({
+        socketPath,
+        helloMs: this.#limits.helloMs,
+        onConnection: (socket, sandboxId, lineBytes) => this.#admit(socket, { sandboxId, lineBytes }),
+        log,
+      });
     this.#http = createHttpServer({
       maxHeaderSize: headBytesMax,
       keepAliveTimeout: this.#limits.keepAliveMs,
@@ -173,14 +171,14 @@ class Door implements BellDoor {
   }
 
   async open(): Promise<void> {
-    const { socketPath, listen, log } = this.#options;
-    if (socketPath !== undefined) await this.#openPrivate(socketPath);
+    const { listen, log } = this.#options;
+    await this.#sandboxes?.open();
     for (const { host, port } of listen) {
-      const server = this.#serverOf((socket) => {
-        socket.setNoDelay(true);
-        this.#admit(socket, undefined);
-      });
-      await listenAt(server, { host, port }, `the bell cannot listen at ${host}:${port}`, log);
+      const server = createServer({ allowHalfOpen: true, noDelay: true }, (socket) =>
+        this.#admit(socket, undefined),
+      );
+      this.#servers.push(server);
+      await listenAt(server, { host, port }, { doing: `the bell cannot listen at ${host}:${port}`, log });
       const address = server.address() as AddressInfo;
       const shown = address.family === 'IPv6' ? `[${address.address}]` : address.address;
       this.#listening.push(`http://${shown}:${address.port}`);
@@ -188,25 +186,12 @@ class Door implements BellDoor {
   }
 
   async connect(sandboxId: string, signal: AbortSignal): Promise<Socket> {
-    if (this.#privatePath === undefined || this.#closing !== undefined)
-      throw new Failure('unavailable', 'the bell serves no sandboxes');
-    signal.throwIfAborted();
-    const socket = connect({ path: this.#privatePath });
-    socket.write(`${this.#tokenOf(sandboxId)}\n`);
-    try {
-      await once(socket, 'connect', { signal });
-      return socket;
-    } catch (error) {
-      socket.destroy();
-      throw Failure.from(error, 'connect to the bell');
-    }
+    if (this.#sandboxes === undefined) throw new Failure('unavailable', 'this bell serves no sandboxes');
+    return this.#sandboxes.connect(sandboxId, signal);
   }
 
   forget(sandboxId: string): void {
-    const token = this.#tokens.get(sandboxId);
-    if (token === undefined) return;
-    this.#tokens.delete(sandboxId);
-    this.#sandboxes.delete(hashOf(token));
+    this.#sandboxes?.forget(sandboxId);
     for (const connection of this.#connections.values())
       if (connection.sandboxId === sandboxId) connection.socket.destroy();
   }
@@ -217,10 +202,10 @@ class Door implements BellDoor {
   }
 
   async #close(signal: AbortSignal): Promise<void> {
-    const closed = this.#servers.map(
-      (server) => new Promise<void>((resolve) => server.close(() => resolve())),
-    );
-    for (const socket of this.#unknown) socket.destroy();
+    const closed = Promise.all([
+      this.#sandboxes?.close(),
+      ...this.#servers.map((server) => new Promise<void>((resolve) => server.close(() => resolve()))),
+    ]);
     this.#closed.abort(new BellError('failed', 'the daemon stops'));
     for (const { socket, exchanges } of this.#connections.values()) {
       if (exchanges.length === 0) socket.destroy();
@@ -231,74 +216,16 @@ class Door implements BellDoor {
     if (signal.aborted) forced.resolve();
     await Promise.race([Promise.all(this.#work), forced.promise]);
     for (const socket of this.#connections.keys()) socket.destroySoon();
-    await Promise.race([Promise.all(closed), forced.promise]);
+    await Promise.race([closed, forced.promise]);
     for (const socket of this.#connections.keys()) socket.destroy();
-    await Promise.all(closed);
-    await this.#folder?.close();
-    if (this.#options.socketPath !== undefined) await rm(this.#options.socketPath, { force: true });
+    await closed;
   }
 
   // Connections
 
-  async #openPrivate(socketPath: string): Promise<void> {
-    // A Unix socket's path may have 107 bytes; a home folder's may be longer, so the folder is named by its descriptor.
-    this.#folder = await open(dirname(socketPath), 'r').catch((error) => {
-      throw Failure.from(error, `open the folder of ${socketPath}`);
-    });
-    const path = `/proc/self/fd/${this.#folder.fd}/${basename(socketPath)}`;
-    await rm(socketPath, { force: true });
-    await listenAt(
-      this.#serverOf((socket) => this.#greet(socket)),
-      { path },
-      `the bell cannot listen at ${socketPath}`,
-      this.#options.log,
-    );
-    await chmod(socketPath, 0o600);
-    this.#privatePath = path;
-  }
-
-  #serverOf(take: (socket: Socket) => void): Server {
-    const server = createServer({ allowHalfOpen: true }, take);
-    this.#servers.push(server);
-    return server;
-  }
-
-  #tokenOf(sandboxId: string): string {
-    const known = this.#tokens.get(sandboxId);
-    if (known !== undefined) return known;
-    const token = randomBytes(tokenDigits / 2).toString('hex');
-    this.#tokens.set(sandboxId, token);
-    this.#sandboxes.set(hashOf(token), sandboxId);
-    return token;
-  }
-
-  /** Reads the line that tells which sandbox it is; what follows is HTTP. */
-  #greet(socket: Socket): void {
-    this.#unknown.add(socket);
-    const late = setTimeout(() => socket.destroy(), this.#limits.helloMs);
-    socket.on('error', () => socket.destroy());
-    const over = () => {
-      clearTimeout(late);
-      this.#unknown.delete(socket);
-      socket.off('readable', look);
-    };
-    const look = () => {
-      const line: Buffer | null = socket.read(tokenDigits + 1);
-      if (line === null) return;
-      over();
-      const sandboxId =
-        line[tokenDigits] === 0x0a
-          ? this.#sandboxes.get(hashOf(line.toString('latin1', 0, tokenDigits)))
-          : undefined;
-      if (sandboxId === undefined) socket.destroy();
-      else this.#admit(socket, sandboxId);
-    };
-    socket.on('readable', look);
-    socket.once('end', () => this.#unknown.has(socket) && socket.destroy());
-    socket.once('close', over);
-  }
-
-  #admit(socket: Socket, sandboxId: string | undefined): void {
+  /** `from`: of our sandboxes. */
+  #admit(socket: Socket, from: { sandboxId: string; lineBytes: number } | undefined): void {
+    const sandboxId = from?.sandboxId;
     const peer =
       sandboxId === undefined
         ? `address ${plainAddress(socket.remoteAddress ?? '')}`
@@ -326,13 +253,16 @@ class Door implements BellDoor {
       for (const exchange of connection.exchanges) exchange.abort();
     });
     socket.once('end', () => this.#probe(connection, 0));
-    this.#awaitHead(connection, this.#limits.headMs);
+    this.#awaitHead(connection, {
+      ms: this.#limits.headMs,
+      before: from?.lineBytes ?? 0,
+    });
     this.#http.emit('connection', socket);
   }
 
-  #awaitHead(connection: Connection, ms: number): void {
+  /** `before`: bytes read of what is no part of that head. */
+  #awaitHead(connection: Connection, { ms, before }: { ms: number; before: number }): void {
     const { socket } = connection;
-    const before = socket.bytesRead;
     clearTimeout(connection.timer);
     connection.timer = setTimeout(() => {
       if (socket.bytesRead === before) socket.destroy();
@@ -357,18 +287,18 @@ class Door implements BellDoor {
   /** What Node's parser refuses. */
   #malformed(error: NodeJS.ErrnoException, socket: Socket): void {
     const connection = this.#connections.get(socket);
-    // Where an answer is under way, another in its middle would be read as a part of it.
-    if (!socket.writable || connection === undefined || connection.exchanges.length > 0) {
-      socket.destroy();
-      return;
-    }
     const refusal =
       error.code === 'HPE_HEADER_OVERFLOW'
         ? new Refusal('too_large', `the head of the request is longer than ${headBytesMax} bytes`, {
             status: 431,
           })
         : new Refusal('bad_request', 'this is no HTTP request');
-    endRaw(socket, failure(refusal, undefined));
+    const [first, ...more] = connection?.exchanges ?? [];
+    if (!socket.writable || connection === undefined) socket.destroy();
+    else if (first === undefined) endRaw(socket, failure(refusal, undefined));
+    else if (more.length === 0 && !first.request.complete) first.spoil(refusal);
+    // An answer in the middle of another would be read as a part of it.
+    else socket.destroy();
   }
 
   // Requests
@@ -385,7 +315,7 @@ class Door implements BellDoor {
     response.once('close', () => {
       connection.exchanges.splice(connection.exchanges.indexOf(exchange), 1);
       if (connection.exchanges.length === 0 && !request.socket.destroyed)
-        this.#awaitHead(connection, this.#limits.keepAliveMs);
+        this.#awaitHead(connection, { ms: this.#limits.keepAliveMs, before: request.socket.bytesRead });
     });
     this.#track(this.#serve(connection, exchange));
   }
@@ -503,8 +433,6 @@ class Door implements BellDoor {
   }
 }
 
-const hashOf = (token: string) => createHash('sha256').update(token).digest('hex');
-
 const busy = (message: string, status: number) =>
   new Refusal('too_many_requests', message, { status, retryAfterSeconds: 1 });
 
@@ -541,45 +469,4 @@ function endRaw(socket: Socket, { status, headers, body }: Reply): void {
   socket.on('error', () => socket.destroy());
   socket.end(`HTTP/1.1 ${status} ${STATUS_CODES[status]}\r\n${lines.join('')}\r\n${body}`);
   socket.destroySoon();
-}
-
-async function listenAt(
-  server: Server,
-  where: { host: string; port: number } | { path: string },
-  doing: string,
-  log: Log,
-): Promise<void> {
-  const { promise, resolve, reject } = Promise.withResolvers<void>();
-  server.once('error', reject).listen(where, resolve);
-  await promise.catch((error: NodeJS.ErrnoException) => {
-    throw listenFailure(error, doing);
-  });
-  server.off('error', reject);
-  // A connection that cannot be accepted (no descriptors left) must not end the daemon.
-  server.on('error', (error) =>
-    log.error({ error: String(error) }, 'a connection to the bell was not accepted'),
-  );
-}
-
-function listenFailure(error: NodeJS.ErrnoException, doing: string): Failure {
-  switch (error.code) {
-    case 'EADDRINUSE':
-      return new Failure('unavailable', `${doing}: the port is in use`, {
-        cause: error,
-        hint: 'Set another port in bell.toml, or stop what uses this one: ss -ltnp shows it.',
-      });
-    case 'EADDRNOTAVAIL':
-    case 'ENOTFOUND':
-      return new Failure('unavailable', `${doing}: that is no address of this machine`, {
-        cause: error,
-        hint: 'Listen at one of those that `ip address` shows, or at 127.0.0.1.',
-      });
-    case 'EACCES':
-      return new Failure('unavailable', `${doing}: this user may not`, {
-        cause: error,
-        hint: 'Set a port from 1024 on in bell.toml.',
-      });
-    default:
-      return Failure.from(error, doing);
-  }
 }

@@ -32,6 +32,8 @@ export class Exchange {
   readonly #controller = new AbortController();
   #drained: Promise<void> | undefined;
   #exitSent = false;
+  #spoiled: Refusal | undefined;
+  #onSpoiled: (refusal: Refusal) => void = () => undefined;
   #answered = false;
 
   constructor(
@@ -57,6 +59,12 @@ export class Exchange {
     this.#controller.abort(new BellError('failed', why));
   }
 
+  /** What comes of the body cannot be understood. */
+  spoil(refusal: Refusal): void {
+    this.#spoiled = refusal;
+    this.#onSpoiled(refusal);
+  }
+
   /** Throws BellError when it is too large, too slow or incomplete. */
   async readBody(): Promise<Buffer> {
     const { request, response, signal } = this;
@@ -70,6 +78,8 @@ export class Exchange {
       if (bytes > bellRequestBytesMax) reject(tooLarge());
       else chunks.push(chunk);
     };
+    this.#onSpoiled = reject;
+    if (this.#spoiled !== undefined) reject(this.#spoiled);
     const gone = () => reject(new BellError('failed', callerGone));
     const seconds = this.#limits.bodyMs / 1_000;
     const late = setTimeout(
@@ -176,8 +186,9 @@ export class Exchange {
       if (bytes > this.#limits.lingerBytesMax) resolve();
     });
     request.once('end', done);
+    this.#onSpoiled = done;
     signal.addEventListener('abort', done, { once: true });
-    if (signal.aborted) done();
+    if (signal.aborted || this.#spoiled !== undefined) done();
     await promise;
     clearTimeout(late);
     signal.removeEventListener('abort', done);
