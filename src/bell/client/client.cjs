@@ -377,20 +377,18 @@ function environmentOf({ text, fields }, prefix) {
     const upper = key.replace(/[a-z]/g, (it) => it.toUpperCase()).replace(/[^A-Z0-9_]/gu, '_');
     const name = `${prefix}${upper}`.replace(/^(?=[0-9]|$)/, '_');
     const words = typeof value === 'string' ? value : JSON.stringify(value);
-    if (
-      denied.test(name) ||
-      Buffer.byteLength(words) > variableBytesMax ||
-      words.includes('\0') ||
-      variables.size >= variablesMax - 1
-    )
-      leftOut.push(name);
-    else variables.set(name, words);
+    if (denied.test(name) || words.includes('\0') || variables.size >= variablesMax - 1) leftOut.push(name);
+    else variables.set(name, firstBytes(words, variableBytesMax));
   }
   if (Buffer.byteLength(text) > hookBytesMax) leftOut.push('HOOK_JSON');
   else variables.set('HOOK_JSON', text);
   if (leftOut.length > 0) say(`left out of the environment: ${leftOut.join(', ')}`);
   return Object.fromEntries(variables);
 }
+
+/** A character that is cut through is left out. */
+const firstBytes = (text, most) =>
+  new TextDecoder('utf-8', { ignoreBOM: true }).decode(Buffer.from(text).subarray(0, most), { stream: true });
 
 // What is asked of the host
 

@@ -465,11 +465,11 @@ def environment_of(payload, prefix):
         upper = re.sub("[^A-Z0-9_]", "_", re.sub("[a-z]", lambda it: it.group().upper(), key))
         name = re.sub(r"^(?=[0-9]|\Z)", "_", prefix + upper)
         words = value if isinstance(value, str) else dump(value)
-        long = len(words.encode("utf-8", "surrogatepass")) > VARIABLE_BYTES_MAX
-        if DENIED.search(name) or long or "\0" in words or len(variables) >= VARIABLES_MAX - 1:
+        if DENIED.search(name) or "\0" in words or len(variables) >= VARIABLES_MAX - 1:
             left_out.append(name)
         else:
-            variables[name] = words
+            # A character that is cut through is left out.
+            variables[name] = encoded(words)[:VARIABLE_BYTES_MAX].decode("utf-8", "ignore")
     if len(text.encode("utf-8")) > HOOK_BYTES_MAX:
         left_out.append("HOOK_JSON")
     else:

@@ -239,17 +239,20 @@ const hooks: Record<string, Row> = {
         bash_env: '1',
         __proto__: 1,
         constructor: 'c',
-        long: 'x'.repeat(4097),
+        long: `${'x'.repeat(4095)}ü`,
       },
       nul: 'a\0b',
     }),
     answer: ranWith(0, { stderr: '' }),
     asked: {
       action: 'exec',
-      args: { command: ['x'], env: { CONSTRUCTOR: 'c', HOOK_JSON: expect.stringMatching(/^{"path"/) } },
+      args: {
+        command: ['x'],
+        env: { CONSTRUCTOR: 'c', LONG: 'x'.repeat(4095), HOOK_JSON: expect.stringMatching(/^{"path"/) },
+      },
     },
     stdout: 'out\n',
-    says: ['left out of the environment: PATH, HOME, LD_PRELOAD, LD_PRELOAD, GIT_SSH_COMMAND', 'LONG, NUL'],
+    says: ['left out of the environment: PATH, HOME, LD_PRELOAD, LD_PRELOAD, GIT_SSH_COMMAND', 'NUL'],
   },
   'a prefix for variables': {
     args: ['exec', '--env-prefix', 'hook_', 'x'],
