@@ -329,6 +329,11 @@ test('an error that is none of the bell is logged and tells the guest nothing of
   expect(it.troubles).toEqual([expect.objectContaining({ error: expect.stringMatching(/secret/) })]);
   it.answer = () => ({ big: 1n });
   expect(await caller.ask(post({ action: 'play' }))).toMatchObject({ status: 500, json: { code: 'failed' } });
+  it.answer = () => Promise.reject(new BellError('timeout', 'too long', { result: { big: 1n } }));
+  expect(await caller.ask(post({ action: 'play' }))).toMatchObject({
+    status: 504,
+    json: { code: 'timeout', error: 'too long' },
+  });
   it.answer = () => () => 'a function';
   expect((await caller.ask(post({ action: 'play' }))).json.ok).toBe(true);
 });

@@ -317,9 +317,15 @@ class Door implements BellDoor {
       if (connection.exchanges.length === 0 && !request.socket.destroyed)
         this.#awaitHead(connection, { ms: this.#limits.keepAliveMs, before: request.socket.bytesRead });
     });
-    this.#track(this.#serve(connection, exchange));
+    this.#track(
+      this.#serve(connection, exchange).catch((error) => {
+        this.#options.log.error({ error: String(error?.stack ?? error) }, 'an answer of the bell failed');
+        request.socket.destroy();
+      }),
+    );
   }
 
+  /** `work` never rejects. */
   #track(work: Promise<void>): void {
     this.#work.add(work);
     void work.finally(() => this.#work.delete(work));

@@ -26,8 +26,7 @@ export function success(action: string, result: unknown): Reply {
 /** `action`: undefined when the request has not been understood. */
 export function failure(error: BellError, action: string | undefined): Reply {
   const { code, message, result, retryAfterSeconds } = error;
-  const shown = result === undefined ? {} : { result, ...execFields(action ?? '', result) };
-  const reply = { ok: false, status: 'error', error: message, code, ...(action && { action }), ...shown };
+  const plain = { ok: false, status: 'error', error: message, code, ...(action && { action }) };
   const refusal = error instanceof Refusal ? error : undefined;
   return {
     status: refusal?.status ?? bellErrors[code],
@@ -37,8 +36,17 @@ export function failure(error: BellError, action: string | undefined): Reply {
         'Retry-After': String(Math.max(1, Math.ceil(retryAfterSeconds))),
       }),
     },
-    body: asJson(reply, action ?? 'the bell'),
+    body: result === undefined ? asJson(plain, 'the bell') : withResult(plain, action ?? '', result),
   };
+}
+
+/** Without it, where it cannot be shown: the error itself matters more. */
+function withResult(plain: object, action: string, result: unknown): string {
+  try {
+    return asJson({ ...plain, result, ...execFields(action, result) }, action);
+  } catch {
+    return asJson(plain, action);
+  }
 }
 
 function asJson(value: unknown, action: string): string {
