@@ -1,5 +1,6 @@
 // Everything that is not about one sandbox: making, finding and listing them, images, the way out, and the server itself.
 import { Agents } from './agents.ts';
+import { Bell, type BellDecision } from './bell.ts';
 import { Connection, type ConnectionOptions } from './connection.ts';
 import { ConflictError, errorOf, NotFoundError, SandboxError } from './errors.ts';
 import { Network } from './network.ts';
@@ -125,6 +126,11 @@ export interface CreateOptions {
   ports?: readonly PortMapping[];
   files?: readonly SetupFile[];
   setup?: readonly SetupStep[];
+  /**
+   * It may reach the bell. What is said here of actions holds for this sandbox, e.g. `{ open_url: 'deny' }`; of the others, what holds for all.
+   * More than what holds for all needs the key of the server's own user.
+   */
+  bell?: Readonly<Record<string, BellDecision>>;
   /** What commands run as, and where, instead of what the image says. */
   user?: string;
   cwd?: string;
@@ -150,6 +156,7 @@ export class SandboxClient {
   readonly secrets: Secrets;
   readonly templates: Templates;
   readonly agents: Agents;
+  readonly bell: Bell;
 
   constructor(options: ConnectionOptions = {}) {
     this.#connection = new Connection(options);
@@ -159,6 +166,7 @@ export class SandboxClient {
     this.secrets = new Secrets(this.#connection);
     this.templates = new Templates(this.#connection);
     this.agents = new Agents(this.#connection);
+    this.bell = new Bell(this.#connection);
   }
 
   /**
@@ -344,7 +352,7 @@ export class Images {
 
 /** What OpenSandbox has no field for; undefined where nothing of it is asked for, so that its own servers take the request. */
 function ownParts(options: CreateOptions): object | undefined {
-  const { rules, keep, autoStop, pull, agent, workspaces, ports, files, setup, user, cwd } = options;
+  const { rules, keep, autoStop, pull, agent, workspaces, ports, files, setup, bell, user, cwd } = options;
   const parts = {
     ...(rules?.length ? { rules } : {}),
     ...(keep ? { keep } : {}),
@@ -359,6 +367,7 @@ function ownParts(options: CreateOptions): object | undefined {
     ...(ports?.length ? { ports } : {}),
     ...(files?.length ? { files } : {}),
     ...(setup?.length ? { setup } : {}),
+    ...(bell === undefined ? {} : { bell }),
     ...(user === undefined ? {} : { user }),
     ...(cwd === undefined ? {} : { cwd }),
   };

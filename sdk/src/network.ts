@@ -48,7 +48,7 @@ export interface LogEntry {
   dropped?: number;
 }
 
-/** A connection that waits for a person's answer. */
+/** A connection, or an action of the bell, that waits for a person's answer. */
 export interface Question {
   id: string;
   at: Date;
@@ -63,11 +63,15 @@ export interface Question {
   path?: string;
   /** The rule that asks. */
   rule?: string;
+  /** An action of the bell that the sandbox asks of the host; no connection then, and `protocol` is `bell`. */
+  action?: string;
+  /** What is asked of that action, in one line, e.g. an address to open; said by the sandbox. */
+  detail?: string;
 }
 
 export interface Answer {
   allow: boolean;
-  /** `once` (the default): this attempt; `sandbox` and `always` also make a rule. */
+  /** `once` (the default): this attempt; `sandbox` and `always` also make a rule, or a decision about the action. */
   scope?: 'once' | 'sandbox' | 'always';
 }
 
@@ -218,7 +222,7 @@ function questionOf(value: unknown, what: string): Question {
     {
       ...{ id: 'string', at: 'date', until: 'date', sandbox: 'string', 'sandboxName?': 'string' },
       ...{ host: 'string', port: 'number', protocol: 'string', 'method?': 'string', 'path?': 'string' },
-      'rule?': 'string',
+      ...{ 'rule?': 'string', 'action?': 'string', 'detail?': 'string' },
     },
     what,
   );

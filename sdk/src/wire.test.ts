@@ -2,12 +2,18 @@
 import { expect, expectTypeOf, test } from 'vitest';
 import type { z } from 'zod';
 import type { ImageInfo as WireImage, SystemInfo as WireSystem } from '../../src/contract/admin.ts';
+import type * as bell from '../../src/contract/bell.ts';
 import type { FileInfo as WireFile } from '../../src/contract/execd.ts';
 import type * as network from '../../src/contract/network.ts';
 import type { CreateSandboxRequest, Sandbox as WireSandbox } from '../../src/contract/opensandbox.ts';
 import { StartProcess, type ProcessInfo as WireProcess } from '../../src/contract/process.ts';
 import type {
   Answer,
+  BellDecision,
+  BellEntry,
+  BellStatus,
+  BellToken,
+  CreateOptions,
   ExitStatus,
   FileInfo,
   ImageInfo,
@@ -71,6 +77,17 @@ test('rules, log, questions and secrets have the fields and types that this pack
   expectTypeOf<Shape<network.LearnedPolicy>>().toEqualTypeOf<Shape<LearnedPolicy>>();
   expectTypeOf<Shape<network.Preset>>().toEqualTypeOf<Shape<Preset>>();
   expectTypeOf<Shape<network.ProxyConfig>>().toEqualTypeOf<Shape<ProxyConfig>>();
+});
+
+test('what the bell shows and takes has the fields and types that this package expects', () => {
+  expectTypeOf<Shape<bell.BellEntry>>().branded.toEqualTypeOf<OnWire<BellEntry, 'at'>>();
+  expectTypeOf<Shape<bell.BellStatus>>().branded.toEqualTypeOf<Shape<BellStatus>>();
+  expectTypeOf<Shape<bell.BellToken>>().branded.toEqualTypeOf<OnWire<BellToken, 'createdAt'>>();
+  expectTypeOf<bell.BellDecision>().toEqualTypeOf<BellDecision>();
+  type Create = NonNullable<z.input<typeof CreateSandboxRequest>['glovebox']>;
+  expectTypeOf<Shape<NonNullable<Create['bell']>>>().branded.toEqualTypeOf<
+    Shape<NonNullable<CreateOptions['bell']>>
+  >();
 });
 
 test('rules, answers and secrets are sent in the form that the server takes', () => {
