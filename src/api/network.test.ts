@@ -153,7 +153,7 @@ test('a reader that does not read holds nothing back but itself', async () => {
   for (let n = 0; n < 5_000; n += 1) api.network.happen({ path: `/${'x'.repeat(1_000)}` });
   expect((await api.call('GET', '/v1/network/log?limit=1')).json.items).toMatchObject([{ seq: 5_000 }]);
   stream.reply.resume();
-  await expect.poll(() => stream.lines.length).toBe(5_000);
+  await expect.poll(() => stream.lines.length, { timeout: 20_000 }).toBe(5_000);
   expect(stream.seqs()).toEqual(Array.from({ length: 5_000 }, (_, index) => index + 1));
   stream.call.destroy();
 });
