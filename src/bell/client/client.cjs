@@ -9,7 +9,7 @@ const answerBytesMax = 32 * 1024 * 1024;
 const connectSecondsMax = 10;
 /** A person may be asked first. */
 const answerSecondsMax = 300;
-const pingSecondsMax = 10;
+const pingSecondsMax = 30;
 const stdinWaitMs = 1000;
 const configBytesMax = 64 * 1024;
 const titleCharactersMax = 256;

@@ -1,5 +1,5 @@
 // For tests of the client: its forms as programs, and an HTTP server in the place of the host's door.
-import { spawn } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
 import { accessSync, globSync } from 'node:fs';
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
@@ -13,11 +13,16 @@ export const bun = join(root, 'node_modules/@oven', bunPackage, 'bin/bun');
 export const js = join(import.meta.dirname, 'client.cjs');
 export const python = join(import.meta.dirname, 'client.py');
 
+// A PATH may have a script in its place that looks for it at each start.
+const pythonItself = execFileSync('python3', ['-c', 'import sys; print(sys.executable)'], {
+  encoding: 'utf8',
+}).trim();
+
 /** The runtimes that every rule is tried with. */
 export const programs: Record<string, string[]> = {
   node: [process.execPath, js],
   bun: [bun, js],
-  python: ['python3', python],
+  python: [pythonItself, python],
 };
 
 const present = (path: string): boolean => {
@@ -56,7 +61,7 @@ export function start([file, ...args]: string[], { env = {}, stdin, cwd }: Start
   const child = spawn(file as string, args, {
     env: { PATH: process.env.PATH, HOME: '/nonexistent', ...env },
     stdio: [stdin === undefined ? 'ignore' : 'pipe', 'pipe', 'pipe'],
-    timeout: 40_000,
+    timeout: 55_000,
     killSignal: 'SIGKILL',
     ...(cwd === undefined ? {} : { cwd }),
   });
