@@ -121,6 +121,8 @@ describe('what holds', () => {
       'xdg-open',
     ]);
     expect(failure(() => host.settings('shims = ["ls"]')).message).toContain('"ls" is neither a command');
+    const plus = '[commands."g++"]\nshim = true\nruns_guest_code = true';
+    expect(failure(() => host.settings(plus)).message).toContain('shims: "g++" cannot be one');
   });
 
   test('what an owner should know is a warning', () => {

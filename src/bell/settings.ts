@@ -374,7 +374,10 @@ class Reading {
           `${JSON.stringify(name)} is neither a command that is allowed nor one of ${actionShims.join(', ')}`,
         );
     const own = Object.entries(file.commands).filter(([, it]) => it.shim);
-    return [...new Set([...file.shims, ...own.map(([name]) => name)])];
+    const names = [...new Set([...file.shims, ...own.map(([name]) => name)])];
+    for (const name of names)
+      if (name.includes('+')) this.#problem('shims', `${JSON.stringify(name)} cannot be one, for its +`);
+    return names;
   }
 
   #warn(file: BellFile, listen: readonly string[]): void {

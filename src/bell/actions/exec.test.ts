@@ -544,10 +544,16 @@ describe('input and output', () => {
     });
   });
 
-  test('arguments that are too much for the system are an answer, too', async () => {
-    const exec = host.exec(any('true', 'true'));
+  test('all that a guest may say can be started, and what is too much for the system is an answer', async () => {
+    const fixed = Array.from({ length: 250 }, () => `"${'x'.repeat(4000)}"`).join();
+    const exec = host.exec(
+      `${any('few', 'true', 'guest_env = true')}[commands.many]\nrun = ["true", ${fixed}]\nargs = "any"\nguest_env = true`,
+    );
     const args = Array.from({ length: 256 }, () => 'x'.repeat(4096));
-    expect((await exec({ command: 'true', args })).exit_code).toBe(0);
+    const env = Object.fromEntries(Array.from({ length: 64 }, (_, n) => [`a${n}`, 'x'.repeat(4096)]));
+    expect(await exec({ command: 'few', args, env })).toMatchObject({ exit_code: 0 });
+    const stderr = 'many: got too many arguments\n';
+    expect(await exec({ command: 'many', args, env })).toMatchObject({ exit_code: 126, stderr });
   });
 
   test('output is kept up to its bound, and the program goes on beyond it', async () => {
