@@ -38,4 +38,4 @@ async function said(): Promise<string> {
   }
 }
 
-parentPort?.postMessage(await said());
+void said().then((text) => parentPort?.postMessage(text));

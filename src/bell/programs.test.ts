@@ -8,18 +8,18 @@ import { Programs } from './programs.ts';
 const never = new AbortController().signal;
 
 test('a program is found in the folders given and nowhere else', async () => {
-  using host = testDesktop({ programs: { here: '' } });
-  expect(await host.programs.find('here')).toBe(join(host.folder, 'here'));
-  expect(await host.programs.find('sh')).toBeUndefined();
-  mkdirSync(join(host.folder, 'folder'));
-  writeFileSync(join(host.folder, 'plain'), '');
-  expect(await host.programs.find('folder')).toBeUndefined();
-  expect(await host.programs.find('plain')).toBeUndefined();
+  using desktop = testDesktop({ programs: { here: '' } });
+  expect(await desktop.programs.find('here')).toBe(join(desktop.folder, 'here'));
+  expect(await desktop.programs.find('sh')).toBeUndefined();
+  mkdirSync(join(desktop.folder, 'folder'));
+  writeFileSync(join(desktop.folder, 'plain'), '');
+  expect(await desktop.programs.find('folder')).toBeUndefined();
+  expect(await desktop.programs.find('plain')).toBeUndefined();
 });
 
 test("the daemon's own PATH is not looked at", async () => {
-  using host = testDesktop({ programs: { planted: '' } });
-  const programs = new Programs({ env: { PATH: host.folder }, platform: 'linux' });
+  using desktop = testDesktop({ programs: { planted: '' } });
+  const programs = new Programs({ env: { PATH: desktop.folder }, platform: 'linux' });
   expect(await programs.find('planted')).toBeUndefined();
   expect(await programs.find('sh')).toMatch(/^\/(usr\/)?bin\/sh$/);
 });
@@ -34,10 +34,10 @@ test('of the environment a program gets what a desktop needs and nothing else', 
     },
     ...{ GLOVEBOX_API_KEY: 'secret', LD_PRELOAD: '/x.so', BROWSER: 'sh -c %s', NODE_OPTIONS: '--inspect' },
   };
-  using host = testDesktop({ programs: { show: 'exec /usr/bin/env > "$1"' }, env });
-  const shown = join(host.folder, 'shown');
+  using desktop = testDesktop({ programs: { show: 'exec /usr/bin/env > "$1"' }, env });
+  const shown = join(desktop.folder, 'shown');
   expect(
-    await host.programs.run(join(host.folder, 'show'), [shown], { timeoutMs: 5_000, signal: never }),
+    await desktop.programs.run(join(desktop.folder, 'show'), [shown], { timeoutMs: 5_000, signal: never }),
   ).toBe(0);
   const names = textOf(shown)
     .split('\n')
@@ -46,11 +46,22 @@ test('of the environment a program gets what a desktop needs and nothing else', 
   expect(names.sort()).toEqual(['DBUS_SESSION_BUS_ADDRESS', 'DISPLAY', 'HOME', 'PATH']);
 });
 
+test("the session's bus is found at its usual place, unless the daemon was told of another", () => {
+  using desktop = testDesktop({ programs: { bus: '' } });
+  const busOf = (env: Record<string, string>) =>
+    new Programs({ env, platform: 'linux' }).env.DBUS_SESSION_BUS_ADDRESS;
+  const usual = { XDG_RUNTIME_DIR: desktop.folder };
+  expect(busOf(usual)).toBe(`unix:path=${desktop.folder}/bus`);
+  expect(busOf({ ...usual, DBUS_SESSION_BUS_ADDRESS: 'unix:path=/other' })).toBe('unix:path=/other');
+  expect(busOf({ XDG_RUNTIME_DIR: join(desktop.folder, 'missing') })).toBeUndefined();
+  expect(busOf({})).toBeUndefined();
+});
+
 test('arguments reach the program as they are', async () => {
-  using host = testDesktop({ programs: { show: '' } });
+  using desktop = testDesktop({ programs: { show: '' } });
   const args = ['$(id)', '`id`', ';id', '--', '-x', '*', 'a b', '', '\n', '"\'\\'];
-  await host.programs.run(join(host.folder, 'show'), args, { timeoutMs: 5_000, signal: never });
-  expect(host.calls('show')).toEqual([args]);
+  await desktop.programs.run(join(desktop.folder, 'show'), args, { timeoutMs: 5_000, signal: never });
+  expect(desktop.calls('show')).toEqual([args]);
 });
 
 const ends: [string, string, number][] = [
@@ -59,19 +70,21 @@ const ends: [string, string, number][] = [
 ];
 
 test.each(ends)('it ends with %s', async (_, script, code) => {
-  using host = testDesktop({ programs: { end: script } });
-  expect(await host.programs.start(join(host.folder, 'end'), []).ended).toBe(code);
+  using desktop = testDesktop({ programs: { end: script } });
+  expect(await desktop.programs.start(join(desktop.folder, 'end'), []).ended).toBe(code);
 });
 
 test('what cannot be started ends with 127', async () => {
-  using host = testDesktop({ programs: {} });
-  expect(await host.programs.start(join(host.folder, 'missing'), [], { input: 'text' }).ended).toBe(127);
+  using desktop = testDesktop({ programs: {} });
+  expect(await desktop.programs.start(join(desktop.folder, 'missing'), [], { input: 'text' }).ended).toBe(
+    127,
+  );
 });
 
 test('a program that does not read its input does no harm', async () => {
-  using host = testDesktop({ programs: { deaf: 'exec 0<&-; exit 0' } });
+  using desktop = testDesktop({ programs: { deaf: 'exec 0<&-; exit 0' } });
   const options = { input: 'x'.repeat(1_000_000), timeoutMs: 5_000, signal: never };
-  expect(await host.programs.run(join(host.folder, 'deaf'), [], options)).toBe(0);
+  expect(await desktop.programs.run(join(desktop.folder, 'deaf'), [], options)).toBe(0);
 });
 
 const enders: [string, () => { timeoutMs: number; signal: AbortSignal }][] = [
@@ -80,17 +93,17 @@ const enders: [string, () => { timeoutMs: number; signal: AbortSignal }][] = [
 ];
 
 test.each(enders)('a program that %s ends with what it has started', async (_, options) => {
-  using host = testDesktop({ programs: { hang: '/bin/sleep 600 & echo $! > "$1"; wait' } });
-  const file = join(host.folder, 'pid');
-  expect(await host.programs.run(join(host.folder, 'hang'), [file], options())).toBeUndefined();
+  using desktop = testDesktop({ programs: { hang: '/bin/sleep 600 & echo $! > "$1"; wait' } });
+  const file = join(desktop.folder, 'pid');
+  expect(await desktop.programs.run(join(desktop.folder, 'hang'), [file], options())).toBeUndefined();
   const pid = Number(textOf(file));
   expect(pid).toBeGreaterThan(1);
   await vi.waitFor(() => expect(lives(pid)).toBe(false), 10_000);
 });
 
 test('what is no longer wanted is not started', async () => {
-  using host = testDesktop({ programs: { show: '' } });
+  using desktop = testDesktop({ programs: { show: '' } });
   const options = { timeoutMs: 5_000, signal: AbortSignal.abort() };
-  expect(await host.programs.run(join(host.folder, 'show'), [], options)).toBeUndefined();
-  expect(host.calls('show')).toEqual([]);
+  expect(await desktop.programs.run(join(desktop.folder, 'show'), [], options)).toBeUndefined();
+  expect(desktop.calls('show')).toEqual([]);
 });

@@ -1,7 +1,7 @@
 // Small programs of the host that actions use: found at fixed places, never on a PATH that somebody may have changed, and started without a shell, with
 // the least environment that a desktop's programs need, each in a process group of its own.
 import { type ChildProcess, spawn } from 'node:child_process';
-import { constants } from 'node:fs';
+import { constants, existsSync } from 'node:fs';
 import { access, stat } from 'node:fs/promises';
 import { constants as os } from 'node:os';
 import { join } from 'node:path';
@@ -52,6 +52,7 @@ export class Programs {
     const { env } = options;
     this.env = {
       PATH: this.#folders.join(':'),
+      ...usualBus(env.XDG_RUNTIME_DIR),
       ...Object.fromEntries(
         passedOn.flatMap((name) => {
           const value = env[name];
@@ -114,6 +115,13 @@ export class Programs {
     until.removeEventListener('abort', end);
     return until.aborted ? undefined : code;
   }
+}
+
+/** The bus of a user's session lies there also for a daemon that was started without being told. */
+function usualBus(runtimeFolder: string | undefined): { DBUS_SESSION_BUS_ADDRESS?: string } {
+  if (runtimeFolder === undefined || !/^[-/\w.]+$/.test(runtimeFolder)) return {};
+  const bus = join(runtimeFolder, 'bus');
+  return existsSync(bus) ? { DBUS_SESSION_BUS_ADDRESS: `unix:path=${bus}` } : {};
 }
 
 function killGroup(child: ChildProcess): void {

@@ -5,7 +5,7 @@ import type { Caller } from '../bell.ts';
 import { callOf, type DesktopOptions, lives, testDesktop, textOf, web } from '../desktop.fixture.ts';
 import { createOpenUrl, type OpenUrlOptions } from './open-url.ts';
 
-function setUp(options: Partial<DesktopOptions & OpenUrlOptions> = {}) {
+function setUp(options: Partial<DesktopOptions & Omit<OpenUrlOptions, 'programs'>> = {}) {
   const host = testDesktop({ programs: { 'xdg-open': 'exit 0' }, ...options });
   const stop = new AbortController();
   const forwarded: string[] = [];
