@@ -1,5 +1,5 @@
-// The API of Docker Sandboxes as its clients use it: curl on the socket, and the real docker on what it hands out.
-import { execFile } from 'node:child_process';
+// The first version of Docker Sandboxes' API as its clients use it: curl on the socket, and the real docker on what it hands out.
+import { randomUUID } from 'node:crypto';
 import { mkdirSync, mkdtempSync, realpathSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -9,6 +9,7 @@ import { expectNothingLeft, makeHome, startDaemon, type TestDaemon, until } from
 import { dockerImage } from '../images.ts';
 import { type Lab, openLab } from '../network/lab.ts';
 import { runtimes } from '../runtimes.ts';
+import { curlAt, run } from './sandboxd.fixture.ts';
 
 const present = runtimes.includes('docker');
 
@@ -21,44 +22,13 @@ interface Vm {
   started: boolean;
 }
 
+/** A credential that the daemon's environment has. */
+const ofVariable = `variable-${randomUUID()}`;
 const place: { daemon?: TestDaemon; lab?: Lab; folder?: string; file?: string } = {};
 const home = () => (place.daemon as TestDaemon).home;
 const socket = () => join(home(), 'sandboxes/sandboxd.sock');
 
-function run(
-  command: string,
-  args: string[],
-  cwd?: string,
-): Promise<{ code: number; stdout: string; stderr: string }> {
-  return new Promise((resolve) => {
-    execFile(
-      command,
-      args,
-      { encoding: 'utf8', timeout: 60_000, ...(cwd === undefined ? {} : { cwd }) },
-      (error, stdout, stderr) =>
-        resolve({ code: error === null ? 0 : ((error.code as number | undefined) ?? -1), stdout, stderr }),
-    ).stdin?.end();
-  });
-}
-
-async function curl(method: string, path: string, body?: unknown): Promise<{ status: number; body: never }> {
-  const data = body === undefined ? [] : ['-H', 'Content-Type: application/json', '-d', JSON.stringify(body)];
-  const args = [
-    '-s',
-    '--unix-socket',
-    socket(),
-    '-X',
-    method,
-    ...data,
-    '-w',
-    '\n%{http_code}',
-    `http://sandboxd${path}`,
-  ];
-  const lines = (await run('curl', args)).stdout.split('\n');
-  const status = Number(lines.pop());
-  const text = lines.join('\n').trim();
-  return { status, body: (text === '' ? undefined : JSON.parse(text)) as never };
-}
+const curl = (method: string, path: string, body?: unknown) => curlAt(socket(), method, path, body);
 
 async function createVm(request: object): Promise<Vm> {
   const { status, body } = await curl('POST', '/vm', request);
@@ -88,7 +58,7 @@ beforeAll(async () => {
   place.lab = await openLab();
   place.folder = realpathSync(mkdtempSync('/var/tmp/glovebox-sandboxd-'));
   writeFileSync(join(home, 'config.toml'), place.lab.config);
-  place.daemon = await startDaemon({ home });
+  place.daemon = await startDaemon({ home, env: { SANDBOXD_TEST_CREDENTIAL: ofVariable } });
   place.file = join(place.folder, 'image.tar');
   await run('docker', ['tag', dockerImage('debian'), 'sandboxd-test/debian:1']);
   await run('docker', ['save', '-o', place.file, 'sandboxd-test/debian:1']);
@@ -171,6 +141,9 @@ test.runIf(present)('what is wrong is told in a message', async () => {
       { agent_name: 'x', credential_sources: { openai: { source: 'env', path: 'GLOVEBOX_NOT_SET' } } },
       400,
     ],
+    ['POST', '/vm', { agent_name: 'x', credential_sources: { openai: { source: 'file' } } }, 400],
+    ['POST', '/vm', { agent_name: 'x', credential_sources: { own: { source: 'file', path: '/x' } } }, 400],
+    ['POST', '/vm', { agent_name: 'x', credential_sources: { openai: { source: 'exec', path: 'id' } } }, 400],
     ['POST', '/network/proxyconfig', { vm_name: 'nobody' }, 404],
   ] as const)
     expect(await curl(method, path, body)).toMatchObject({ status, body: { message: expect.any(String) } });
@@ -179,6 +152,7 @@ test.runIf(present)('what is wrong is told in a message', async () => {
 
 test.runIf(present)(
   'docker on the socket loads, runs, executes and reads, as a client of the first version does it',
+  { timeout: 180_000 },
   async () => {
     const lab = place.lab as Lab;
     const workspace = makeFolder('work');
@@ -253,6 +227,63 @@ test.runIf(present)(
 );
 
 test.runIf(present)(
+  'credentials of the host are put into requests on their way out, and are nowhere inside',
+  { timeout: 180_000 },
+  async () => {
+    const lab = place.lab as Lab;
+    const ofFile = `file-${randomUUID()}`;
+    const file = join(place.folder as string, 'credential');
+    writeFileSync(file, `${ofFile}\n`);
+    const vm = await createVm({
+      name: 'credentials',
+      workspace_dir: makeFolder('beside'),
+      policy: { default: 'deny' },
+      service_domains: { 'good.test': 'filed', 'www.good.test': 'named' },
+      service_auth_config: { filed: { header_name: 'x-api-key' } },
+      credential_sources: {
+        filed: { source: 'file', path: file },
+        named: { source: 'env', name: 'SANDBOXD_TEST_CREDENTIAL' },
+      },
+    });
+    const { body: details } = await curl('GET', '/vm/credentials');
+    expect(details).toMatchObject({ credential_count: 2 });
+    const hosts = ['good.test', 'www.good.test', 'evil.test'];
+    const change = { vm_name: 'credentials', allow_hosts: hosts, allow_cidrs: [lab.network] };
+    expect((await curl('POST', '/network/proxyconfig', change)).status).toBe(200);
+    await docker(vm, 'load', '-i', place.file as string);
+    const authority = ['-v', `${vm.ca_cert_path}:/authority.crt:ro`, '-e', 'CURL_CA_BUNDLE=/authority.crt'];
+    await docker(vm, 'run', '-d', '--name', 'client', ...authority, 'sandboxd-test/debian:1', 'sleep', '600');
+    const inside = (line: string) => docker(vm, 'exec', 'client', 'sh', '-c', `${line}; true`);
+    const ask = async (url: string, header: string) => {
+      const fetched = await inside(`curl -sS -m 10 -o /dev/null -w '%{http_code}' -H '${header}' ${url}`);
+      expect(fetched).toBe('200');
+      return (url.includes('evil') ? lab.evil : lab.good).seen.at(-1)?.headers ?? {};
+    };
+    const { 'x-api-key': key, authorization: none } = await ask('https://good.test/x', 'x-api-key: mine');
+    expect([key, none]).toEqual([ofFile, undefined]);
+    const { authorization } = await ask('https://www.good.test/x', 'authorization: Bearer mine');
+    expect(authorization).toBe(`Bearer ${ofVariable}`);
+    // Neither in the clear nor to anybody else.
+    for (const url of ['http://good.test/x', 'https://evil.test/x', 'http://www.good.test/x'])
+      expect(JSON.stringify(await ask(url, 'x-api-key: mine'))).not.toMatch(/(file|variable)-[0-9a-f-]{36}/);
+    const own = await run('docker', ['inspect', `glovebox-${vm.vm_id}`]);
+    expect(own.code).toBe(0);
+    const shown = [JSON.stringify([vm, details]), own.stdout, await docker(vm, 'inspect', 'client')];
+    const seen = [...shown, await inside('env; tr "\\0" "\\n" </proc/1/environ')].join('\n');
+    const credentials = [ofFile, ofVariable];
+    for (const credential of credentials) expect(seen).not.toContain(credential);
+    // The search finds what is there, and, each being in two pieces, not itself.
+    const planted = randomUUID();
+    await inside(`printf %s%s ${planted.slice(0, 20)} ${planted.slice(20)} >/var/tmp/planted`);
+    const pattern = [...credentials, planted].map((it) => `${it.slice(0, 20)}()${it.slice(20)}`).join('|');
+    const found = await inside(`grep -rlE '${pattern}' / --exclude-dir=proc --exclude-dir=sys 2>/dev/null`);
+    expect(found).toBe('/var/tmp/planted\n');
+    expect((await run('grep', ['-rlE', credentials.join('|'), home()])).stdout).toBe('');
+    expect((await curl('DELETE', '/vm/credentials')).status).toBe(204);
+  },
+);
+
+test.runIf(present)(
   'a machine that goes by another door takes its containers along, also over a daemon that was killed',
   async () => {
     const vm = await createVm({ name: 'killed' });
@@ -272,32 +303,6 @@ test.runIf(present)(
       () => left(vm.vm_id),
       (it) => it.length === 0,
     );
-  },
-);
-
-test.runIf(present && runtimes.includes('bubblewrap'))(
-  'the second version shows sandboxes, runs commands in them, and judges hosts',
-  async () => {
-    expect(await curl('GET', '/daemon/health')).toMatchObject({ status: 200, body: { status: 'ok' } });
-    const request = { agent: 'shell', name: 'second', template: 'host', environment: { GREETING: 'hello' } };
-    expect(await curl('POST', '/sandbox', request)).toMatchObject({
-      status: 201,
-      body: { name: 'second', status: 'running' },
-    });
-    expect(await curl('POST', '/sandbox', request)).toMatchObject({ status: 409 });
-    const exec = { cmd: ['sh', '-c', 'echo $GREETING; echo no >&2; exit 3'] };
-    const outcome = { exit_code: 3, stdout: 'hello\n', stderr: 'no\n' };
-    expect(await curl('POST', '/sandbox/second/exec', exec)).toMatchObject({ status: 200, body: outcome });
-    expect(await curl('POST', '/sandbox/second/exec', { cmd: ['id'], workdir: '/' })).toMatchObject({
-      status: 400,
-    });
-    expect(
-      await curl('POST', '/policy/network/check', { target: 'evil.test', sandbox_id: 'second' }),
-    ).toMatchObject({ body: { allowed: false } });
-    expect((await curl('GET', '/sandbox')).body).toMatchObject([{ name: 'second' }]);
-    expect(await curl('POST', '/sandbox/second/stop')).toMatchObject({ body: { status: 'stopped' } });
-    expect((await curl('DELETE', '/sandbox/second')).status).toBe(204);
-    expect((await curl('GET', '/sandbox/second')).status).toBe(404);
   },
 );
 
