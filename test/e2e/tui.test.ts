@@ -1,4 +1,4 @@
-// The screen of `glovebox` in a real terminal (tmux), over real sandboxes of bubblewrap and the network of a lab.
+// The screen of `glovebox` in a real terminal (tmux), over real sandboxes and the network of a lab.
 import { execFileSync, spawn } from 'node:child_process';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -6,15 +6,19 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { call, list, remove, run } from '../client.ts';
 import { expectNothingLeft, makeHome, startDaemon, type TestDaemon, until } from '../daemon.ts';
+import { dockerImage } from '../images.ts';
 import { goodHost, type Lab, openLab } from '../network/lab.ts';
 import { runtimes } from '../runtimes.ts';
 
 const binary = join(import.meta.dirname, '../../bin/glovebox');
 
-describe.skipIf(!runtimes.includes('bubblewrap'))('the screen', () => {
+describe.each(runtimes)('the screen, in %s', (runtime) => {
   let lab: Lab;
   let daemon: TestDaemon;
   let folder: string;
+  let image: string;
+  /** What has to do with the terminal alone is tried over one runtime. */
+  const first = runtime === runtimes[0];
   /** Each screen has a tmux server of its own: one that is on its way out would take the next screen along. */
   let server = 0;
 
@@ -99,9 +103,10 @@ describe.skipIf(!runtimes.includes('bubblewrap'))('the screen', () => {
     folder = mkdtempSync(join(tmpdir(), 'glovebox-tui-'));
     const home = makeHome();
     writeFileSync(join(home, 'config.toml'), `${lab.config}ask_seconds = 20\n`);
-    daemon = await startDaemon({ home, runtime: 'bubblewrap' });
+    daemon = await startDaemon({ home, runtime });
+    image = runtime === 'docker' ? dockerImage('debian') : 'host';
     await glovebox('policy', 'allow', 'network', '-g', lab.network);
-    await glovebox('create', '-q', '--name', 'web');
+    await glovebox('create', '-q', '--name', 'web', '--template', image);
   });
 
   afterAll(async () => {
@@ -112,10 +117,10 @@ describe.skipIf(!runtimes.includes('bubblewrap'))('the screen', () => {
     rmSync(folder, { recursive: true, force: true });
   });
 
-  describe.each([
-    [80, 24],
-    [120, 40],
-  ])('%i columns and %i rows', (cols, rows) => {
+  describe.each([[80, 24], ...(first ? [[120, 40]] : [])] as [
+    number,
+    number,
+  ][])('%i columns and %i rows', (cols, rows) => {
     beforeAll(async () => await open(cols, rows));
     afterAll(close);
 
@@ -190,7 +195,7 @@ describe.skipIf(!runtimes.includes('bubblewrap'))('the screen', () => {
       press('1', 'c');
       await shows('New sandbox');
       press('C-u');
-      type('host');
+      type(image);
       press('Enter', 'C-u', 'Enter');
       type('-');
       press('Enter');
@@ -227,7 +232,7 @@ describe.skipIf(!runtimes.includes('bubblewrap'))('the screen', () => {
     });
   });
 
-  test.each([
+  test.runIf(first).each([
     ['TERM', 143],
     ['INT', 130],
     ['HUP', 129],
@@ -239,7 +244,7 @@ describe.skipIf(!runtimes.includes('bubblewrap'))('the screen', () => {
     close();
   });
 
-  test('Ctrl-C ends it, and where colour is not wanted there is none', async () => {
+  test.runIf(first)('Ctrl-C ends it, and where colour is not wanted there is none', async () => {
     await open(80, 24, `NO_COLOR=1 bash -c 'echo $$ >${folder}/pid; exec ${binary}'`);
     await shows(/> web/);
     expect(tmux('capture-pane', '-p', '-e', '-t', 'it')).not.toContain('\u001b[');
@@ -253,7 +258,7 @@ describe.skipIf(!runtimes.includes('bubblewrap'))('the screen', () => {
     await shows(/> web +- +running/);
     await daemon.kill();
     await shows('no connection, trying again: ');
-    daemon = await startDaemon({ home: daemon.home, runtime: 'bubblewrap' });
+    daemon = await startDaemon({ home: daemon.home, runtime });
     await until('the screen without the line', screen, (shown) => !shown.includes('no connection'));
     await shows(/> web +- +running +\d+%/);
     press('q');
@@ -261,7 +266,7 @@ describe.skipIf(!runtimes.includes('bubblewrap'))('the screen', () => {
     close();
   });
 
-  test('without a terminal there is help, and no screen', async () => {
+  test.runIf(first)('without a terminal there is help, and no screen', async () => {
     const child = spawn(binary, [], { env: environment(), stdio: ['ignore', 'pipe', 'pipe'] });
     let text = '';
     child.stderr.on('data', (data) => {
