@@ -35,7 +35,7 @@ export class TestDoor implements AsyncDisposable {
         return it.answer(rung);
       },
     };
-    it.door = await openBellDoor({
+    const opening = openBellDoor({
       socketPath: it.socketPath,
       listen: [{ host: '127.0.0.1', port: 0 }],
       insecure: false,
@@ -50,6 +50,10 @@ export class TestDoor implements AsyncDisposable {
         error: (fields) => it.troubles.push(fields),
       },
       ...options,
+    });
+    it.door = await opening.catch((error) => {
+      rmSync(it.folder, { recursive: true, force: true });
+      throw error;
     });
     return it;
   }
