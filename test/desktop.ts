@@ -47,7 +47,11 @@ export async function startDesktop(): Promise<TestDesktop> {
       child.once('exit', () => resolve());
       child.once('error', () => resolve());
     });
+    // A test that is ended on its way leaves no desktop behind.
+    const killAtExit = () => child.kill();
+    process.once('exit', killAtExit);
     undo.defer(async () => {
+      process.off('exit', killAtExit);
       child.kill();
       await gone;
     });
