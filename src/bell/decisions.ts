@@ -31,10 +31,10 @@ export class Decisions {
     this.#kept = read(options.file);
   }
 
-  /** The nearest decision: of the sandbox, of all, of the configuration, of the action itself. */
-  of(action: { name: string; decision: BellDecision }, sandboxId: string | undefined): Decided {
+  /** The nearest decision: about the subject (the id of a sandbox, or another caller), about all, of the configuration, of the action itself. */
+  of(action: { name: string; decision: BellDecision }, subject: string | undefined): Decided {
     const { all, sandboxes } = this.#kept;
-    const own = sandboxId === undefined ? undefined : sandboxes[sandboxId]?.[action.name];
+    const own = subject === undefined ? undefined : sandboxes[subject]?.[action.name];
     const decided = own ?? all[action.name];
     if (decided !== undefined) return { decision: decided, source: 'decision' };
     const configured = this.#options.configured[action.name];

@@ -64,12 +64,9 @@ export function createBell(options: RingerOptions): Bell {
         () => action.check?.(input, caller),
         (error) => refuse(detail, 'list', error),
       );
-      const decided = strictest(
-        decisions.of(action, caller.kind === 'sandbox' ? caller.id : undefined),
-        stricter,
-      );
+      const decided = strictest(decisions.of(action, subjectOf(caller)), stricter);
       if (decided.decision === 'deny')
-        throw refuse(detail, decided.source, notAllowed(action.name, caller, 'is denied here'));
+        throw refuse(detail, decided.source, notAllowed(action.name, caller, decided, 'is denied here'));
       const call = { ...about, action: action.name, detail };
       // Nobody is asked about what cannot be done.
       const missing = await action.unavailable();
@@ -91,6 +88,7 @@ export function createBell(options: RingerOptions): Bell {
           notAllowed(
             action.name,
             caller,
+            decided,
             asker === undefined
               ? 'has to be asked for, and nobody can be asked'
               : 'was not allowed by anybody',
@@ -140,9 +138,9 @@ export function createBell(options: RingerOptions): Bell {
     signal: AbortSignal,
   ): Promise<boolean> {
     if (asker === undefined) return false;
-    const { sandbox, sandboxName, caller: other = '' } = entryOf(caller);
+    const { sandboxName } = entryOf(caller);
     return await asker.ask(
-      { sandbox: sandbox ?? other, ...(sandboxName !== undefined && { sandboxName }), action, detail },
+      { sandbox: subjectOf(caller), ...(sandboxName !== undefined && { sandboxName }), action, detail },
       signal,
     );
   }
@@ -155,23 +153,32 @@ const outcomes: Partial<Record<BellError['code'], NonNullable<BellEntry['outcome
   timeout: 'timeout',
 };
 
+/** Whom decisions are about. */
+const subjectOf = (caller: Caller): string => (caller.kind === 'sandbox' ? caller.id : callerKey(caller));
+
 function entryOf(caller: Caller): Pick<BellEntry, 'sandbox' | 'sandboxName' | 'caller'> {
   if (caller.kind !== 'sandbox') return { caller: callerKey(caller) };
   return { sandbox: caller.id, ...(caller.name !== undefined && { sandboxName: caller.name }) };
 }
 
-/** What an action's own check asks for can only make a decision stricter; it is the configuration's. */
-function strictest(decided: Decided, stricter: BellDecision | undefined): Decided {
-  if (stricter === undefined || strictness[stricter] <= strictness[decided.decision]) return decided;
-  return { decision: stricter, source: 'config' };
+interface Judged extends Decided {
+  /** It is about what was asked for, and no decision about the action makes it milder. */
+  ofInput: boolean;
 }
 
-function notAllowed(action: string, caller: Caller, why: string): BellError {
+/** What an action's own check asks for can only make a decision stricter; it is the configuration's. */
+function strictest(decided: Decided, stricter: BellDecision | undefined): Judged {
+  if (stricter === undefined || strictness[stricter] <= strictness[decided.decision])
+    return { ...decided, ofInput: false };
+  return { decision: stricter, source: 'config', ofInput: true };
+}
+
+function notAllowed(action: string, caller: Caller, { ofInput }: Judged, why: string): BellError {
   const scope = caller.kind === 'sandbox' ? ` --sandbox ${caller.name ?? caller.id}` : '';
-  return new BellError(
-    'not_allowed',
-    `${action} ${why}; on the host, its owner can allow it: glovebox bell allow ${action}${scope}`,
-  );
+  const remedy = ofInput
+    ? 'the owner of the host says so in bell.toml'
+    : `on the host, its owner can allow it: glovebox bell allow ${action}${scope}`;
+  return new BellError('not_allowed', `${action} ${why}; ${remedy}`);
 }
 
 function attempt<T>(step: () => T, refused: (error: BellError) => BellError): T {

@@ -49,11 +49,11 @@ export class BellTokens {
     this.#refresh();
     if (this.#kept.some((it) => it.name === name))
       throw new Failure('conflict', `there is a token named ${name} already`, {
-        hint: `Choose another name, or run: glovebox bell token remove ${name}`,
+        hint: `Choose another name, or run: glovebox bell token rm ${name}`,
       });
     if (this.#kept.length >= tokensMax)
       throw new Failure('exhausted', `there are ${tokensMax} tokens already, which is the most`, {
-        hint: 'Remove those nobody uses: glovebox bell token remove NAME',
+        hint: 'Remove those nobody uses: glovebox bell token rm NAME',
       });
     const token = randomBytes(32).toString('base64url');
     const createdAt = this.#options.now().toISOString();
@@ -67,7 +67,7 @@ export class BellTokens {
     const rest = this.#kept.filter((it) => it.name !== name);
     if (rest.length === this.#kept.length)
       throw new Failure('not-found', `there is no token named ${JSON.stringify(name)}`, {
-        hint: 'See those there are: glovebox bell token list',
+        hint: 'See those there are: glovebox bell token ls',
       });
     this.#save(rest);
   }

@@ -36,9 +36,9 @@ async function recordsIn(home: string): Promise<BellRecords> {
   return {
     log,
     followLog: (filter) => followed(log, filter),
-    tokens: async () => tokens.list(),
-    addToken: async (name) => await tokens.add(name),
-    removeToken: async (name) => await tokens.remove(name),
+    tokens: async () => tokens().list(),
+    addToken: async (name) => tokens().add(name),
+    removeToken: async (name) => tokens().remove(name),
   };
 }
 

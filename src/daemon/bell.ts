@@ -12,10 +12,10 @@ import { createPing } from '../bell/actions/ping.ts';
 import { createPlay } from '../bell/actions/play.ts';
 import type { Action, Bell, BellAsker } from '../bell/bell.ts';
 import { shimScripts } from '../bell/client/guest-files.ts';
+import { usageOf } from '../bell/commands.ts';
 import { loadActions } from '../bell/custom.ts';
 import { Decisions } from '../bell/decisions.ts';
 import { type BellDoor, openBellDoor } from '../bell/door.ts';
-import { defaultHooks } from '../bell/hooks.ts';
 import { Limits } from '../bell/limits.ts';
 import { Programs } from '../bell/programs.ts';
 import { type BellRecord, openBellRecord } from '../bell/record.ts';
@@ -122,7 +122,7 @@ export async function runBellAlone(
 /** The files of a home in which no daemon runs. */
 export function bellFiles(home: string): {
   log(filter: { sandbox?: string; limit: number }): Promise<BellEntry[]>;
-  tokens: BellTokens;
+  tokens: () => BellTokens;
 } {
   const { logFolder, tokensFile } = placesIn(home);
   return {
@@ -134,7 +134,7 @@ export function bellFiles(home: string): {
         await record.close();
       }
     },
-    tokens: new BellTokens({ file: tokensFile, now }),
+    tokens: () => new BellTokens({ file: tokensFile, now }),
   };
 }
 
@@ -203,7 +203,7 @@ async function openDoor(
     await openBellDoor({
       ...{ socketPath, bell, tokens, log, insecure: settings.insecure, names: [hostname()] },
       listen: settings.listen.map((host) => ({ host, port: settings.port })),
-      hooks: { ...defaultHooks, ...settings.hooks },
+      hooks: settings.hooks,
     }),
     (it) => it.close(),
   );
@@ -289,20 +289,6 @@ function serviceOf(
     addToken: async (name) => tokens.add(name),
     removeToken: async (name) => tokens.remove(name),
   };
-}
-
-/** What a guest may write behind `exec`. */
-function usageOf({
-  name,
-  args,
-  moreArgs,
-}: {
-  name: string;
-  args: readonly RegExp[] | 'any';
-  moreArgs?: RegExp;
-}) {
-  const patterns = args === 'any' ? ['…'] : args.map((it) => it.source);
-  return [name, ...patterns, ...(moreArgs === undefined ? [] : [`${moreArgs.source}…`])].join(' ');
 }
 
 const now = () => new Date();

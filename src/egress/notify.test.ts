@@ -21,6 +21,7 @@ async function folder() {
   return { path, [Symbol.asyncDispose]: () => rm(path, { recursive: true, force: true }) };
 }
 
+// The program reads two backslashes as one, and one with digits as what they stand for.
 test('a question is shown without a shell, with its text cleaned and nothing in it taken for an option or a tag', async () => {
   await using place = await folder();
   const command = join(place.path, 'show');
@@ -44,7 +45,7 @@ test('a question is shown without a shell, with its text cleaned and nothing in 
     .toBe(
       [
         ...['[--app-name=Glovebox]', '[--expire-time=30000]', '[--]', '[Sandbox --icon=/etc/x asks]'],
-        '[May it reach GET $(id):443/&lt;a href="x"&gt;\\u001b&amp;? Answer with: glovebox policy approval]',
+        '[May it reach GET $(id):443/&lt;a href="x"&gt;\\\\u001b&amp;? Answer with: glovebox policy approval]',
         '',
       ].join('\n'),
     );
@@ -53,7 +54,7 @@ test('a question is shown without a shell, with its text cleaned and nothing in 
 test.each<[Partial<Question>, string]>([
   [{ action: 'open_url', detail: 'https://a.example/?q=<b>' }, 'open_url https://a.example/?q=&lt;b&gt;'],
   [{ action: 'clipboard', detail: '' }, 'clipboard'],
-  [{ action: 'exec', detail: '\u001b]0;x\u0007' }, 'exec \\u001b]0;x\\u0007'],
+  [{ action: 'exec', detail: '\u001b]0;x\u0007' }, 'exec \\\\u001b]0;x\\\\u0007'],
   [{ action: 'exec', detail: 'x'.repeat(1_000) }, `exec ${'x'.repeat(194)}…`],
 ])('an action is asked about by its name and what it is to do: %#', async (asked, wish) => {
   await using place = await folder();

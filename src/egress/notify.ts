@@ -47,7 +47,11 @@ function wishOf({ host, port, method, path = '', action, detail = '' }: Question
   return method === undefined ? `reach ${host}:${port}` : `reach ${method} ${host}:${port}${path}`;
 }
 
-/** The body of a notification may hold tags. */
+/** The body of a notification may hold tags, and escapes that notify-send makes into them. */
 function withoutMarkup(text: string): string {
-  return text.replaceAll('&', '&amp;').replaceAll('<', '&lt;').replaceAll('>', '&gt;');
+  return text
+    .replaceAll('\\', '\\\\')
+    .replaceAll('&', '&amp;')
+    .replaceAll('<', '&lt;')
+    .replaceAll('>', '&gt;');
 }

@@ -28,15 +28,6 @@ export function createRequestOf(
   // Without it there is nothing that would allow the hosts that credentials are bound to. With it a vault can always be made.
   if (body.credentialProxy?.enabled === true && body.networkPolicy == null)
     throw new Failure('invalid', 'credentialProxy.enabled: needs a networkPolicy, too');
-  const { bell = {} } = body.glovebox ?? {};
-  if (!byOwner && Object.values(bell).some((decision) => decision !== 'deny'))
-    throw new Failure(
-      'permission',
-      "glovebox.bell: only the daemon's own user decides what a sandbox may have done on the host",
-      {
-        hint: 'Leave the decisions out (bell: {}), or call as that user: `glovebox` and the SDK prove it by themselves.',
-      },
-    );
   const runtime = extensions[runtimeExtension];
   const env = Object.entries(body.env ?? {}).filter((it): it is [string, string] => it[1] !== null);
   for (const [name, value] of env)

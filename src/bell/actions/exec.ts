@@ -91,7 +91,7 @@ export function createExec({ settings, isInWorkspace, env, mark }: ExecOptions):
 
   return {
     name: 'exec',
-    summary: 'runs a command of the host that its owner has listed',
+    summary: 'Runs a command of the host that its owner has listed',
     decision: 'allow',
     parse: parseExec,
     describe: ({ command, args, folder }) =>
