@@ -71,7 +71,17 @@ export const BellEntry = z.object({
   detail: z.string(),
   decision: z.enum(['allow', 'deny']),
   /** Why: whose decision it was, or which bound was reached. */
-  reason: z.enum(['default', 'config', 'decision', 'person', 'nobody', 'list', 'limit', 'invalid', 'unknown']),
+  reason: z.enum([
+    'default',
+    'config',
+    'decision',
+    'person',
+    'nobody',
+    'list',
+    'limit',
+    'invalid',
+    'unknown',
+  ]),
   outcome: z.enum(['ok', 'refused', 'failed', 'unavailable', 'timeout', 'cancelled']).optional(),
   /** Of a command. */
   exitCode: z.int().optional(),

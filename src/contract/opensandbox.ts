@@ -1,8 +1,8 @@
 // The lifecycle and egress APIs of OpenSandbox as they cross the wire (specifications: sandbox-lifecycle and egress, both version 0.1.0, and
 // their npm client 0.1.11). Answers of the lifecycle API may carry one property more than the specification names: `glovebox`. Properties that are absent are omitted, never null.
 import { z } from 'zod';
-import { BellDecisions } from './bell.ts';
 import { AgentDefinition, SetupFile, SetupStep } from './agents.ts';
+import { BellDecisions } from './bell.ts';
 import { NewRule } from './network.ts';
 import { PublishPort } from './ports.ts';
 import { WorkspaceRequest } from './workspace.ts';
