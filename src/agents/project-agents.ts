@@ -2,16 +2,15 @@
 // has said yes to it, and what is read cannot be a link to something else.
 import { createHash } from 'node:crypto';
 import { constants } from 'node:fs';
-import { type FileHandle, mkdir, open, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
-import { dirname, join } from 'node:path';
-import { z } from 'zod';
+import { type FileHandle, open, readdir } from 'node:fs/promises';
+import { join } from 'node:path';
 import type { AgentDefinition } from '../contract/agents.ts';
 import { Failure } from '../lib/failure.ts';
 import { agentFileBytesMax, parseAgentFile } from './agent-file.ts';
+import { approve } from './approvals.ts';
 
 export const projectFolder = ['.glovebox', 'agents'] as const;
 const filesMax = 64;
-const approvalsMax = 4_096;
 
 export interface ProjectAgent {
   definition: AgentDefinition;
@@ -77,13 +76,6 @@ async function bytesOf(path: string, shown: string): Promise<Buffer | undefined>
   }
 }
 
-const Approvals = z.object({
-  version: z.literal(1),
-  /** By the content's hash. */
-  approved: z.record(z.string(), z.object({ path: z.string(), at: z.string() })),
-});
-type Approvals = z.infer<typeof Approvals>;
-
 export interface ApprovalOptions {
   /** `<home>/approved-agents.json`. */
   file: string;
@@ -97,58 +89,17 @@ export async function approvedAgent(
   agent: ProjectAgent,
   { file, ask, now }: ApprovalOptions,
 ): Promise<AgentDefinition> {
-  const { approved } = await readApprovals(file);
-  if (Object.hasOwn(approved, agent.sha256)) return agent.definition;
-  const why = Object.values(approved).some((it) => it.path === agent.path) ? 'changed' : 'new';
-  if (ask === undefined || !(await ask(agent, why)))
-    throw new Failure(
-      'permission',
-      `agent ${agent.definition.name}: ${agent.path} ${why === 'new' ? 'has not been approved' : 'has changed since it was approved'}`,
-      {
-        hint:
-          ask === undefined
-            ? 'Run this once at a terminal to approve it, or copy the file to the folder `agents` of your glovebox home.'
-            : 'Nothing was made.',
-      },
-    );
-  await addApproval(file, agent, now());
-  return agent.definition;
-}
-
-async function readApprovals(file: string): Promise<Approvals> {
-  const text = await readFile(file, 'utf8').catch((error: NodeJS.ErrnoException) => {
-    if (error.code === 'ENOENT') return undefined;
-    throw Failure.from(error, `read ${file}`);
-  });
-  if (text === undefined) return { version: 1, approved: {} };
-  try {
-    return Approvals.parse(JSON.parse(text));
-  } catch (cause) {
-    throw new Failure('invalid', `${file} is not the list of approved agents`, {
-      cause,
-      hint: 'Move it away: what it approved of is asked again.',
-    });
-  }
-}
-
-/** Read again first: another command may have added one meanwhile. */
-async function addApproval(file: string, agent: ProjectAgent, at: Date): Promise<void> {
-  const { approved } = await readApprovals(file);
-  const entries = Object.entries({ ...approved, [agent.sha256]: { path: agent.path, at: at.toISOString() } });
-  const text = JSON.stringify(
-    { version: 1, approved: Object.fromEntries(entries.slice(-approvalsMax)) },
-    null,
-    2,
+  const { definition, path, sha256 } = agent;
+  await approve(
+    { what: `agent ${definition.name}`, path, sha256 },
+    {
+      ...{ file, now },
+      ...(ask === undefined ? {} : { ask: ({ standing }) => ask(agent, standing) }),
+      unasked:
+        'Run this once at a terminal to approve it, or copy the file to the folder `agents` of your glovebox home.',
+    },
   );
-  await mkdir(dirname(file), { recursive: true, mode: 0o700 });
-  const beside = `${file}.${process.pid}.new`;
-  try {
-    await writeFile(beside, `${text}\n`, { mode: 0o600, flush: true });
-    await rename(beside, file);
-  } catch (error) {
-    await rm(beside, { force: true });
-    throw Failure.from(error, `write ${file}`);
-  }
+  return definition;
 }
 
 /** What a person has to know before saying yes, a line for each thing. Text of the project's: to be made safe for a terminal. */
