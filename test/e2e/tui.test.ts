@@ -106,7 +106,7 @@ describe.each(runtimes)('the screen, in %s', (runtime) => {
     daemon = await startDaemon({ home, runtime });
     image = runtime === 'docker' ? dockerImage('debian') : 'host';
     await glovebox('policy', 'allow', 'network', '-g', lab.network);
-    await glovebox('create', '-q', '--name', 'web', '--template', image);
+    await glovebox('create', '-q', '--bell', '--name', 'web', '--template', image);
   });
 
   afterAll(async () => {
@@ -168,6 +168,21 @@ describe.each(runtimes)('the screen, in %s', (runtime) => {
       expect(await answered).toBe('hello from good.test\n');
       await shows('Nothing waits for an answer.');
     });
+
+    test.runIf(first)(
+      'a notification of a sandbox is seen from everywhere, and stands in the log',
+      async () => {
+        const body = `Tests passed ${cols}`;
+        press('2');
+        await shows('[Sessions]');
+        await glovebox('exec', 'web', 'sandbox-comm', 'notify', '--title', 'Build', '--body', body);
+        await shows(`[bell] web: Build: ${body}`);
+        press('5');
+        const row = /^> [\d:]{8} +ok +web +notify +Build: Tests/m;
+        expect(await shows(row)).not.toContain('[bell]');
+        await shows(new RegExp(`^ {2}Build: ${body}\\n {2}default, ok, \\d+ ms$`, 'm'));
+      },
+    );
 
     test('a session has the terminal until it is left, and is come back to', async () => {
       press('1', 'Enter');

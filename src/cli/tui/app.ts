@@ -103,7 +103,7 @@ class App implements Disposable {
     this.#state = state;
     for (const effect of effects) this.#perform(effect);
     // Time is shown only where something waits.
-    if (state.questions.length > 0) {
+    if (state.questions.length > 0 || state.rung !== undefined) {
       this.#tick ??= setTimeout(() => {
         this.#tick = undefined;
         this.#dispatch({ type: 'now', at: Date.now() });

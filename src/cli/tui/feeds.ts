@@ -1,5 +1,5 @@
-// What the server tells, as events: sandboxes and what they use every two seconds, the log of attempts and questions as they come. Nothing here
-// starts a sandbox or keeps one from stopping.
+// What the server tells, as events: sandboxes and what they use every two seconds, the log of attempts, calls of the bell and questions as they
+// come. Nothing here starts a sandbox or keeps one from stopping.
 import {
   type SandboxClient,
   SandboxError,
@@ -41,6 +41,7 @@ export function startFeeds(
     for await (const question of client.network.followQuestions({ signal }))
       told({ type: 'question', question });
   }, signal);
+  void following(() => followBell(client, state, told, signal), signal);
   return { look: () => waiting.cut() };
 }
 
@@ -151,6 +152,26 @@ async function lookAtSessions(
   told({ type: 'sessions', of: id, sessions });
 }
 
+async function followBell(
+  client: SandboxClient,
+  state: () => State,
+  told: (event: Event) => void,
+  signal: AbortSignal,
+): Promise<void> {
+  try {
+    // What was there before is no news; what came while the screen was somebody else's is.
+    if (state().calls === undefined)
+      told({ type: 'calls', calls: await client.bell.log({ limit: logEntries, signal }) });
+    for await (const call of client.bell.followLog({ limit: logEntries, signal }))
+      told({ type: 'call', call, at: Date.now() });
+  } catch (error) {
+    if (error instanceof SandboxError && error.code === 'not-found')
+      told({ type: 'no-bell', why: 'This server has no bell.' });
+    else if (state().calls === undefined) told({ type: 'no-bell', why: (error as Error).message });
+    throw error;
+  }
+}
+
 /** Again and again, because servers end and begin again. That the server is gone is told by whoever looks at the sandboxes. */
 async function following(follow: () => Promise<void>, signal: AbortSignal): Promise<void> {
   const waiting = new Waiting(signal);
@@ -159,7 +180,7 @@ async function following(follow: () => Promise<void>, signal: AbortSignal): Prom
     try {
       await follow();
     } catch (error) {
-      // A server of OpenSandbox's own has neither.
+      // A server of OpenSandbox's own has none of these.
       if (error instanceof SandboxError && error.code === 'not-found') return;
     }
     if (performance.now() - began > lookDeadlineMs) failures = 0;

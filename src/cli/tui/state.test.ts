@@ -1,6 +1,6 @@
 // The screen without a terminal: keys into names, events into states, states into lines.
 import { expect, test } from 'vitest';
-import type { LogEntry, Question, SandboxInfo } from '../../../sdk/src/index.ts';
+import type { BellEntry, LogEntry, Question, SandboxInfo } from '../../../sdk/src/index.ts';
 import { KeyReader } from './keys.ts';
 import { lineText } from './lines.ts';
 import { differences } from './screen.ts';
@@ -95,6 +95,17 @@ const question = (id: string, untilMs = 30_000): Question => ({
   ...{ id, at: new Date(0), until: new Date(untilMs), sandbox: 'id-web', sandboxName: 'web' },
   ...{ host: `${id}.test`, port: 443, protocol: 'https' },
 });
+const call = (seq: number, more: Partial<BellEntry> = {}): BellEntry => ({
+  ...{ seq, at: new Date(0), sandbox: 'id-web', sandboxName: 'web', action: 'notify' },
+  ...{ detail: 'Build: Tests passed', decision: 'allow', reason: 'default', outcome: 'ok', ...more },
+});
+/** One that is not over. */
+const going = ({ outcome: _, ...more }: BellEntry): BellEntry => more;
+const foreign = ({ sandbox: _, sandboxName: __, ...more }: BellEntry): BellEntry => ({
+  ...{ ...more, caller: 'token ci' },
+});
+const rang = (one: BellEntry, at = 0): Event => ({ type: 'call', call: one, at });
+const before = (...calls: BellEntry[]): Event => ({ type: 'calls', calls });
 const key = (name: string, at = 10_000): Event => ({ type: 'key', key: name, at });
 const logged = (one: LogEntry, at = 0): Event => ({ type: 'entry', entry: one, at });
 const there: Event = { type: 'sandboxes', sandboxes: [sandbox('web'), sandbox('api', { state: 'Stopped' })] };
@@ -259,11 +270,82 @@ test('a question about an action of the host says which, and beneath it what it 
 
 test('questions are counted on every screen until their time is over', () => {
   const asked: Event = { type: 'question', question: question('q1') };
-  for (const panel of ['1', '2', '3', '4'])
+  for (const panel of ['1', '2', '3', '4', '5'])
     expect(shown(there, asked, key(panel))).toMatch(/^.*Questions.* \(1\)/);
   expect(shownOf(after(there, asked).state, 20, 5)[0]).toContain('(1)');
   expect(shown(there, asked, { type: 'now', at: 30_001 })).not.toContain('(1)');
   expect(shown(there, asked, { type: 'waiting', ids: new Set(), at: 0 })).not.toContain('(1)');
+});
+
+test('what was asked of the host is listed with what came of it, one sandbox or all, the newest last', () => {
+  const exec = going(call(2, { action: 'exec', detail: 'make test' }));
+  const other = foreign(call(3, { action: 'play' }));
+  const denied = { detail: 'x', decision: 'deny', reason: 'limit', outcome: 'refused', dropped: 7 } as const;
+  const events = [there, before(call(1)), rang(exec), rang(other), key('5')];
+  expect(shown(...events)).toMatch(
+    /Bell of all sandboxes, following \(G\)\n.*\n.* ok +web +notify +Build: Tests passed *\n.* running +web +exec +make test *\n> .* ok +token ci +play /,
+  );
+  const over = rang({ ...exec, outcome: 'failed', exitCode: 2, error: 'no rule', durationMs: 8.4 });
+  expect(shown(...events, over, key('k'))).toMatch(
+    /\n> .* failed +web +exec[\s\S]*\n {2}make test\n {2}default, failed, exit 2, no rule, 8 ms\n/,
+  );
+  expect(shown(...events, over, key('f'))).toMatch(/Bell of web, following[\s\S]*make test/);
+  expect(shown(...events, over, key('f'))).not.toContain('token ci');
+  expect(shown(...events, rang(call(4, denied)))).toMatch(
+    /\n> .* denied +web [\s\S]*\n {2}limit, refused, 7 before it left out\n/,
+  );
+  expect(shown(...events, key('g'), rang(call(4)))).toMatch(/\n> .*notify[\s\S]*\n {2}Build: Tests passed\n/);
+  const many = Array.from({ length: 1_100 }, (_, seq) => rang(call(seq)));
+  expect(after(...many).state.calls?.map((it) => it.seq)).toEqual(many.slice(100).map((_, at) => at + 100));
+});
+
+test('a notification stands out among calls', () => {
+  const { state } = after(rang(call(1)), rang(call(2, { action: 'exec' })), rang(call(3)), key('5'));
+  const rows = view(state, { cols: 80, rows: 24 }).slice(3, 5);
+  expect(rows.map((row) => row.at(-1)?.style)).toEqual(['bold', undefined]);
+});
+
+const empty: [string, Event[], string][] = [
+  ['not known yet', [], 'Asking the server …'],
+  ['nothing', [before()], 'Nothing was asked of the host yet.'],
+  ['no bell', [{ type: 'no-bell', why: 'This server has no bell.' }], 'This server has no bell.'],
+  ['known after all', [{ type: 'no-bell', why: 'refused' }, before()], 'Nothing was asked of the host yet.'],
+  ['calls of others alone', [there, before(call(1, { sandbox: 'id-api' })), key('f')], 'Nothing was asked'],
+];
+test.each(empty)('a bell with nothing in it says why: %s', (_, events, reason) => {
+  expect(shown(key('5'), ...events).split('\n')[2]).toContain(reason);
+});
+
+const rings = /^\[bell\] web: Build: Tests passed$/;
+const noticed: [string, Event[], RegExp | undefined][] = [
+  ['comes', [rang(call(1))], rings],
+  ['runs still', [rang(going(call(1)))], rings],
+  ['was there before', [before(call(1))], undefined],
+  ['was there before, and comes again', [before(call(1)), rang(call(1))], undefined],
+  ['has been seen, and is over now', [rang(going(call(1))), key('f'), rang(call(1))], undefined],
+  ['was not allowed', [rang(call(1, { decision: 'deny', outcome: 'refused' }))], undefined],
+  ['is another action', [rang(call(1, { action: 'play', detail: '' }))], undefined],
+  ['is of no sandbox', [rang(foreign(call(1)))], /^\[bell\] token ci: Build: Tests passed$/],
+  ['came ten seconds ago', [rang(call(1), 5_000), { type: 'now', at: 15_000 }], undefined],
+  ['came just before that', [rang(call(1), 5_000), { type: 'now', at: 14_999 }], rings],
+  ['came before another', [rang(call(1, { detail: 'old' })), rang(call(2))], rings],
+  [
+    'comes beside what we say ourselves',
+    [{ type: 'done', notice: { text: 'web: stopped', bad: false } }, rang(call(1))],
+    /^web: stopped {2}\[bell\] web: Build: Tests passed$/,
+  ],
+  [
+    'comes while there is no connection',
+    [rang(call(1)), { type: 'lost', why: 'gone' }],
+    /^no connection, trying again: gone$/,
+  ],
+];
+test.each(noticed)('a notification on every screen: one that %s', (_, events, expected = /^$/) => {
+  for (const panel of ['1', '2', '3', '4', '5', '?', 'c']) {
+    const { state } = after(there, key(panel), ...events);
+    expect(shownOf(state)[22]?.trim()).toMatch(expected);
+    expect(shownOf(update(state, key('G'))[0]).join('\n')).not.toContain('[bell]');
+  }
 });
 
 test('the form asks for three things, and says what is wrong with them', () => {
@@ -300,13 +382,16 @@ test('whatever the size, no line is wider than the screen and there are no more 
     ...Array.from({ length: 60 }, (_, seq) =>
       logged(entry(seq, { path: '/'.repeat(500), rule: { id: '1', text: 'r'.repeat(300) } })),
     ),
+    ...Array.from({ length: 60 }, (_, seq) =>
+      rang(call(seq, { detail: '日'.repeat(500), sandboxName: 'n'.repeat(128), error: 'e'.repeat(500) })),
+    ),
     ...Array.from(
       { length: 20 },
       (_, at): Event => ({ type: 'question', question: question(`${'q'.repeat(99)}${at}`) }),
     ),
     { type: 'lost', why: 'w'.repeat(500) },
   ];
-  for (const last of [['1'], ['2'], ['3'], ['4'], ['?'], ['c'], ['r']]) {
+  for (const last of [['1'], ['2'], ['3'], ['4'], ['5'], ['?'], ['c'], ['r']]) {
     const { state } = after(...all, ...last.map((it) => key(it)));
     for (const [cols, rows] of sizes) {
       const lines = shownOf(state, cols, rows);
@@ -355,13 +440,13 @@ test('nothing that a guest or a server says drives the terminal', () => {
     ),
     { type: 'question', question: { ...question('q'), host: bad, rule: bad, method: bad, path: bad } },
     { type: 'question', question: { ...question('q2'), action: bad, detail: bad } },
+    rang(call(1, { action: bad, detail: bad, sandboxName: bad, error: bad })),
     { type: 'agents', agents: [bad] },
     { type: 'done', notice: { text: bad, bad: true } },
   ];
-  for (const panel of ['1', '2', '3', '4', 'c', 'r']) {
-    const lines = shownOf(
-      after(...events, key(panel), { type: 'done', notice: { text: bad, bad: true } }).state,
-    );
+  const last: Event[] = [{ type: 'done', notice: { text: bad, bad: true } }, rang(call(2, { detail: bad }))];
+  for (const panel of ['1', '2', '3', '4', '5', 'c', 'r']) {
+    const lines = shownOf(after(...events, key(panel), ...last).state);
     // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what must not be there
     for (const line of lines) expect(line).not.toMatch(/[\u0000-\u001f\u007f-\u009f\u202e]/);
   }

@@ -2,6 +2,7 @@
 // knows of a terminal or a server.
 import type {
   Answer,
+  BellEntry,
   LogEntry,
   ProcessInfo,
   Question,
@@ -10,7 +11,7 @@ import type {
 } from '../../../sdk/src/index.ts';
 import { onFormKey, onFormText } from './form.ts';
 
-export const panels = ['sandboxes', 'sessions', 'network', 'questions'] as const;
+export const panels = ['sandboxes', 'sessions', 'network', 'questions', 'bell'] as const;
 export type Panel = (typeof panels)[number];
 
 export interface Form {
@@ -57,7 +58,15 @@ export interface State {
   log: readonly LogEntry[];
   /** Without one the newest is chosen. */
   entry: number | undefined;
-  /** Whether the log is that of all sandboxes. */
+  /** What was asked of the host, the oldest first; undefined while that is not known. */
+  calls: readonly BellEntry[] | undefined;
+  /** Why it is not known. */
+  noBell: string | undefined;
+  /** Without one the newest is chosen. */
+  call: number | undefined;
+  /** The notification that came last, for a short time; a guest's words. */
+  rung: { text: string; untilMs: number } | undefined;
+  /** Whether the logs, of the network and of the bell, are those of all sandboxes. */
   logOfAll: boolean;
   questions: readonly Question[];
   question: string | undefined;
@@ -97,6 +106,10 @@ export type Event =
   | { type: 'ports'; ports: ReadonlyMap<string, readonly string[]> }
   | { type: 'sessions'; of: string; sessions: readonly ProcessInfo[] }
   | { type: 'entry'; entry: LogEntry; at: number }
+  /** What the bell knew before this screen looked. */
+  | { type: 'calls'; calls: readonly BellEntry[] }
+  | { type: 'call'; call: BellEntry; at: number }
+  | { type: 'no-bell'; why: string }
   | { type: 'question'; question: Question }
   /** Of those that are known, the ones that still wait. */
   | { type: 'waiting'; ids: ReadonlySet<string>; at: number }
@@ -114,12 +127,14 @@ export type Update = readonly [State, readonly Effect[]];
 const logEntriesMax = 1000;
 /** A key that comes so soon after a line has moved by itself may be meant for the line that was there before. */
 const settledAfterMs = 700;
+const rungForMs = 10_000;
 
 export function initialState(folder: string): State {
   return {
     ...{ panel: 'sandboxes', overlay: undefined, notice: undefined, lost: undefined, known: false },
     ...{ sandboxes: [], metrics: new Map(), ports: new Map(), busy: new Map(), sandbox: undefined },
     ...{ sessions: [], session: undefined, log: [], entry: undefined, logOfAll: true },
+    ...{ calls: undefined, noBell: undefined, call: undefined, rung: undefined },
     ...{ questions: [], question: undefined, movedAt: { network: 0, questions: 0 } },
     ...{ agents: [], folder, now: 0 },
   };
@@ -146,6 +161,12 @@ export function update(state: State, event: Event): Update {
     }
     case 'entry':
       return same(withEntry(state, event.entry, event.at));
+    case 'calls':
+      return same({ ...state, calls: event.calls.slice(-logEntriesMax), noBell: undefined });
+    case 'call':
+      return same(withCall(state, event.call, event.at));
+    case 'no-bell':
+      return same({ ...state, noBell: event.why });
     case 'question': {
       if (state.questions.some((it) => it.id === event.question.id)) return same(state);
       const questions = [...state.questions, event.question];
@@ -189,7 +210,8 @@ export function update(state: State, event: Event): Update {
       return same({ ...state, lost: undefined });
     case 'now': {
       const open = state.questions.filter((it) => it.until.getTime() > event.at);
-      return same(withQuestions({ ...state, now: event.at }, open, event.at));
+      const rung = state.rung && state.rung.untilMs > event.at ? state.rung : undefined;
+      return same(withQuestions({ ...state, now: event.at, rung }, open, event.at));
     }
   }
 }
@@ -226,14 +248,30 @@ function withSandboxes(state: State, all: readonly SandboxInfo[]): State {
 }
 
 function withEntry(state: State, entry: LogEntry, at: number): State {
-  const known = state.log.findLastIndex((it) => it.seq === entry.seq);
-  // What goes on for some time comes again when it is over.
-  if (known >= 0) return { ...state, log: state.log.with(known, entry) };
-  const log = [...state.log, entry].slice(-logEntriesMax);
-  const next = { ...state, log };
+  const next = { ...state, log: logged(state.log, entry) };
   const moved = chosenEntry(state)?.seq !== chosenEntry(next)?.seq;
   return moved ? { ...next, movedAt: { ...state.movedAt, network: at } } : next;
 }
+
+function withCall(state: State, call: BellEntry, at: number): State {
+  const { calls = [] } = state;
+  const next = { ...state, calls: logged(calls, call) };
+  if (!isNotification(call) || calls.some((it) => it.seq === call.seq)) return next;
+  return { ...next, rung: { text: `${callerOf(call)}: ${call.detail}`, untilMs: at + rungForMs } };
+}
+
+/** What goes on for some time comes again when it is over. */
+function logged<T extends { seq: number }>(log: readonly T[], entry: T): readonly T[] {
+  const known = log.findLastIndex((it) => it.seq === entry.seq);
+  return known >= 0 ? log.with(known, entry) : [...log, entry].slice(-logEntriesMax);
+}
+
+/** Its detail is the title and the body. */
+export const isNotification = ({ action, decision }: BellEntry): boolean =>
+  action === 'notify' && decision === 'allow';
+
+export const callerOf = ({ sandbox, sandboxName = sandbox, caller }: BellEntry): string =>
+  sandboxName ?? caller ?? 'somebody';
 
 function withQuestions(state: State, questions: readonly Question[], at: number): State {
   if (questions.length === state.questions.length) return state;
@@ -258,8 +296,20 @@ export function shownLog(state: State): readonly LogEntry[] {
 }
 
 export function chosenEntry(state: State): LogEntry | undefined {
-  const log = shownLog(state);
-  return log.find((it) => it.seq === state.entry) ?? log.at(-1);
+  return chosenIn(shownLog(state), state.entry);
+}
+
+/** Of all who asked, or of the chosen sandbox. */
+export function shownCalls({ calls = [], logOfAll, sandbox }: State): readonly BellEntry[] {
+  return logOfAll ? calls : calls.filter((it) => it.sandbox !== undefined && it.sandbox === sandbox);
+}
+
+export function chosenCall(state: State): BellEntry | undefined {
+  return chosenIn(shownCalls(state), state.call);
+}
+
+function chosenIn<T extends { seq: number }>(log: readonly T[], seq: number | undefined): T | undefined {
+  return log.find((it) => it.seq === seq) ?? log.at(-1);
 }
 
 /** What a rule about this attempt names: the port, too, but of a name that was only asked for. */
@@ -270,7 +320,8 @@ export function resourceOf({ host, port, protocol }: LogEntry): string {
 
 const targetOf = ({ id, name }: SandboxInfo): Target => ({ id, name: name ?? id });
 
-function onKey(before: State, key: string, at: number): Update {
+function onKey(shown: State, key: string, at: number): Update {
+  const before = { ...shown, rung: undefined };
   if (key === 'ctrl-c') return [before, [{ do: 'quit', interrupted: true }]];
   if (key === 'ctrl-l') return [before, [{ do: 'redraw' }]];
   const { overlay } = before;
@@ -289,12 +340,13 @@ function onKey(before: State, key: string, at: number): Update {
     case '2':
     case '3':
     case '4':
+    case '5':
       return toPanel(state, Number(key) - 1);
     case 'c':
       return same({ ...state, overlay: newForm(state) });
   }
   const moved = moveOf(key);
-  if (moved !== undefined) return same(move(state, moved, at));
+  if (moved !== undefined) return same(move(state, moved));
   switch (state.panel) {
     case 'sandboxes':
       return onSandboxKey(state, key);
@@ -304,6 +356,8 @@ function onKey(before: State, key: string, at: number): Update {
       return onNetworkKey(state, key, at);
     case 'questions':
       return onQuestionKey(state, key, at);
+    case 'bell':
+      return same(key === 'f' ? ofOneOrAll(state) : state);
   }
 }
 
@@ -364,7 +418,7 @@ function moveOf(key: string): number | undefined {
   }
 }
 
-function move(state: State, by: number, at: number): State {
+function move(state: State, by: number): State {
   switch (state.panel) {
     case 'sandboxes': {
       const sandbox = stepped(state.sandboxes, (it) => it.id === state.sandbox, by)?.id;
@@ -373,19 +427,16 @@ function move(state: State, by: number, at: number): State {
     case 'sessions':
       return { ...state, session: stepped(state.sessions, (it) => it.id === state.session, by)?.id };
     case 'network': {
-      const log = shownLog(state);
-      const current = chosenEntry(state)?.seq;
-      const next = stepped(log, (it) => it.seq === current, by)?.seq;
-      // At the end it follows what comes.
-      const follows = next === log.at(-1)?.seq && by > 1;
+      const entry = steppedLog(shownLog(state), chosenEntry(state), by);
       // Whoever moves by hand has seen where.
-      void at;
-      return { ...state, entry: follows ? undefined : next, movedAt: { ...state.movedAt, network: 0 } };
+      return { ...state, entry, movedAt: { ...state.movedAt, network: 0 } };
     }
     case 'questions': {
       const question = stepped(state.questions, (it) => it.id === state.question, by)?.id;
       return { ...state, question, movedAt: { ...state.movedAt, questions: 0 } };
     }
+    case 'bell':
+      return { ...state, call: steppedLog(shownCalls(state), chosenCall(state), by) };
   }
 }
 
@@ -393,6 +444,20 @@ function stepped<T>(items: readonly T[], isChosen: (item: T) => boolean, by: num
   const at = Math.max(0, items.findIndex(isChosen));
   return items[Math.min(Math.max(0, at + by), items.length - 1)];
 }
+
+/** At the end it follows what comes. */
+function steppedLog<T extends { seq: number }>(
+  log: readonly T[],
+  chosen: T | undefined,
+  by: number,
+): number | undefined {
+  const next = stepped(log, (it) => it === chosen, by)?.seq;
+  return by > 1 && next === log.at(-1)?.seq ? undefined : next;
+}
+
+const ofOneOrAll = (state: State): State => ({
+  ...{ ...state, logOfAll: !state.logOfAll, entry: undefined, call: undefined },
+});
 
 function onSandboxKey(state: State, key: string): Update {
   const sandbox = chosenSandbox(state);
@@ -443,7 +508,7 @@ const moved = (what: string): Notice => ({
 });
 
 function onNetworkKey(state: State, key: string, at: number): Update {
-  if (key === 'f') return same({ ...state, logOfAll: !state.logOfAll, entry: undefined });
+  if (key === 'f') return same(ofOneOrAll(state));
   const decision = { a: 'allow', A: 'allow', d: 'deny', D: 'deny' }[key] as 'allow' | 'deny' | undefined;
   const entry = chosenEntry(state);
   if (decision === undefined || entry === undefined) return same(state);

@@ -1,5 +1,5 @@
 // The screen as lines, from the state alone.
-import type { LogEntry, ProcessInfo, Question, SandboxInfo } from '../../../sdk/src/index.ts';
+import type { BellEntry, LogEntry, ProcessInfo, Question, SandboxInfo } from '../../../sdk/src/index.ts';
 import { urlOf } from '../attempts.ts';
 import { statusOf } from '../entry.ts';
 import { sizeText, span } from '../output.ts';
@@ -16,14 +16,18 @@ import {
   tableLines,
 } from './lines.ts';
 import {
+  callerOf,
+  chosenCall,
   chosenEntry,
   chosenSandbox,
   type Form,
+  isNotification,
   type Panel,
   panels,
   type Removal,
   resourceOf,
   type State,
+  shownCalls,
   shownLog,
 } from './state.ts';
 import { cut } from './width.ts';
@@ -33,7 +37,13 @@ const least: Size = { cols: 20, rows: 5 };
 const frameRows = 3;
 
 const titles: Record<Panel, string> = {
-  ...{ sandboxes: 'Sandboxes', sessions: 'Sessions', network: 'Network', questions: 'Questions' },
+  ...{
+    sandboxes: 'Sandboxes',
+    sessions: 'Sessions',
+    network: 'Network',
+    questions: 'Questions',
+    bell: 'Bell',
+  },
 };
 
 const keys: Record<Panel, string> = {
@@ -41,6 +51,7 @@ const keys: Record<Panel, string> = {
   sessions: 'Enter attach  j/k choose  Tab  ? help  q quit',
   network: 'a allow  A for all  d deny  D for all  f one/all  Tab  ? help  q quit',
   questions: 'y once  s this sandbox  a always  n no  j/k choose  Tab  ? help  q quit',
+  bell: 'j/k choose  f one/all  Tab  ? help  q quit',
 };
 
 /** As many lines as the screen has rows. */
@@ -62,7 +73,7 @@ function header(state: State, cols: number): Line {
   const waiting = state.questions.length;
   const badge = waiting === 0 ? '' : ` (${waiting})`;
   // The badge is seen however narrow it is.
-  if (cols < 60) {
+  if (cols < 70) {
     const title = `glovebox [${titles[state.panel]}]`;
     if (waiting === 0) return plain(title, 'bold');
     const shown = ` ?${badge}`;
@@ -80,9 +91,13 @@ function header(state: State, cols: number): Line {
   ];
 }
 
-function noticeLine({ lost, notice }: State): Line {
+/** A guest's words come last, and behind a mark, so that they neither hide ours nor pass for them. */
+function noticeLine({ lost, notice, rung }: State): Line {
   if (lost !== undefined) return plain(`no connection, trying again: ${lost}`, 'red');
-  return notice === undefined ? [] : plain(notice.text, notice.bad ? 'red' : 'green');
+  return [
+    ...(notice ? [piece(notice.text, notice.bad ? 'red' : 'green'), piece('  ')] : []),
+    ...(rung ? [piece(`[bell] ${rung.text}`, 'yellow')] : []),
+  ];
 }
 
 function keysOf({ overlay, panel }: State): string {
@@ -113,6 +128,8 @@ function panelLines(state: State, room: Room): Line[] {
       return networkLines(state, room);
     case 'questions':
       return questionLines(state, room);
+    case 'bell':
+      return bellLines(state, room);
   }
 }
 
@@ -186,10 +203,7 @@ function sessionRow({ id, startedAt, command }: ProcessInfo, chosen: boolean, no
 }
 
 function networkLines(state: State, { cols, height }: Room): Line[] {
-  const sandbox = chosenSandbox(state);
-  const of = state.logOfAll ? 'all sandboxes' : (sandbox?.name ?? sandbox?.id ?? 'no sandbox');
-  const follows = state.entry === undefined ? ', following (G)' : '';
-  const title = plain(`Network of ${of}${follows}`, 'dim');
+  const title = logTitle(state, 'Network', state.entry);
   const log = shownLog(state);
   if (log.length === 0) return [title, plain('Nothing was tried yet.')];
   const chosen = chosenEntry(state);
@@ -206,12 +220,21 @@ function networkLines(state: State, { cols, height }: Room): Line[] {
   return [title, ...tableLines(whole, rows, { height: height - 1 - details.length }), ...details];
 }
 
+function logTitle(state: State, what: string, chosen: number | undefined): Line {
+  const sandbox = chosenSandbox(state);
+  const of = state.logOfAll ? 'all sandboxes' : (sandbox?.name ?? sandbox?.id ?? 'no sandbox');
+  return plain(`${what} of ${of}${chosen === undefined ? ', following (G)' : ''}`, 'dim');
+}
+
+function timeOf(at: Date): string {
+  const two = (number: number) => String(number).padStart(2, '0');
+  return [at.getHours(), at.getMinutes(), at.getSeconds()].map(two).join(':');
+}
+
 function entryRow(entry: LogEntry, chosen: boolean, named: boolean): Row {
   const { at, decision, sandbox, sandboxName = sandbox, method, protocol } = entry;
-  const two = (number: number) => String(number).padStart(2, '0');
-  const time = [at.getHours(), at.getMinutes(), at.getSeconds()].map(two).join(':');
   const cells = [
-    piece(time),
+    piece(timeOf(at)),
     decision === 'allow' ? piece('allowed', 'green') : piece('denied', 'red'),
     ...(named ? [piece(sandboxName)] : []),
     piece(method ?? (protocol === 'dns' ? 'RESOLVE' : 'CONNECT')),
@@ -264,6 +287,57 @@ function linesOfQuestion(question: Question, chosen: boolean, now: number): Line
   ];
 }
 
+function bellLines(state: State, { cols, height }: Room): Line[] {
+  const title = logTitle(state, 'Bell', state.call);
+  const calls = shownCalls(state);
+  if (calls.length === 0) {
+    const asking = state.calls === undefined ? 'Asking the server …' : 'Nothing was asked of the host yet.';
+    return [title, plain(state.noBell ?? asking)];
+  }
+  const chosen = chosenCall(state);
+  const columns: Column[] = [
+    { title: 'TIME', width: 8 },
+    { title: '', width: 9 },
+    ...(state.logOfAll && cols >= 60 ? [{ title: 'SANDBOX', width: cols < 110 ? 14 : 24 }] : []),
+    { title: 'ACTION', width: 9 },
+  ];
+  const used = columns.reduce((sum, it) => sum + it.width + 2, 2);
+  const whole = [...columns, { title: 'WHAT', width: Math.max(9, cols - used) }];
+  const rows = calls.map((it) => callRow(it, it === chosen, whole.length === 5));
+  const details = chosen && height >= 7 ? [[], ...callDetails(chosen)] : [];
+  return [title, ...tableLines(whole, rows, { height: height - 1 - details.length }), ...details];
+}
+
+function callRow(call: BellEntry, chosen: boolean, named: boolean): Row {
+  const style = isNotification(call) ? 'bold' : undefined;
+  const cells = [
+    piece(timeOf(call.at)),
+    outcomeOf(call),
+    ...(named ? [piece(callerOf(call))] : []),
+    piece(call.action, style),
+    piece(call.detail, style),
+  ];
+  return { chosen, cells };
+}
+
+function outcomeOf({ decision, outcome }: BellEntry): Piece {
+  if (decision === 'deny') return piece('denied', 'red');
+  if (outcome === undefined) return piece('running', 'yellow');
+  return piece(outcome, outcome === 'ok' ? 'green' : 'red');
+}
+
+function callDetails({ detail, reason, outcome, exitCode, error, durationMs, dropped }: BellEntry): Line[] {
+  const known = [
+    reason,
+    outcome ?? 'running',
+    ...(exitCode === undefined ? [] : [`exit ${exitCode}`]),
+    ...(error === undefined ? [] : [error]),
+    ...(durationMs === undefined ? [] : [`${Math.round(durationMs)} ms`]),
+    ...(dropped === undefined ? [] : [`${dropped} before it left out`]),
+  ];
+  return [plain(`  ${detail}`), plain(`  ${known.join(', ')}`, 'dim')];
+}
+
 function overlayLines(state: State, size: Size): Line[] {
   const { overlay } = state;
   switch (overlay?.kind) {
@@ -309,8 +383,8 @@ function formLines(form: Form, { agents }: State, { cols }: Size): Line[] {
 }
 
 const helpLines = [
-  'Tab, Shift-Tab, 1-4    panels: sandboxes, sessions, network, questions',
-  'up/down, j/k, g/G      choose; at the end of the log it follows',
+  'Tab, Shift-Tab, 1-5    panels: sandboxes, sessions, network, questions, bell',
+  'up/down, j/k, g/G      choose; at the end of a log it follows',
   '',
   'Sandboxes: Enter       come back to its newest session, else start its agent',
   '           x           a shell       s  start or stop',
@@ -321,6 +395,7 @@ const helpLines = [
   '           f           the chosen sandbox alone, or all',
   'Questions: y, o        allow once    s  for this sandbox',
   '           a           always        n  no',
+  'Bell:      f           what the chosen sandbox asked of the host, or all',
   '',
   'Ctrl-L draws anew, q or Ctrl-C quits; sandboxes go on.',
 ];
