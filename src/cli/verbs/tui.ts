@@ -5,7 +5,7 @@ import { examples } from '../help.ts';
 export function addTuiVerb(program: Command): void {
   program
     .command('tui')
-    .description('all of it on one screen: sandboxes, sessions, the network log, questions')
+    .description('all of it on one screen: sandboxes, sessions, the network log, questions, the bell')
     .addHelpText(
       'after',
       examples(['glovebox', 'the same, at a terminal'], ['glovebox tui', '? shows the keys']),
