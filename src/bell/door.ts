@@ -30,7 +30,7 @@ export interface BellDoor {
   forget(sandboxId: string): void;
   /** Where others are served: `http://127.0.0.1:9999`. */
   readonly listening: readonly string[];
-  /** Aborts what is under way and waits until it has been answered, at most until `signal` says so (2 seconds without one). Idempotent. */
+  /** Aborts what is under way and waits until it has been answered, at most until `signal` says so (4 seconds without one). Idempotent. */
   close(signal?: AbortSignal): Promise<void>;
 }
 
@@ -82,7 +82,8 @@ const defaultLimits: BellDoorLimits = {
 };
 
 const headBytesMax = 16 * 1024;
-const closeMs = 2_000;
+/** More than a command gets that does not end when it is asked to. */
+const closeMs = 4_000;
 /** When a caller that has ended its side is asked again whether it is there: soon, as it takes two writes to learn it; then now and then. */
 const probesMs = [20, 200];
 const probeEveryMs = 2_000;

@@ -156,10 +156,12 @@ async function openParts(
   await mkdir(places.actionsFolder, { recursive: true, mode: 0o700 });
   undo.use(lockHome(places.lockFile));
   const record = undo.adopt(await openBellRecord({ folder: places.logFolder, now, log }), (it) => it.close());
+  const mark = `${homeId}-`;
+  // What will not end by itself when the daemon stops.
+  undo.defer(() => endStragglers(mark).then(() => {}));
   const stopped = new AbortController();
   undo.defer(() => stopped.abort());
   // What an earlier daemon was running when it was killed.
-  const mark = `${homeId}-`;
   await endStragglers(mark);
   const programs = new Programs({ env, platform: process.platform });
   const own: Action[] = [
