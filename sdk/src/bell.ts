@@ -116,7 +116,7 @@ export class Bell {
     const query = { sandbox, limit };
     const answer = await this.#connection.json('GET', '/v1/bell/log', { doing, query, signal });
     const { items } = expectFields<{ items: unknown }>(answer, { items: 'array' }, doing);
-    return expectItems(items, {}, doing).map((it) => entryOf(it, doing));
+    return expectItems(items, {}, doing).map((it) => bellEntryOf(it, doing));
   }
 
   /**
@@ -127,7 +127,7 @@ export class Bell {
     const doing = "follow the bell's log";
     const query = { ...options, follow: 'true' };
     for await (const value of jsonLines(this.#connection, '/v1/bell/log', { doing, query, signal }))
-      yield entryOf(value, doing);
+      yield bellEntryOf(value, doing);
   }
 
   async tokens({ signal }: Aborting = {}): Promise<BellToken[]> {
@@ -176,7 +176,8 @@ function statusOf(value: unknown, what: string): BellStatus {
   return status;
 }
 
-function entryOf(value: unknown, what: string): BellEntry {
+/** @internal */
+export function bellEntryOf(value: unknown, what: string): BellEntry {
   const wire = expectFields<Omit<BellEntry, 'at'> & { at: string }>(
     value,
     {

@@ -9,6 +9,7 @@ import { Sandbox } from './sandbox.ts';
 import { Secrets } from './secrets.ts';
 import { Templates } from './templates.ts';
 import { bytes, type Duration, milliseconds, type Size } from './units.ts';
+import { type Why, whyOf } from './why.ts';
 import {
   expectFields,
   expectItems,
@@ -286,6 +287,16 @@ export class SandboxClient {
       all.push(...expectItems(items, {}, doing).map((item) => sandboxInfoOf(item, doing)));
       if (pagination.hasNextPage !== true) return all;
     }
+  }
+
+  /**
+   * Why a sandbox, or a command in it, came to its end: by id, the beginning of one, or name; also when it is gone. Throws NotFoundError for one of which
+   * nothing is known.
+   */
+  async why(reference: string, { command, signal }: Aborting & { command?: string } = {}): Promise<Why> {
+    const doing = `ask what came of sandbox '${reference}'`;
+    const path = `/v1/sandboxes/${encodeURIComponent(reference)}/why`;
+    return whyOf(await this.#connection.json('GET', path, { doing, query: { command }, signal }), doing);
   }
 
   /** What the server is, and what its runtimes can do here. */

@@ -76,6 +76,7 @@ export type { SecretBinding, SecretInfo, SecretSource, Secrets, SetSecret } from
 export { quote } from './shell.ts';
 export { type BuildEvent, type BuildOptions, Templates } from './templates.ts';
 export { type Duration, milliseconds, type Size } from './units.ts';
+export type { Why, WhyCommand } from './why.ts';
 export type {
   ExitStatus,
   FileInfo,

@@ -195,7 +195,8 @@ export class SandboxNetwork {
   }
 }
 
-function logEntryOf(value: unknown, what: string): LogEntry {
+/** @internal */
+export function logEntryOf(value: unknown, what: string): LogEntry {
   const wire = expectFields<Omit<LogEntry, 'at'> & { at: string }>(
     value,
     {

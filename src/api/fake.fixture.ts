@@ -17,6 +17,7 @@ import type {
   ExecutionInfo,
   Executions,
   SandboxFilter,
+  SandboxHistory,
   SandboxInfo,
   SandboxService,
 } from '../sandbox/sandbox.ts';
@@ -281,6 +282,8 @@ export class FakeService implements SandboxService {
   /** How often each sandbox is held at the moment. */
   readonly held = new Map<string, number>();
   readonly saved: { id: string; name: string }[] = [];
+  /** What is remembered of those that are gone. */
+  readonly gone: SandboxHistory[] = [];
   readonly sandboxes = new Map<string, SandboxInfo>();
   readonly created: CreateRequest[] = [];
   readonly guests = new Map<string, FakeGuest>();
@@ -376,6 +379,20 @@ export class FakeService implements SandboxService {
   async remove(id: string): Promise<void> {
     this.get(id);
     this.sandboxes.delete(id);
+  }
+
+  history(reference: string): SandboxHistory {
+    const info = this.sandboxes.get(reference);
+    if (info === undefined) {
+      const gone = this.gone.find((it) => it.id === reference || it.name === reference);
+      if (gone === undefined) throw new Failure('not-found', `nothing is known of ${reference}`);
+      return gone;
+    }
+    const { id, state, reason, message, lastTransitionAt, runtime, image, limits, createdAt } = info;
+    return {
+      ...{ id, state, reason, message, since: lastTransitionAt, runtime, image, limits, createdAt },
+      commands: [],
+    };
   }
 
   async pause(id: string): Promise<void> {

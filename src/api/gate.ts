@@ -50,6 +50,13 @@ export function isOwner(request: IncomingMessage, ownerKey: string): boolean {
   return given !== undefined && equal(given, ownerKey);
 }
 
+/** Who called, for people who look back. */
+export function callerOf(request: IncomingMessage, ownerKey: string): string {
+  const { remoteAddress = '' } = request.socket;
+  const from = isLoopback(remoteAddress) ? '' : ` at ${remoteAddress}`;
+  return isOwner(request, ownerKey) ? `the daemon's own user${from}` : `a caller of the API${from}`;
+}
+
 export interface GateOptions {
   /** No key is asked for when undefined; only the configuration may decide so. */
   apiKey: string | undefined;

@@ -28,6 +28,7 @@ import { parseQuery } from './query.ts';
 import { Refusal } from './refusal.ts';
 import { find, parsePort, type Target } from './router.ts';
 import { templateHandlers } from './templates.ts';
+import { whyHandlers } from './why.ts';
 import { type Upgrade, WireServer } from './wire.ts';
 import { workspaceHandlers } from './workspaces.ts';
 
@@ -67,6 +68,7 @@ export function createApi(options: ApiOptions): Api {
     ...templateHandlers(options),
     ...workspaceHandlers(options),
     ...portHandlers(options),
+    ...whyHandlers(options),
   };
   return { listen: (where) => new ApiServer(options, limits, handlers).listen(where) };
 }

@@ -11,6 +11,7 @@ import * as lifecycle from './opensandbox.ts';
 import { PublishedPort, PublishPort, UnpublishPort } from './ports.ts';
 import { ProcessInfo, SignalProcess, StartProcess } from './process.ts';
 import { TemplateInfo, templateName } from './template.ts';
+import { Why } from './why.ts';
 import * as workspace from './workspace.ts';
 
 /** Who may call it: anybody; who has the API key; or also who has the sandbox's own access token. */
@@ -119,6 +120,16 @@ const sandboxes = {
     summary: 'Show a sandbox',
     status: 200,
     answer: lifecycle.Sandbox,
+  }),
+  why: route({
+    method: 'GET',
+    path: '/sandboxes/{sandboxId}/why',
+    area: 'sandbox',
+    access: 'key',
+    summary: 'Why a sandbox, or a command in it, came to its end; by id or name, also when it is gone',
+    query: z.object({ command: z.string().max(128).optional() }),
+    status: 200,
+    answer: Why,
   }),
   deleteSandbox: route({
     method: 'DELETE',

@@ -64,3 +64,48 @@ export interface SandboxInfo {
   /** When something last ran in it or was attached. */
   lastUsedAt?: Date;
 }
+
+/** How what ran in a sandbox came to its end, noted before anything of it is taken away. */
+export interface Ending {
+  at: Date;
+  /** What ended first and took the rest with it; `daemon`: it was ended from outside, on request or in time. */
+  of: 'main' | 'machine' | 'agent' | 'daemon';
+  reason: string;
+  message: string;
+  /** Of the main process, or of the machine. */
+  exitCode?: number;
+  signal?: string;
+  /** The end of what the main process wrote. */
+  output?: string;
+  memory?: MemoryUse;
+}
+
+/** What a sandbox's processes have used together, as far as the host's kernel tells. */
+export interface MemoryUse {
+  peakBytes?: number;
+  /** Processes that the kernel has killed for want of memory. */
+  kills: number;
+}
+
+/** A command as it is remembered when its sandbox is gone. */
+export interface PastCommand {
+  id: string;
+  command: string;
+  startedAt: Date;
+  finishedAt?: Date;
+  /** Absent when it ran until the end of its sandbox. */
+  exit?: { code: number | null; signal: string | null; reason: string };
+}
+
+/** What is remembered of a sandbox beyond its end. */
+export interface SandboxPast
+  extends Pick<
+    SandboxInfo,
+    'runtime' | 'image' | 'agent' | 'limits' | 'createdAt' | 'expiresAt' | 'autoStopAfterMs'
+  > {
+  ending?: Ending;
+  /** Who asked for its removal. */
+  removedBy?: string;
+  /** The last that were started, oldest first. */
+  commands: PastCommand[];
+}

@@ -1,6 +1,6 @@
 // The seam between a sandbox's life and the walls it lives in. Every driver passes conformance.ts.
 
-import type { Limits } from '../contract/sandbox.ts';
+import type { Limits, MemoryUse } from '../contract/sandbox.ts';
 
 export type { Limits };
 
@@ -113,6 +113,8 @@ export interface Machine {
   readonly pausing?: Pausing;
   readonly keeping?: Keeping;
   readonly saving?: Saving;
+  /** A quick look at what its processes have used, also behind their end, until it is removed. Absent where the back end does not tell. */
+  readonly memory?: () => MemoryUse;
 }
 
 /** What a back end can do here, shown in the API. A missing ability makes a request that needs it fail, never be ignored. */

@@ -3,6 +3,7 @@ import { randomBytes } from 'node:crypto';
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { ExecExit, ExecSummary } from '../contract/guest.ts';
+import type { PastCommand } from '../contract/sandbox.ts';
 import type { ExecSpec, Guest, GuestProcess } from '../guest/guest.ts';
 import { Failure } from '../lib/failure.ts';
 import type { ImageDefaults } from '../runtime/runtime.ts';
@@ -21,6 +22,8 @@ const endedMemoryBytesMax = 16 * 1024 * 1024;
 const endedFileBytesMax = 1024 * 1024 * 1024;
 /** What is kept of a command line, to know the command by. */
 const shownCharactersMax = 4 * 1024;
+/** And of one whose sandbox is gone. */
+const pastCharactersMax = 256;
 
 export interface ExecutionsOptions {
   /** Host folder for the output of background commands of this sandbox. */
@@ -261,6 +264,34 @@ export class SandboxExecutions implements Executions {
     // One command that cannot be taken up does not keep the others from it.
     if (process === undefined) await execution.settle({ code: null, signal: null, reason: 'unknown' });
     else execution.follow(process);
+  }
+
+  /** The end of what a command has written and is kept. Never rejects. */
+  async lastOutput(execId: string, bytesMax: number): Promise<string> {
+    const kept = this.#kept.get(execId);
+    if (kept === undefined) return '';
+    const from = Math.max(kept.log.start, kept.log.end - bytesMax);
+    const bytes: Uint8Array[] = [];
+    try {
+      for await (const piece of kept.read(from, { follow: false }))
+        if (piece.type === 'output') bytes.push(piece.bytes);
+    } catch {
+      // What cannot be read any more is missing.
+    }
+    return Buffer.concat(bytes).subarray(-bytesMax).toString('utf8');
+  }
+
+  /** The last commands beside the main process, oldest first, as they are remembered. */
+  past(countMax: number): PastCommand[] {
+    return this.list()
+      .filter(({ id }) => id !== mainExecId)
+      .sort((a, b) => a.startedAt.getTime() - b.startedAt.getTime())
+      .slice(-countMax)
+      .map(({ id, command, startedAt, finishedAt, exit }) => ({
+        ...{ id, startedAt, command: command.join(' ').slice(0, pastCharactersMax) },
+        ...(finishedAt === undefined ? {} : { finishedAt }),
+        ...(exit === undefined ? {} : { exit }),
+      }));
   }
 
   /** Everything inside has been ended; what is kept of it stays to be read. */

@@ -19,9 +19,10 @@
 // Each step is saved before its effect, so that a daemon that starts again knows what was meant and finishes it.
 import { mkdir, rm, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { hostImage } from '../contract/admin.ts';
+import { hostImage, nameLabel } from '../contract/admin.ts';
 import { type AgentBoot, guestProtocol } from '../contract/guest.ts';
 import type { PublishPort } from '../contract/ports.ts';
+import type { Ending, MemoryUse, SandboxPast } from '../contract/sandbox.ts';
 import type { Guest } from '../guest/guest.ts';
 import { Failure } from '../lib/failure.ts';
 import type { Log } from '../lib/log.ts';
@@ -69,13 +70,22 @@ export interface LifeOptions {
 export interface RemovalReason {
   reason: 'removed' | 'expired' | 'create-failed' | 'interrupted';
   message: string;
+  /** Who asked for it. */
+  by?: string;
 }
+
+/** What `#noteEnding` is told. */
+type End = Pick<Ending, 'of' | 'reason' | 'message' | 'signal'> & { exitCode?: number | undefined };
 
 /** Why a kept sandbox is stopped. */
 export interface StopReason {
   reason: 'stopped' | 'idle';
   message: string;
 }
+
+/** What is kept of a main process's output, and of commands, when their sandbox has ended. */
+const endingOutputBytesMax = 4 * 1024;
+const pastCommandsMax = 20;
 
 /** States of sandboxes whose end needs no more telling. */
 const over: SandboxState[] = ['Stopping', 'Stopped', 'Terminated', 'Failed'];
@@ -103,6 +113,8 @@ export class Life {
   #gone = false;
   /** It ended, and what it had on the host could not be taken away yet. */
   #untidy = false;
+  /** Gathered before all of it is taken away. */
+  #past: SandboxPast | undefined;
   #rejoined: Promise<void> = Promise.resolve();
   #image: ImageDefaults = { env: {}, entrypoint: [] };
 
@@ -165,6 +177,25 @@ export class Life {
   /** Its removal has begun or its machine has ended, and something of it is left on the host. */
   get unfinished(): boolean {
     return this.info.state === 'Stopping' || this.#untidy;
+  }
+
+  /** What is to be remembered of it, as far as it is known by now. */
+  get past(): SandboxPast {
+    const { runtime, image, agent, limits, createdAt, expiresAt, autoStopAfterMs } = this.info;
+    const { ending, removedBy } = this.#record;
+    return {
+      ...{ runtime, image, limits, createdAt, commands: this.executions.past(pastCommandsMax) },
+      ...(agent === undefined ? {} : { agent }),
+      ...(expiresAt === undefined ? {} : { expiresAt }),
+      ...(autoStopAfterMs === undefined ? {} : { autoStopAfterMs }),
+      ...(ending === undefined ? {} : { ending }),
+      ...(removedBy === undefined ? {} : { removedBy }),
+    };
+  }
+
+  /** Of what runs in it now; undefined where nothing does, or nobody tells. */
+  get memory(): MemoryUse | undefined {
+    return this.#machine?.memory?.();
   }
 
   get accessToken(): string {
@@ -341,39 +372,40 @@ export class Life {
     const main = this.#mainExit();
     void Promise.race([
       machine.exited.then((exit) => ({
+        of: 'machine' as const,
         reason: exit.reason,
         exitCode: exit.exitCode,
         message: exit.message,
       })),
       ...(main === undefined ? [] : [main]),
       (this.#door as AgentDoor).ended.then((why) => ({
+        of: 'agent' as const,
         reason: 'lost',
-        exitCode: undefined,
         message: `its agent is gone: ${why.message}`,
       })),
     ]).then((end) => this.#ended(machine, end));
   }
 
-  #mainExit(): Promise<{ reason: string; exitCode: number | undefined; message: string }> | undefined {
+  #mainExit(): Promise<End> | undefined {
     if (!this.executions.list().some((it) => it.id === mainExecId)) return undefined;
     return this.executions.get(mainExecId).exit.then(async (exit) => {
       // With reason `unknown` the machine or the door tells the true cause.
       if (exit.reason === 'unknown') return new Promise<never>(() => {});
       const exitCode = exit.code ?? undefined;
       return {
+        of: 'main' as const,
         reason: 'exited',
         exitCode,
+        ...(exit.signal === null ? {} : { signal: exit.signal }),
         message: `the main process ended with ${exit.signal ?? `exit code ${exitCode}`}`,
       };
     });
   }
 
-  async #ended(
-    machine: Machine,
-    end: { reason: string; exitCode: number | undefined; message: string },
-  ): Promise<void> {
+  async #ended(machine: Machine, end: End): Promise<void> {
     await this.#exclusive(async () => {
       if (over.includes(this.info.state) || this.#machine !== machine) return;
+      await this.#noteEnding(end);
       if (end.exitCode !== undefined) this.info.exitCode = end.exitCode;
       if (this.info.keep && machine.keeping !== undefined) {
         this.#note('Stopped', end.reason, end.message);
@@ -392,6 +424,18 @@ export class Life {
     );
   }
 
+  /** For whoever asks why; saved with the change of state that follows. */
+  async #noteEnding({ exitCode, ...end }: End): Promise<void> {
+    const output = await this.executions.lastOutput(mainExecId, endingOutputBytesMax);
+    const memory = this.memory;
+    this.#record.ending = {
+      ...{ at: this.#options.now(), ...end },
+      ...(exitCode === undefined ? {} : { exitCode }),
+      ...(output === '' ? {} : { output }),
+      ...(memory === undefined ? {} : { memory }),
+    };
+  }
+
   /** Running or Paused → Stopped. Does nothing to a stopped one. */
   stop(why: StopReason, signal: AbortSignal): Promise<void> {
     return this.#exclusive(() => this.#stop(why, signal));
@@ -404,6 +448,7 @@ export class Life {
       throw new Failure('conflict', `sandbox ${id} is ${state}: ${this.info.message}`);
     const keeping = this.#keeping();
     signal.throwIfAborted();
+    await this.#noteEnding({ of: 'daemon', ...why });
     this.#transition('Stopped', why.reason, why.message);
     await this.#halt(keeping);
   }
@@ -609,6 +654,11 @@ export class Life {
 
   async #takeAway(why: RemovalReason): Promise<void> {
     if (this.#gone) return;
+    if (!over.includes(this.info.state)) {
+      const { reason, message } = why;
+      await this.#noteEnding({ of: 'daemon', reason, message });
+    }
+    if (why.by !== undefined) this.#record.removedBy = why.by;
     // A removal that is tried again keeps the reason of the first try. One that cannot be recorded goes on: it makes room on a full disk.
     if (this.info.state !== 'Stopping') this.#note('Stopping', why.reason, why.message);
     if (this.#found)
@@ -617,12 +667,16 @@ export class Life {
         `sandbox ${this.info.id}: runtime ${this.info.runtime} cannot be asked for its machine; it is removed when it can`,
         { hint: 'See `glovebox doctor` for what is missing.' },
       );
+    // A removal that is tried again finds no commands any more.
+    this.#past = { ...this.past, ...(this.#past && { commands: this.#past.commands }) };
     await this.#dismantle();
     await this.executions.dispose();
     await this.#options.workspaces.forget(this.info);
     await this.#options.network.forget(this.info.id);
-    const { id, reason, message } = this.info;
-    this.#options.store.burySandbox({ id, reason, message, at: this.#options.now() });
+    const { id, reason, message, metadata } = this.info;
+    const name = metadata[nameLabel];
+    const death = { id, reason, message, at: this.#options.now(), past: this.#past };
+    this.#options.store.burySandbox({ ...death, ...(name === undefined ? {} : { name }) });
     this.#gone = true;
     this.#options.onGone();
   }
@@ -672,7 +726,9 @@ export class Life {
         return this.#halt(machine.keeping);
       }
       if (machine === undefined) {
-        this.#note('Failed', 'lost', 'its machine was gone when the daemon started');
+        const lost = { reason: 'lost', message: 'its machine was gone when the daemon started' };
+        await this.#noteEnding({ of: 'machine', ...lost });
+        this.#note('Failed', lost.reason, lost.message);
         return this.#dismantle();
       }
       this.#image = machine.image;
@@ -716,8 +772,8 @@ export class Life {
       // Nobody could use it ever again. A removal under way says what becomes of it by itself.
       if (!this.#removal.signal.aborted && this.info.state === 'Running')
         await this.#ended(machine, {
+          of: 'agent',
           reason: 'lost',
-          exitCode: undefined,
           message: `its agent did not come back: ${message}`,
         });
     }

@@ -5,7 +5,14 @@ import type { ExecExit } from '../contract/guest.ts';
 import type { NewRule } from '../contract/network.ts';
 import type { NetworkPolicy } from '../contract/opensandbox.ts';
 import type { PublishPort } from '../contract/ports.ts';
-import type { Limits, PlainMount, SandboxInfo, SandboxState } from '../contract/sandbox.ts';
+import type {
+  Limits,
+  MemoryUse,
+  PlainMount,
+  SandboxInfo,
+  SandboxPast,
+  SandboxState,
+} from '../contract/sandbox.ts';
 import type { WorkspaceRequest } from '../contract/workspace.ts';
 import type { ExecSpec, Guest, Output } from '../guest/guest.ts';
 
@@ -61,6 +68,21 @@ export interface CreateRequest {
   /** What commands run as, and where, instead of what the image says. The folder defaults to the main workspace. */
   user?: string;
   cwd?: string;
+}
+
+/** Of one that is gone, only what its death remembers: of an old one little. */
+export interface SandboxHistory
+  extends Partial<Omit<SandboxPast, 'commands'>>,
+    Pick<SandboxPast, 'commands'> {
+  id: string;
+  name?: string;
+  state: SandboxState | 'Gone';
+  /** Why it is in this state, and since when. */
+  reason: string;
+  message: string;
+  since: Date;
+  /** Of what runs in it now. */
+  memory?: MemoryUse;
 }
 
 export interface SandboxFilter {
@@ -130,8 +152,10 @@ export interface SandboxService {
   get(id: string): SandboxInfo;
   /** Newest first. */
   list(filter?: SandboxFilter): SandboxInfo[];
-  /** Resolves when nothing of it is left. */
-  remove(id: string, signal: AbortSignal): Promise<void>;
+  /** Resolves when nothing of it is left. `by`: who asks for it, in words. */
+  remove(id: string, signal: AbortSignal, by?: string): Promise<void>;
+  /** What is known of its life and its end, also when it is gone: then also by name, or the beginning of its id. Failure('not-found'). */
+  history(reference: string): SandboxHistory;
   /** Failure('conflict') unless Running; Failure('unsupported') where the runtime cannot. */
   pause(id: string, signal: AbortSignal): Promise<void>;
   resume(id: string, signal: AbortSignal): Promise<void>;

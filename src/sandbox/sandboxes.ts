@@ -13,7 +13,14 @@ import type { ImageDefaults, Machine, Runtime, RuntimeCheck } from '../runtime/r
 import type { SandboxRecord, Store } from '../store/store.ts';
 import { type Folders, Life } from './life.ts';
 import type { SandboxNetwork } from './network.ts';
-import type { CreateRequest, Executions, SandboxFilter, SandboxInfo, SandboxService } from './sandbox.ts';
+import type {
+  CreateRequest,
+  Executions,
+  SandboxFilter,
+  SandboxHistory,
+  SandboxInfo,
+  SandboxService,
+} from './sandbox.ts';
 import type { SandboxPorts, SandboxWorkspaces } from './workspaces.ts';
 
 /** Removals that failed, and runtimes that could not be asked at start, are tried again this often. */
@@ -135,13 +142,26 @@ export class Sandboxes implements SandboxService {
       .sort((a, b) => b.createdAt.getTime() - a.createdAt.getTime());
   }
 
-  async remove(id: string, signal: AbortSignal): Promise<void> {
+  async remove(id: string, signal: AbortSignal, by?: string): Promise<void> {
     signal.throwIfAborted();
     try {
-      await this.#life(id).remove({ reason: 'removed', message: 'removed on request' });
+      const why = { reason: 'removed', message: 'removed on request' } as const;
+      await this.#life(id).remove({ ...why, ...(by === undefined ? {} : { by }) });
     } finally {
       this.#schedule();
     }
+  }
+
+  history(reference: string): SandboxHistory {
+    const life = this.#lives.get(reference);
+    if (life !== undefined) return historyOf(life);
+    const death = this.#options.store.findDeath(reference);
+    if (death === undefined)
+      throw new Failure('not-found', `nothing is known of a sandbox ${JSON.stringify(reference)}`, {
+        hint: 'See `glovebox ls --all` for what there is; of those that are gone the last 10,000 are remembered.',
+      });
+    const { at, past, ...rest } = death;
+    return { commands: [], ...past, ...rest, state: 'Gone', since: at };
   }
 
   async pause(id: string, signal: AbortSignal): Promise<void> {
@@ -420,6 +440,16 @@ export class Sandboxes implements SandboxService {
     this.#timer = setTimeout(() => void this.lookAround(), next);
     this.#timer.unref();
   }
+}
+
+function historyOf({ info, past, memory }: Life): SandboxHistory {
+  const { id, state, reason, message, lastTransitionAt, metadata } = info;
+  const name = metadata[nameLabel];
+  return {
+    ...{ ...past, id, state, reason, message, since: lastTransitionAt },
+    ...(name === undefined ? {} : { name }),
+    ...(memory === undefined ? {} : { memory }),
+  };
 }
 
 /** Stands for a runtime that a sandbox was made with and that this daemon no longer has; its sandboxes are shown and can do nothing. */

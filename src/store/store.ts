@@ -2,7 +2,7 @@
 import type { SetupStep } from '../contract/agents.ts';
 import type { Rule } from '../contract/network.ts';
 import type { NetworkPolicy } from '../contract/opensandbox.ts';
-import type { PlainMount, SandboxInfo } from '../contract/sandbox.ts';
+import type { Ending, PlainMount, SandboxInfo, SandboxPast } from '../contract/sandbox.ts';
 
 /** A background command that was started; its output lies beside it in the sandbox's log folder. */
 export interface ExecutionRecord {
@@ -25,6 +25,9 @@ export interface SandboxRecord {
   /** What commands run as, and where, instead of what the image says. */
   user?: string;
   cwd?: string;
+  /** How what ran in it ended, the last time that it did. */
+  ending?: Ending;
+  removedBy?: string;
 }
 
 /** How a sandbox that is gone came to its end. */
@@ -33,6 +36,9 @@ export interface Death {
   reason: string;
   message: string;
   at: Date;
+  name?: string;
+  /** Kept of the newest deaths only. */
+  past?: SandboxPast;
 }
 
 export interface Store {
@@ -41,6 +47,8 @@ export interface Store {
   burySandbox(death: Death): void;
   sandboxes(): SandboxRecord[];
   death(id: string): Death | undefined;
+  /** By id, name, or the beginning of an id; of several the newest. */
+  findDeath(reference: string): Death | undefined;
   saveExecution(sandboxId: string, record: ExecutionRecord): void;
   forgetExecution(sandboxId: string, execId: string): void;
   executions(sandboxId: string): ExecutionRecord[];

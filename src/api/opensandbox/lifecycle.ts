@@ -13,7 +13,7 @@ import { Failure } from '../../lib/failure.ts';
 import type { SandboxFilter, SandboxInfo, SandboxService } from '../../sandbox/sandbox.ts';
 import { refuseWidening } from '../bell.ts';
 import type { Exchange } from '../exchange.ts';
-import { isOwner } from '../gate.ts';
+import { callerOf, isOwner } from '../gate.ts';
 import type { ApiLimits, ApiOptions, Handlers } from '../handlers.ts';
 import { Refusal } from '../refusal.ts';
 import { parsePort } from '../router.ts';
@@ -67,8 +67,8 @@ export function lifecycleHandlers(options: ApiOptions, limits: ApiLimits): Lifec
 
     getSandbox: ({ sandboxId }) => ({ status: 200, json: sandboxOf(service.get(sandboxId), service) }),
 
-    deleteSandbox: async ({ sandboxId, lifetime }) => {
-      await service.remove(sandboxId, lifetime);
+    deleteSandbox: async ({ sandboxId, lifetime, exchange }) => {
+      await service.remove(sandboxId, lifetime, callerOf(exchange.request, options.ownerKey));
       return { status: 204 };
     },
 

@@ -18,5 +18,5 @@ export async function removeSandbox(
   signal: AbortSignal,
 ): Promise<void> {
   await endpoints.remove(id);
-  await service.remove(id, signal);
+  await service.remove(id, signal, "a caller of Docker Sandboxes' API");
 }

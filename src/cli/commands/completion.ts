@@ -85,6 +85,7 @@ const placesOf: Record<string, Places> = {
   'settings unset': { at: [settingKeys] },
   logs: { at: [sandbox, ([reference]) => processIds(reference as string)] },
   ps: oneSandbox,
+  why: { at: [sandbox, ([reference]) => processIds(reference as string)] },
   renew: oneSandbox,
   inspect: sandboxes,
   stop: sandboxes,

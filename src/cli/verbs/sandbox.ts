@@ -255,6 +255,24 @@ function addUsing(program: Command): void {
 
 function addLife(program: Command): void {
   program
+    .command('why')
+    .description('tell why a sandbox, or a command in it, ended; also when it is gone')
+    .usage('[options] SANDBOX [COMMAND]')
+    .argument('<sandbox>')
+    .argument('[command]', 'id of one, or the beginning of it; `main` for the main process')
+    .option('--json', 'as JSON')
+    .addHelpText(
+      'after',
+      examples(
+        ['glovebox why web', 'what happened, and what to do next'],
+        ['glovebox why web 4f1c', 'of one command, as `glovebox ps` lists them'],
+      ),
+    )
+    .action(async (sandbox, command, options) =>
+      (await import('../commands/why.ts')).why(sandbox, command, options),
+    );
+
+  program
     .command('start')
     .description('start stopped sandboxes again')
     .usage('SANDBOX…')

@@ -3,6 +3,7 @@ import type { ChildProcess } from 'node:child_process';
 import { rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
+import type { MemoryUse } from '../../contract/sandbox.ts';
 import { removeTree } from '../../image/trees.ts';
 import { Failure } from '../../lib/failure.ts';
 import type { Cgroup } from '../cgroup/cgroup.ts';
@@ -55,6 +56,7 @@ export class BubblewrapMachine implements Machine {
   readonly pausing?: Pausing;
   readonly keeping?: Keeping;
   readonly saving?: Saving;
+  readonly memory?: () => MemoryUse;
   readonly #traces: MachineTraces;
   readonly #watch: ProcessWatch | undefined;
   readonly #onRemoved: (machine: Machine) => void;
@@ -74,6 +76,7 @@ export class BubblewrapMachine implements Machine {
     if (cgroup?.freezes) this.pausing = pausingOf(cgroup);
     if (options.keeps) this.keeping = { stop: (signal) => this.#stopOnce(signal) };
     if (options.saving !== undefined) this.saving = options.saving;
+    if (cgroup !== undefined) this.memory = () => memoryOf(cgroup);
     this.exited =
       'happened' in options.end ? Promise.resolve(options.end.happened) : this.#watchEnd(options.end);
   }
@@ -129,6 +132,10 @@ export class BubblewrapMachine implements Machine {
   async #watched(watch: ProcessWatch): Promise<undefined> {
     if (this.#traces.monitor !== undefined) await watch.ended(this.#traces.monitor);
   }
+}
+
+function memoryOf({ oomKills, memoryPeak }: Cgroup): MemoryUse {
+  return { kills: oomKills, ...(memoryPeak === undefined ? {} : { peakBytes: memoryPeak }) };
 }
 
 function pausingOf(cgroup: Cgroup): Pausing {

@@ -28,6 +28,8 @@ export interface CgroupDialect {
   admit(path: string, guest: { pid: number; uid: number }): Promise<string[]>;
   /** How many processes the kernel has killed in this group for want of memory. */
   oomKills(path: string): number;
+  /** The most memory that its processes have had at one time, in bytes; undefined where this kernel does not tell. */
+  memoryPeak(path: string): number | undefined;
 }
 
 /** A folder of the host that shows a group, and where programs in the guest look for it. */
@@ -128,6 +130,10 @@ export class Cgroup {
     return this.#dialect.oomKills(this.#path);
   }
 
+  get memoryPeak(): number | undefined {
+    return this.#dialect.memoryPeak(this.#path);
+  }
+
   /** Resolves when no process inside runs any more. On failure or abort the group runs as before. */
   async freeze(signal: AbortSignal): Promise<void> {
     this.#dialect.setFrozen(this.#path, true);
@@ -216,6 +222,12 @@ export function countIn(file: string, word: string): number {
     .split('\n')
     .find((it) => it.startsWith(`${word} `));
   return line === undefined ? 0 : Number(line.slice(word.length + 1));
+}
+
+/** What a file holds that is one number; undefined when it is not there or holds something else. */
+export function numberIn(file: string): number | undefined {
+  const text = textOf(file).trim();
+  return /^\d+$/.test(text) ? Number(text) : undefined;
 }
 
 export function textOf(file: string): string {

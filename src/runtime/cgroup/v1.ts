@@ -8,6 +8,7 @@ import {
   type CgroupView,
   countIn,
   makeGroupFolder,
+  numberIn,
   textOf,
   writeGroupFile,
 } from './cgroup.ts';
@@ -95,6 +96,12 @@ class V1Dialect implements CgroupDialect {
     return this.#rootOf.has('memory')
       ? countIn(this.#file('memory', path, 'memory.oom_control'), 'oom_kill')
       : 0;
+  }
+
+  memoryPeak(path: string): number | undefined {
+    return this.#rootOf.has('memory')
+      ? numberIn(this.#file('memory', path, 'memory.max_usage_in_bytes'))
+      : undefined;
   }
 
   #file(controller: Controller, path: string, name: string): string {

@@ -10,6 +10,7 @@ import {
   type CgroupView,
   countIn,
   makeGroupFolder,
+  numberIn,
   textOf,
   writeGroupFile,
 } from './cgroup.ts';
@@ -91,6 +92,10 @@ export class V2Dialect implements CgroupDialect {
 
   oomKills(path: string): number {
     return countIn(join(this.#root, path, 'memory.events'), 'oom_kill');
+  }
+
+  memoryPeak(path: string): number | undefined {
+    return numberIn(join(this.#root, path, 'memory.peak'));
   }
 }
 

@@ -71,6 +71,47 @@ test('a buried sandbox leaves its death and nothing else', () => {
   store.close();
 });
 
+const past = {
+  runtime: 'memory',
+  image: 'host',
+  limits: { cpu: 1 },
+  createdAt: new Date(1),
+  expiresAt: new Date(2),
+  ending: { at: new Date(3), of: 'main' as const, reason: 'exited', message: 'it ended', exitCode: 3 },
+  commands: [{ id: 'c', command: 'make', startedAt: new Date(4), finishedAt: new Date(5) }],
+};
+
+test('a death is found by id, by name and by the beginning of an id, the newest first; dates are dates', () => {
+  const store = openSqliteStore(path);
+  const death = (id: string, at: number, more: object = {}) => {
+    const made = { id, reason: 'removed', message: '', at: new Date(at), ...more };
+    store.burySandbox(made);
+    return made;
+  };
+  const first = death('aa-1', 1, { name: 'web', past });
+  const second = death('aa-2', 2, { name: 'web' });
+  const odd = death('web', 3);
+  const cases = [
+    ['aa-1', first],
+    ['web', odd],
+    ['aa', second],
+    ['a%', undefined],
+    ['', undefined],
+  ] as const;
+  for (const [reference, expected] of cases) expect(store.findDeath(reference), reference).toEqual(expected);
+  store.close();
+});
+
+test('of old deaths less is remembered', () => {
+  const store = openSqliteStore(path);
+  const bury = (number: number) =>
+    store.burySandbox({ id: `d${number}`, reason: 'removed', message: '', at: new Date(number), past });
+  for (let number = 0; number <= 1_000; number++) bury(number);
+  expect(store.death('d0')).toEqual({ id: 'd0', reason: 'removed', message: '', at: new Date(0) });
+  expect(store.death('d1')?.past).toEqual(past);
+  store.close();
+});
+
 test('a damaged file, and one of a newer program, are refused with the next step', () => {
   writeFileSync(path, 'this is no database, however long it is');
   expect(() => openSqliteStore(path)).toThrow(/open the database/);

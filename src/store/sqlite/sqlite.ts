@@ -2,11 +2,14 @@
 import { DatabaseSync } from 'node:sqlite';
 import type { Rule } from '../../contract/network.ts';
 import type { NetworkPolicy } from '../../contract/opensandbox.ts';
+import type { SandboxPast } from '../../contract/sandbox.ts';
 import { Failure, type FailureCode } from '../../lib/failure.ts';
 import type { Death, ExecutionRecord, SandboxRecord, Store } from '../store.ts';
 
 /** Deaths remembered; the oldest are forgotten first. */
 const deathsMax = 10_000;
+/** Those of them with all that is remembered of the sandbox, which may be some ten KiB each. */
+const pastsMax = 1_000;
 
 /** One step for each generation of the schema, never edited once released. */
 const migrations = [
@@ -20,6 +23,7 @@ const migrations = [
   `CREATE TABLE rule (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, sandbox TEXT, record TEXT NOT NULL) STRICT;
    CREATE TABLE network_policy (sandbox TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
    CREATE TABLE setting (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;`,
+  `ALTER TABLE death ADD COLUMN name TEXT; ALTER TABLE death ADD COLUMN past TEXT;`,
 ];
 
 const policyInitialized = 'policy-initialized';
@@ -67,7 +71,12 @@ function sqliteStore(database: DatabaseSync): Store {
     dropExecution: database.prepare('DELETE FROM execution WHERE sandbox = ? AND id = ?'),
     dropExecutions: database.prepare('DELETE FROM execution WHERE sandbox = ?'),
     executions: database.prepare('SELECT record FROM execution WHERE sandbox = ?'),
-    saveDeath: database.prepare('INSERT OR REPLACE INTO death (id, reason, message, at) VALUES (?, ?, ?, ?)'),
+    saveDeath: database.prepare(
+      'INSERT OR REPLACE INTO death (id, reason, message, at, name, past) VALUES (?, ?, ?, ?, ?, ?)',
+    ),
+    trimPasts: database.prepare(
+      'UPDATE death SET past = NULL WHERE number = (SELECT max(number) FROM death) - ?',
+    ),
     trimDeaths: database.prepare('DELETE FROM death WHERE number <= (SELECT max(number) FROM death) - ?'),
     saveRule: database.prepare('INSERT INTO rule (id, sandbox, record) VALUES (?, ?, ?)'),
     dropRule: database.prepare('DELETE FROM rule WHERE id = ?'),
@@ -81,7 +90,12 @@ function sqliteStore(database: DatabaseSync): Store {
     saveSetting: database.prepare('INSERT OR REPLACE INTO setting (name, value) VALUES (?, ?)'),
     dropSetting: database.prepare('DELETE FROM setting WHERE name = ?'),
     setting: database.prepare('SELECT value FROM setting WHERE name = ?'),
-    death: database.prepare('SELECT id, reason, message, at FROM death WHERE id = ?'),
+    death: database.prepare('SELECT id, reason, message, at, name, past FROM death WHERE id = ?'),
+    findDeath: database.prepare(
+      `SELECT id, reason, message, at, name, past FROM death
+       WHERE id = :wanted OR name = :wanted OR substr(id, 1, length(:wanted)) = :wanted
+       ORDER BY id = :wanted DESC, name IS :wanted DESC, number DESC LIMIT 1`,
+    ),
   };
 
   const atomically = (work: () => void): void => {
@@ -106,7 +120,10 @@ function sqliteStore(database: DatabaseSync): Store {
         statements.dropExecutions.run(death.id);
         statements.dropRules.run(death.id);
         statements.dropNetworkPolicy.run(death.id);
-        statements.saveDeath.run(death.id, death.reason, death.message, death.at.getTime());
+        const { id, reason, message, at, name = null, past } = death;
+        const remembered = past === undefined ? null : JSON.stringify(past);
+        statements.saveDeath.run(id, reason, message, at.getTime(), name, remembered);
+        statements.trimPasts.run(pastsMax);
         statements.trimDeaths.run(deathsMax);
       });
     },
@@ -114,10 +131,10 @@ function sqliteStore(database: DatabaseSync): Store {
       return statements.sandboxes.all().map((row) => reviveSandbox(String(row.record)));
     },
     death(id) {
-      const row = statements.death.get(id) as
-        | { id: string; reason: string; message: string; at: number }
-        | undefined;
-      return row && ({ ...row, at: new Date(row.at) } satisfies Death);
+      return reviveDeath(statements.death.get(id));
+    },
+    findDeath(reference) {
+      return reference === '' ? undefined : reviveDeath(statements.findDeath.get({ wanted: reference }));
     },
     saveExecution(sandboxId, record) {
       statements.saveExecution.run(sandboxId, record.execId, JSON.stringify(record));
@@ -206,5 +223,36 @@ function reviveSandbox(json: string): SandboxRecord {
   info.published ??= [];
   record.mounts ??= [];
   record.startSteps ??= [];
+  if (record.ending !== undefined) record.ending.at = new Date(record.ending.at);
   return record;
+}
+
+interface DeathRow {
+  id: string;
+  reason: string;
+  message: string;
+  at: number;
+  name: string | null;
+  past: string | null;
+}
+
+function reviveDeath(row: unknown): Death | undefined {
+  if (row === undefined) return undefined;
+  const { at, name, past, id, reason, message } = row as DeathRow;
+  const death: Death = { id, reason, message, at: new Date(at) };
+  if (name !== null) death.name = name;
+  if (past !== null) death.past = revivePast(past);
+  return death;
+}
+
+function revivePast(json: string): SandboxPast {
+  const past = JSON.parse(json) as SandboxPast;
+  past.createdAt = new Date(past.createdAt);
+  if (past.expiresAt !== undefined) past.expiresAt = new Date(past.expiresAt);
+  if (past.ending !== undefined) past.ending.at = new Date(past.ending.at);
+  for (const command of past.commands) {
+    command.startedAt = new Date(command.startedAt);
+    if (command.finishedAt !== undefined) command.finishedAt = new Date(command.finishedAt);
+  }
+  return past;
 }
