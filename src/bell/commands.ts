@@ -152,7 +152,7 @@ const matching = new vm.Script('patterns.findIndex((pattern, index) => !pattern.
 const matchingContext = vm.createContext(Object.create(null) as vm.Context);
 
 /** Which value does not match its pattern, -1 when all do. */
-function mismatch(patterns: readonly RegExp[], values: readonly string[]): number | 'slow' {
+export function mismatch(patterns: readonly RegExp[], values: readonly string[]): number | 'slow' {
   if (patterns.length === 0) return -1;
   Object.assign(matchingContext, { patterns, values });
   for (let tries = matchTriesMax; tries > 0; tries--) {
