@@ -54,10 +54,7 @@ export interface ApproveOptions {
 }
 
 /** Resolves once the content has been approved, now or before. Failure('permission') when it has not. */
-export async function approve(
-  content: Content,
-  { file, ask, unasked, now }: ApproveOptions,
-): Promise<void> {
+export async function approve(content: Content, { file, ask, unasked, now }: ApproveOptions): Promise<void> {
   const standing = await standingOf(content, file);
   if (standing.standing === 'approved') return;
   if (ask === undefined || !(await ask(standing)))

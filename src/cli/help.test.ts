@@ -32,6 +32,7 @@ const withoutData = [
   ],
   ...['policy rm', 'policy reset', 'policy approval watch', 'policy approval answer', 'secret rm'],
   ...['secret import', 'settings set', 'settings unset', 'bell token rm', 'bell client', 'bell unit'],
+  ...['env run', 'env exec', 'env rm'],
 ];
 
 test.each(all)('glovebox %s says what it does, with examples', (_path, verb) => {

@@ -5,7 +5,7 @@ import type { Command } from 'commander';
 const groups: Readonly<Record<string, readonly string[]>> = {
   'Common:': ['run', 'create', 'ls', 'exec', 'cp', 'ports', 'diff', 'apply', 'stop', 'rm'],
   'Sessions and output:': ['tui', 'attach', 'sessions', 'ssh', 'logs', 'ps'],
-  'Sandboxes:': ['inspect', 'why', 'start', 'pause', 'resume', 'renew', 'save', 'prune', 'reset'],
+  'Sandboxes:': ['env', 'inspect', 'why', 'start', 'pause', 'resume', 'renew', 'save', 'prune', 'reset'],
   'Workspaces:': ['discard', 'checkpoint', 'undo', 'fetch'],
   'Network, secrets and the bell:': ['network', 'policy', 'secret', 'bell'],
   'Images:': ['template', 'image'],

@@ -5,6 +5,7 @@ import { exitCodeMeanings } from './exit-codes.ts';
 import { arrange, examples } from './help.ts';
 import { addBellVerbs } from './verbs/bell.ts';
 import { addCloneVerbs } from './verbs/clone.ts';
+import { addEnvVerbs } from './verbs/env.ts';
 import { addNetworkVerbs } from './verbs/network.ts';
 import { addPolicyVerbs } from './verbs/policy.ts';
 import { addSandboxVerbs } from './verbs/sandbox.ts';
@@ -123,6 +124,7 @@ export function makeProgram(args: readonly string[]): Command {
 
   addBellVerbs(program);
   addCloneVerbs(program);
+  addEnvVerbs(program, args);
   addNetworkVerbs(program);
   addPolicyVerbs(program);
   addSecretVerbs(program);
