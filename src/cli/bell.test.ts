@@ -237,6 +237,9 @@ test('glovebox bell serves whoever has a token until it is told to stop, and its
   expect(await start(['bell', '--port', '0'], alone).ended).toMatchObject({
     ...{ code: 75, stdout: '', stderr: expect.stringMatching(/holds .*\nhint: /) },
   });
+  expect(await start(['bell', 'status'], alone).ended).toMatchObject({
+    ...{ code: 69, stdout: '', stderr: expect.stringMatching(/serves the bell of this home; stop it/) },
+  });
   const ping = async (token: string) => {
     const headers = { 'content-type': 'application/json', authorization: `Bearer ${token}` };
     return (await fetch(url, { method: 'POST', headers, body: '{"action":"ping"}' })).status;

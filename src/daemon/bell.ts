@@ -30,6 +30,7 @@ import { Failure } from '../lib/failure.ts';
 import type { Log } from '../lib/log.ts';
 import { prepareHome } from './home.ts';
 import { lockHome } from './lock.ts';
+import type { Meters } from './meters.ts';
 
 /** The bell as the network around the sandboxes sees it. */
 export interface SandboxBell extends BellPlace, NetworkBell {
@@ -60,17 +61,19 @@ interface Source {
   env: Readonly<Record<string, string | undefined>>;
   cwd: string;
   log: Log;
+  /** None for the bell alone. */
+  meters?: Meters;
 }
 
-/** Failures as of `readBellSettings`; Failure('conflict') when another process serves the bell of this home. */
+/** Failures as of `readBellSettings`; Failure('unavailable') when `glovebox bell` serves the bell of this home. */
 export async function openBell(
-  { home, env, cwd, homeId, log }: Source & { homeId: string },
+  { home, env, cwd, homeId, log, meters }: Source & { homeId: string; meters: Meters },
   around: BellSurroundings,
 ): Promise<HomeBell> {
   await using undo = new AsyncDisposableStack();
   const settings = readBellSettings({ home, alone: false, env, cwd });
   for (const warning of settings.warnings) log.warn({}, warning);
-  const parts = await openParts({ home, env, cwd, log, homeId, settings }, around, undo);
+  const parts = await openParts({ home, env, cwd, log, meters, homeId, settings }, around, undo);
   const socketPath = settings.enabled ? placesIn(home).socket : undefined;
   const door = await openDoor(settings, parts, { socketPath, log }, undo);
   const opened = undo.move();
@@ -89,7 +92,7 @@ export interface AloneOptions extends Source {
   insecure?: boolean;
 }
 
-/** The bell without sandboxes of ours around it, for callers with a token. Failures as of `openBell`. */
+/** The bell without sandboxes of ours around it, for callers with a token. Failures as of `readBellSettings`; Failure('conflict') when the home has a bell. */
 export async function runBellAlone(
   options: AloneOptions,
 ): Promise<{ urls: string[]; warnings: string[]; stop(): Promise<void> }> {
@@ -151,10 +154,10 @@ async function openParts(
   around: BellSurroundings | undefined,
   undo: AsyncDisposableStack,
 ): Promise<Parts> {
-  const { home, env, homeId, settings, log } = source;
+  const { home, env, homeId, settings, log, meters } = source;
   const places = placesIn(home);
   await mkdir(places.actionsFolder, { recursive: true, mode: 0o700 });
-  undo.use(lockHome(places.lockFile));
+  undo.use(lockBell(places.lockFile, { alone: around === undefined }));
   const record = undo.adopt(await openBellRecord({ folder: places.logFolder, now, log }), (it) => it.close());
   const mark = `${homeId}-`;
   // What will not end by itself when the daemon stops.
@@ -187,12 +190,27 @@ async function openParts(
       log.warn({ action: name }, 'the settings of the bell name an action there is not');
   const decisions = new Decisions({ file: places.decisionsFile, configured: settings.decisions });
   const bell = createBell({
-    ...{ actions, decisions, record, asker: around?.asker, limits: new Limits(() => performance.now()) },
+    ...{ actions, decisions, asker: around?.asker, limits: new Limits(() => performance.now()) },
+    record: meters?.bell(record, (name) => actions.has(name)) ?? record,
     nameOf: (sandboxId) => around?.nameOf(sandboxId),
     onTrouble: (action, error) =>
       log.error({ action, error: String((error as Error)?.stack ?? error) }, 'an action of the bell failed'),
   });
   return { actions, decisions, record, bell, tokens: new BellTokens({ file: places.tokensFile, now }) };
+}
+
+/** What stands in a daemon's way is no daemon: whoever waits for one to answer waits in vain. */
+function lockBell(file: string, { alone }: { alone: boolean }): Disposable {
+  try {
+    return lockHome(file);
+  } catch (error) {
+    if (alone || !(error instanceof Failure) || error.code !== 'conflict') throw error;
+    throw new Failure(
+      'unavailable',
+      '`glovebox bell` serves the bell of this home; stop it, or run it with a GLOVEBOX_HOME of its own',
+      { cause: error },
+    );
+  }
 }
 
 async function openDoor(
@@ -213,14 +231,17 @@ async function openDoor(
 
 function sandboxBell(
   { port, shims, commands }: BellSettings,
-  { decisions }: Parts,
+  { actions, decisions }: Parts,
   door: BellDoor,
 ): SandboxBell {
   return {
     port,
     shims: shimScripts(shims, undefined, (name) => commands.get(name)?.stdin === true),
     connect: (sandboxId, signal) => door.connect(sandboxId, signal),
-    opened: (sandboxId, brought) => decisions.set(sandboxId, brought),
+    opened(sandboxId, brought) {
+      for (const action of Object.keys(brought)) requireAction(actions, action);
+      decisions.set(sandboxId, brought);
+    },
     forget(sandboxId) {
       door.forget(sandboxId);
       decisions.forget(sandboxId);
@@ -244,12 +265,6 @@ function serviceOf(
   door: BellDoor,
   { nameOf }: BellSurroundings,
 ): BellService {
-  const known = (action: string) => {
-    if (actions.has(action)) return;
-    throw new Failure('not-found', `the bell has no action ${JSON.stringify(action)}`, {
-      hint: `There are ${[...actions.keys()].join(', ')}.`,
-    });
-  };
   return {
     status: async (): Promise<BellStatus> => ({
       enabled: settings.enabled,
@@ -278,7 +293,7 @@ function serviceOf(
       }),
     }),
     async decide(action, decision, sandboxId) {
-      known(action);
+      requireAction(actions, action);
       decisions.set(sandboxId, { [action]: decision });
     },
     async forgetDecision(action, sandboxId) {
@@ -291,6 +306,14 @@ function serviceOf(
     addToken: async (name) => tokens.add(name),
     removeToken: async (name) => tokens.remove(name),
   };
+}
+
+/** So that a decision with a slip of the pen is not lost. Failure('not-found'). */
+function requireAction(actions: Parts['actions'], name: string): void {
+  if (actions.has(name)) return;
+  throw new Failure('not-found', `the bell has no action ${JSON.stringify(name)}`, {
+    hint: `There are ${[...actions.keys()].join(', ')}.`,
+  });
 }
 
 const now = () => new Date();
