@@ -91,7 +91,7 @@ export function createBell(options: RingerOptions): Bell {
             decided,
             asker === undefined
               ? 'has to be asked for, and nobody can be asked'
-              : 'was not allowed by anybody',
+              : 'was asked about, and nobody allowed it',
           ),
         );
       const entry = record.record({
@@ -176,7 +176,7 @@ function strictest(decided: Decided, stricter: BellDecision | undefined): Judged
 function notAllowed(action: string, caller: Caller, { ofInput }: Judged, why: string): BellError {
   const scope = caller.kind === 'sandbox' ? ` --sandbox ${caller.name ?? caller.id}` : '';
   const remedy = ofInput
-    ? 'the owner of the host says so in bell.toml'
+    ? 'that is set in bell.toml of the host'
     : `on the host, its owner can allow it: glovebox bell allow ${action}${scope}`;
   return new BellError('not_allowed', `${action} ${why}; ${remedy}`);
 }

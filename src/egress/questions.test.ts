@@ -56,6 +56,21 @@ test('a question is shown with what it is about, and answered', async () => {
   expect(remembered).toEqual([]);
 });
 
+test('an answer that cannot be kept says that it counts all the same, for those who wait', async () => {
+  questions = createQuestions({
+    now: () => new Date(),
+    remember: async () => {
+      throw new Failure('invalid', 'exec: it stands for more', { hint: 'Decide so.' });
+    },
+  });
+  const answer = questions.ask(asked, decision, never);
+  await expect(questions.answer(idOf(), { allow: true, scope: 'always' })).rejects.toMatchObject({
+    ...{ code: 'invalid', message: 'the answer counts for this attempt only: exec: it stands for more' },
+    hint: 'Decide so.',
+  });
+  expect(await answer).toBe(true);
+});
+
 test('no answer is a no', async () => {
   const answer = questions.ask(asked, decision, never);
   await vi.advanceTimersByTimeAsync(4_999);

@@ -100,10 +100,11 @@ class HeldQuestions implements Questions {
     try {
       if (scope !== 'once') await this.#options.remember(open.question, { allow, scope });
     } catch (error) {
-      throw Failure.from(
-        error,
-        'the answer counts for this attempt only, because it could not be remembered',
-      );
+      const { code, message, hint } = Failure.from(error, 'remember it');
+      throw new Failure(code, `the answer counts for this attempt only: ${message}`, {
+        cause: error,
+        ...(hint === undefined ? {} : { hint }),
+      });
     } finally {
       this.#settle(open, allow);
     }

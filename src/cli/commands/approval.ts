@@ -91,7 +91,9 @@ async function told(answering: Promise<void>, said: string): Promise<string> {
     await answering;
     return said;
   } catch (error) {
-    if (error instanceof SandboxError && error.code === 'not-found') return 'too late: it waits no more';
+    if (!(error instanceof SandboxError)) throw error;
+    if (error.code === 'not-found') return 'too late: it waits no more';
+    if (error.code === 'invalid') return cleanLine(error.message);
     throw error;
   }
 }

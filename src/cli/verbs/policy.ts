@@ -201,7 +201,7 @@ export function addPolicyVerbs(program: Command): void {
     )
     .action(async (sandbox, options) => (await import('../commands/learn.ts')).learn(sandbox, options));
 
-  addApprovalVerbs(verb('approval', 'answer connections that wait for a person'));
+  addApprovalVerbs(verb('approval', 'answer connections, and calls of the bell, that wait for a person'));
 }
 
 function addApprovalVerbs(approval: Command): void {
