@@ -357,29 +357,10 @@ concurrency = 8
     test('J3 paths, spellings and names of JavaScript are no commands', async () => {
       const names = [
         ...['/bin/show', './show', '../show', 'show/', '/workspace/make', '/tmp/evil/make', './make'],
-        ...[
-          '/usr/bin/make',
-          '/usr/bin/../bin/make',
-          'SHOW',
-          'show ',
-          ' show',
-          'show\n',
-          'sh',
-          'show fixed',
-          '--show',
-        ],
-        ...[
-          'ѕhow',
-          'show\u200b',
-          '__proto__',
-          'constructor',
-          'toString',
-          'hasOwnProperty',
-          '*',
-          '.',
-          '..',
-          '/',
-        ],
+        ...['/usr/bin/make', '/usr/bin/../bin/make', 'SHOW', 'show ', ' show', 'show\n', 'sh'],
+        ...['show fixed', '--show'],
+        ...['ѕhow', 'show\u200b', '__proto__', 'constructor', 'toString', 'hasOwnProperty', '*', '.'],
+        ...['..', '/'],
       ];
       const replies = await ringAll(
         guests.one,
@@ -424,21 +405,8 @@ concurrency = 8
 
     test('J4 arguments that are options, or do not fit as a whole, do not get to the program', async () => {
       const hostile = [
-        ...[
-          '-c',
-          '--upload-pack',
-          '--exec-path',
-          '-',
-          '--',
-          '-a-b',
-          'a\n',
-          '\na',
-          'a\n-c',
-          'a b',
-          '',
-          'A',
-          'a'.repeat(65),
-        ],
+        ...['-c', '--upload-pack', '--exec-path', '-', '--', '-a-b', 'a\n', '\na', 'a\n-c', 'a b'],
+        ...['', 'A', 'a'.repeat(65)],
         ...['a;id', 'a|id', 'a&id', '$(id)', '`id`', 'a>b', '*', '~', 'ext::sh', 'a\u2028', 'á'],
       ];
       const replies = await ringAll(
@@ -451,21 +419,8 @@ concurrency = 8
 
     test('J7 where any argument may come, what a shell would act on is text', async () => {
       const words = [
-        '; touch x',
-        '|id',
-        '&',
-        '$(id)',
-        '`id`',
-        '$HOME',
-        '*',
-        '~',
-        '>x',
-        "'",
-        '"',
-        '\\',
-        'a\nb',
-        '-x',
-        '!!',
+        ...['; touch x', '|id', '&', '$(id)', '`id`', '$HOME', '*', '~', '>x', "'", '"', '\\', 'a\nb'],
+        ...['-x', '!!'],
       ];
       const [reply] = await ringAll(guests.one, [exec(['show-any', ...words])]);
       expect(reply?.body.result?.stdout.split('\n').slice(1).join('\n')).toBe(
@@ -474,141 +429,22 @@ concurrency = 8
     });
 
     test('J8 a guest’s variables come through, and none that steers a program', async () => {
-      const names = [
-        ...[
-          'PATH',
-          'HOME',
-          'SHELL',
-          'IFS',
-          'ENV',
-          'BASH_ENV',
-          'PS4',
-          'PROMPT_COMMAND',
-          'SHELLOPTS',
-          'BASHOPTS',
-          'CDPATH',
-        ],
-        ...[
-          'BASH_FUNC_id%%',
-          'LD_PRELOAD',
-          'LD_AUDIT',
-          'LD_LIBRARY_PATH',
-          'DYLD_INSERT_LIBRARIES',
-          'GLIBC_TUNABLES',
-        ],
-        ...[
-          'GCONV_PATH',
-          'LOCPATH',
-          'NODE_OPTIONS',
-          'NODE_PATH',
-          'NODE_EXTRA_CA_CERTS',
-          'NPM_CONFIG_SCRIPT_SHELL',
-        ],
-        ...[
-          'npm_config_script-shell',
-          'GIT_SSH_COMMAND',
-          'GIT_EXTERNAL_DIFF',
-          'GIT_CONFIG_COUNT',
-          'GIT_EXEC_PATH',
-        ],
-        ...[
-          'SSH_AUTH_SOCK',
-          'SSH_ASKPASS',
-          'PYTHONSTARTUP',
-          'PYTHONPATH',
-          'PYTHONHOME',
-          'PERL5OPT',
-          'PERL5LIB',
-          'RUBYOPT',
-        ],
-        ...[
-          'RUBYLIB',
-          'HTTP_PROXY',
-          'https_proxy',
-          'ALL_PROXY',
-          'NO_PROXY',
-          'EDITOR',
-          'VISUAL',
-          'PAGER',
-          'GIT_PAGER',
-        ],
-        ...[
-          'MANPAGER',
-          'LESSOPEN',
-          'LESSCLOSE',
-          'BROWSER',
-          'JAVA_TOOL_OPTIONS',
-          '_JAVA_OPTIONS',
-          'JDK_JAVA_OPTIONS',
-        ],
-        ...[
-          'CLASSPATH',
-          'MAVEN_OPTS',
-          'GRADLE_OPTS',
-          'MAKEFLAGS',
-          'MAKEFILES',
-          'GNUMAKEFLAGS',
-          'CC',
-          'CXX',
-          'CFLAGS',
-        ],
-        ...[
-          'LDFLAGS',
-          'RUSTC_WRAPPER',
-          'RUSTFLAGS',
-          'CARGO_HOME',
-          'GOFLAGS',
-          'GOROOT',
-          'TMPDIR',
-          'XDG_CONFIG_HOME',
-        ],
-        ...[
-          'DBUS_SESSION_BUS_ADDRESS',
-          'DISPLAY',
-          'GLOVEBOX_HOME',
-          'GLOVEBOX_BELL_RUN',
-          'SANDBOX_COMM_URL',
-          'USER',
-        ],
-        ...[
-          'LOGNAME',
-          'LANG',
-          'LC_ALL',
-          'DOCKER_HOST',
-          'KUBECONFIG',
-          'AWS_PROFILE',
-          'SSL_CERT_FILE',
-          'CURL_HOME',
-        ],
-        ...[
-          'GTK_MODULES',
-          'QT_PLUGIN_PATH',
-          'PULSE_SERVER',
-          'TAR_OPTIONS',
-          'GREP_OPTIONS',
-          'TERMINFO',
-          'INPUTRC',
-        ],
-        ...[
-          'HISTFILE',
-          'ZDOTDIR',
-          'FPATH',
-          'OPENSSL_CONF',
-          'SUDO_ASKPASS',
-          'SYSTEMD_PAGER',
-          'PHPRC',
-          'LUA_INIT',
-        ],
-        ...[
-          'ERL_FLAGS',
-          'DOTNET_STARTUP_HOOKS',
-          'COR_PROFILER',
-          'R_PROFILE',
-          'TCLLIBPATH',
-          'PGPASSFILE',
-          'HOSTALIASES',
-        ],
-      ];
+      const names = `
+        PATH HOME SHELL IFS ENV BASH_ENV PS4 PROMPT_COMMAND SHELLOPTS BASHOPTS CDPATH BASH_FUNC_id%%
+        LD_PRELOAD LD_AUDIT LD_LIBRARY_PATH DYLD_INSERT_LIBRARIES GLIBC_TUNABLES GCONV_PATH LOCPATH
+        NODE_OPTIONS NODE_PATH NODE_EXTRA_CA_CERTS NPM_CONFIG_SCRIPT_SHELL npm_config_script-shell
+        GIT_SSH_COMMAND GIT_EXTERNAL_DIFF GIT_CONFIG_COUNT GIT_EXEC_PATH SSH_AUTH_SOCK SSH_ASKPASS
+        PYTHONSTARTUP PYTHONPATH PYTHONHOME PERL5OPT PERL5LIB RUBYOPT RUBYLIB HTTP_PROXY https_proxy
+        ALL_PROXY NO_PROXY EDITOR VISUAL PAGER GIT_PAGER MANPAGER LESSOPEN LESSCLOSE BROWSER
+        JAVA_TOOL_OPTIONS _JAVA_OPTIONS JDK_JAVA_OPTIONS CLASSPATH MAVEN_OPTS GRADLE_OPTS MAKEFLAGS
+        MAKEFILES GNUMAKEFLAGS CC CXX CFLAGS LDFLAGS RUSTC_WRAPPER RUSTFLAGS CARGO_HOME GOFLAGS GOROOT
+        TMPDIR XDG_CONFIG_HOME DBUS_SESSION_BUS_ADDRESS DISPLAY GLOVEBOX_HOME GLOVEBOX_BELL_RUN
+        SANDBOX_COMM_URL USER LOGNAME LANG LC_ALL DOCKER_HOST KUBECONFIG AWS_PROFILE SSL_CERT_FILE
+        CURL_HOME GTK_MODULES QT_PLUGIN_PATH PULSE_SERVER TAR_OPTIONS GREP_OPTIONS TERMINFO INPUTRC
+        HISTFILE ZDOTDIR FPATH OPENSSL_CONF SUDO_ASKPASS SYSTEMD_PAGER PHPRC LUA_INIT ERL_FLAGS
+        DOTNET_STARTUP_HOOKS COR_PROFILER R_PROFILE TCLLIBPATH PGPASSFILE HOSTALIASES`
+        .trim()
+        .split(/\s+/);
       const spelled = names.flatMap((it) => [it, it.toLowerCase(), it.replaceAll('_', '-').toLowerCase()]);
       // The capital letters of some are plain ones.
       spelled.push('ſhell', 'ıfs', 'baſh_env', 'LD.PRELOAD', 'LD PRELOAD', 'PATH=', 'A=1\nLD_PRELOAD');
@@ -633,17 +469,8 @@ concurrency = 8
 
     test('J9 no command works elsewhere than below its own folder, or behind a link', async () => {
       const folders = [
-        '..',
-        '../..',
-        'below/../..',
-        '/',
-        '/etc',
-        './/..',
-        'link',
-        'link/ssl',
-        'inner-link',
-        'below\0/..',
-        '.. ',
+        ...['..', '../..', 'below/../..', '/', '/etc', './/..', 'link', 'link/ssl', 'inner-link'],
+        ...['below\0/..', '.. '],
       ];
       const replies = await ringAll(
         guests.one,
@@ -774,25 +601,10 @@ concurrency = 8
   describe('walls', () => {
     /** Names and addresses that could be this host's. */
     const hosts = [
-      ...[
-        'host.docker.internal',
-        'gateway.docker.internal',
-        'localhost',
-        'localhost.',
-        'LOCALHOST',
-        'a.localhost',
-      ],
-      ...[
-        '127.0.0.1',
-        '127.1',
-        '2130706433',
-        '0x7f000001',
-        '0.0.0.0',
-        '127.0.0.2',
-        '[::1]',
-        '[::]',
-        '[::ffff:127.0.0.1]',
-      ],
+      ...['host.docker.internal', 'gateway.docker.internal', 'localhost', 'localhost.', 'LOCALHOST'],
+      ...['a.localhost'],
+      ...['127.0.0.1', '127.1', '2130706433', '0x7f000001', '0.0.0.0', '127.0.0.2', '[::1]', '[::]'],
+      ...['[::ffff:127.0.0.1]'],
       ...['host.containers.internal', '172.17.0.1', '10.0.2.2', 'host.docker.internal.', '127.0.0.1.nip.io'],
     ];
     const everyWay = (): Conversation[] => [
