@@ -1,6 +1,14 @@
 // What an env file says and what comes of it: each mistake with its line, the user's base below, expressions, bounds, and the lines that a person says yes to.
 import { execFileSync } from 'node:child_process';
-import { mkdirSync, mkdtempSync, realpathSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  realpathSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
@@ -260,6 +268,16 @@ lifecycle:
         { command: 'make', workdir: '/p/app/sub', timeoutSeconds: 90 },
         { command: 'ls', workdir: '/etc' },
       ],
+    });
+  });
+
+  test('the file of the guide is one', () => {
+    const guide = readFileSync(join(import.meta.dirname, '../../../docs/guide/agents-at-home.md'), 'utf8');
+    const file = /```yaml\n([\s\S]*?)```/.exec(guide)?.[1] as string;
+    expect(plan(file)).toMatchObject({
+      ...{ name: 'shop-beta', agent: 'claude', cpus: '2', memory: '4g', secrets: ['github'] },
+      env: { BACKEND: 'https://beta.example.com' },
+      initialize: [{ command: 'npm ci', workdir: '/p' }],
     });
   });
 
