@@ -1,5 +1,6 @@
 // Everything that is not about one sandbox: making, finding and listing them, images, the way out, and the server itself.
 import { Agents } from './agents.ts';
+import { Audit } from './audit.ts';
 import { Bell, type BellDecision } from './bell.ts';
 import { Connection, type ConnectionOptions } from './connection.ts';
 import { ConflictError, errorOf, NotFoundError, SandboxError } from './errors.ts';
@@ -158,6 +159,7 @@ export class SandboxClient {
   readonly templates: Templates;
   readonly agents: Agents;
   readonly bell: Bell;
+  readonly audit: Audit;
 
   constructor(options: ConnectionOptions = {}) {
     this.#connection = new Connection(options);
@@ -168,6 +170,7 @@ export class SandboxClient {
     this.templates = new Templates(this.#connection);
     this.agents = new Agents(this.#connection);
     this.bell = new Bell(this.#connection);
+    this.audit = new Audit(this.#connection);
   }
 
   /**

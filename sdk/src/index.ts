@@ -1,5 +1,6 @@
 // The public face of the package: what is exported here is what users may rely on.
 export type { AgentDefinition, AgentInfo, Agents } from './agents.ts';
+export type { Audit, AuditEntry, AuditLogOptions } from './audit.ts';
 export type { Bell, BellDecision, BellEntry, BellLogOptions, BellStatus, BellToken } from './bell.ts';
 export {
   type CreateOptions,

@@ -4,6 +4,7 @@ import { type IncomingMessage, request } from 'node:http';
 import { connect } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { Readable } from 'node:stream';
+import type { AuditEntry } from '../contract/audit.ts';
 import type { BellEntry, BellStatus } from '../contract/bell.ts';
 import type { CredentialVaultState } from '../contract/credential-vault.ts';
 import type { ExecExit, FileEntry } from '../contract/guest.ts';
@@ -21,6 +22,7 @@ import type {
   SandboxInfo,
   SandboxService,
 } from '../sandbox/sandbox.ts';
+import type { AuditService } from './audit.ts';
 import type { BellService } from './bell.ts';
 import type { ApiOptions } from './handlers.ts';
 import type { CredentialVault, NetworkService } from './network.ts';
@@ -775,10 +777,47 @@ export class FakeBell implements BellService {
   }
 }
 
+/** An audit log in memory. */
+export class FakeAudit implements AuditService {
+  readonly entries: AuditEntry[] = [];
+  /** What `begin` fails with. */
+  failure: Failure | undefined;
+  readonly #events = new EventEmitter().setMaxListeners(100);
+
+  async begin(request: Parameters<AuditService['begin']>[0]) {
+    // As a disk would.
+    await new Promise((resolve) => setImmediate(resolve));
+    if (this.failure !== undefined) throw this.failure;
+    const entry: AuditEntry = { seq: this.entries.length + 1, at, event: 'call', ...request };
+    this.entries.push(entry);
+    return {
+      end: (outcome: { status: number }) => {
+        Object.assign(entry, outcome, { durationMs: 1 });
+        this.#events.emit('entry', entry);
+      },
+    };
+  }
+
+  refused(request: Parameters<AuditService['refused']>[0], status: number): void {
+    this.entries.push({ seq: this.entries.length + 1, at, event: 'refused', ...request, status });
+  }
+
+  async log({ sandbox, limit }: { sandbox?: string; limit: number }): Promise<AuditEntry[]> {
+    const all = this.entries.filter((it) => sandbox === undefined || it.sandbox === sandbox);
+    return limit === 0 ? [] : all.slice(-limit);
+  }
+
+  followLog({ sandbox }: { sandbox?: string }, signal: AbortSignal): AsyncIterable<AuditEntry> {
+    const wanted = (it: AuditEntry) => sandbox === undefined || it.sandbox === sandbox;
+    return follow<AuditEntry>(this.#events, 'entry', [], wanted, signal);
+  }
+}
+
 export interface TestApi extends AsyncDisposable {
   service: FakeService;
   network: FakeNetwork;
   bell: FakeBell;
+  audit: FakeAudit;
   url: string;
   server: Listening;
   logged: { fields: Record<string, unknown>; message: string }[];
@@ -805,12 +844,14 @@ export async function startTestApi(options: Partial<ApiOptions> = {}): Promise<T
   service.add('s');
   const network = new FakeNetwork();
   const bell = new FakeBell();
+  const audit = new FakeAudit();
   const logged: TestApi['logged'] = [];
   const write = (fields: Record<string, unknown>, message: string) => void logged.push({ fields, message });
   const server = await createApi({
     service,
     network,
     bell,
+    audit,
     ...fakeDoors(service),
     images: fakeImages(),
     apiKey: testKey,
@@ -844,6 +885,7 @@ export async function startTestApi(options: Partial<ApiOptions> = {}): Promise<T
     service,
     network,
     bell,
+    audit,
     url: server.url,
     server,
     logged,

@@ -3,6 +3,7 @@ import { createHash, timingSafeEqual } from 'node:crypto';
 import type { IncomingMessage } from 'node:http';
 import { BlockList, isIP } from 'node:net';
 import { ownerHeader } from '../contract/admin.ts';
+import type { AuditCaller } from '../contract/audit.ts';
 import { apiKeyHeader, egressAuthHeader, secureAccessHeader } from '../contract/opensandbox.ts';
 import type { Access } from '../contract/routes.ts';
 import { Failure } from '../lib/failure.ts';
@@ -64,20 +65,20 @@ export interface GateOptions {
   accessToken: (sandboxId: string) => string;
 }
 
-/** Throws a 401 unless the request may call what needs this access. An unknown sandbox and a wrong token look the same. */
+/** Who it is. Throws a 401 unless the request may call what needs this access. An unknown sandbox and a wrong token look the same. */
 export function admit(
   request: IncomingMessage,
   access: Access,
   sandboxId: string | undefined,
   options: GateOptions,
-): void {
-  if (access === 'open' || options.apiKey === undefined) return;
+): Exclude<AuditCaller, 'owner'> {
+  if (access === 'open' || options.apiKey === undefined) return 'nobody';
   const key = headerOf(request, apiKeyHeader.toLowerCase());
-  if (key !== undefined && equal(key, options.apiKey)) return;
+  if (key !== undefined && equal(key, options.apiKey)) return 'key';
   const token = tokenHeaders.map((name) => headerOf(request, name)).find((it) => it !== undefined);
   if (access === 'sandbox' && sandboxId !== undefined && token !== undefined) {
     const secret = tokenOf(sandboxId, options);
-    if (secret !== undefined && equal(token, secret)) return;
+    if (secret !== undefined && equal(token, secret)) return 'token';
     throw new Refusal('unauthenticated', `${secureAccessHeader} does not fit this sandbox`, {
       wireCode: 'INVALID_API_KEY',
       hint: 'Ask GET /v1/sandboxes/{id}/endpoints/{port} for the headers to send.',

@@ -5,6 +5,7 @@ import type { OperationId, Routes } from '../contract/routes.ts';
 import type { Log } from '../lib/log.ts';
 import type { SandboxService } from '../sandbox/sandbox.ts';
 import type { AgentService } from './agents.ts';
+import type { AuditService } from './audit.ts';
 import type { BellService } from './bell.ts';
 import type { Answer, Exchange } from './exchange.ts';
 import type { NetworkService } from './network.ts';
@@ -72,6 +73,7 @@ export interface ApiOptions {
   service: SandboxService;
   network: NetworkService;
   bell: BellService;
+  audit: AuditService;
   workspaces: WorkspaceService;
   agents: AgentService;
   templates: TemplateService;

@@ -7,6 +7,7 @@ import type { OperationId, Route } from '../contract/routes.ts';
 import { Failure } from '../lib/failure.ts';
 import { adminHandlers } from './admin.ts';
 import { agentHandlers } from './agents.ts';
+import { Audited, auditHandlers } from './audit.ts';
 import { bellHandlers } from './bell.ts';
 import { connectHandlers } from './connect.ts';
 import { type Answer, checked, Exchange } from './exchange.ts';
@@ -16,7 +17,7 @@ import { metricsHandlers } from './execd/metrics.ts';
 import { processHandlers } from './execd/processes.ts';
 import { ptyHandlers } from './execd/pty.ts';
 import { transferHandlers } from './execd/transfer.ts';
-import { admit, isLoopback, refuseForeignPage } from './gate.ts';
+import { admit, isLoopback, isOwner, refuseForeignPage } from './gate.ts';
 import { type ApiLimits, type ApiOptions, defaultLimits, type Handlers } from './handlers.ts';
 import { keepingHandlers } from './keeping.ts';
 import { networkHandlers } from './network.ts';
@@ -61,6 +62,7 @@ export function createApi(options: ApiOptions): Api {
     ...metricsHandlers(options),
     ...networkHandlers(options),
     ...bellHandlers(options),
+    ...auditHandlers(options),
     ...egressHandlers(options),
     ...keepingHandlers(options),
     ...connectHandlers(options, limits),
@@ -177,6 +179,7 @@ class ApiServer {
     const startedAt = performance.now();
     let area: Area = 'request';
     let operation = 'unknown';
+    const audited = new Audited(this.#options.audit, exchange);
     try {
       const { request } = exchange;
       if (this.#closing) exchange.response.setHeader('Connection', 'close');
@@ -184,11 +187,12 @@ class ApiServer {
       const target = find(request.method ?? 'GET', exchange.path);
       area = areaOf(target);
       operation = target.kind === 'route' ? target.id : target.kind;
+      audited.meant(target);
       const access =
         target.kind === 'route' ? target.route.access : target.kind === 'port' ? 'sandbox' : 'key';
       const sandboxId = target.kind === 'route' ? target.params.sandboxId : target.sandboxId;
-      const { apiKey, service } = this.#options;
-      admit(request, access, sandboxId, { apiKey, accessToken: (id) => service.accessToken(id) });
+      const { apiKey, ownerKey, service } = this.#options;
+      const by = admit(request, access, sandboxId, { apiKey, accessToken: (id) => service.accessToken(id) });
       // This one is not counted yet.
       const { concurrency } = this.#limits;
       if (access !== 'open' && concurrency > 0 && this.#active.size >= concurrency)
@@ -196,10 +200,15 @@ class ApiServer {
           headers: { 'Retry-After': '1' },
           hint: 'Try again in a moment, or raise server.limit_concurrency.',
         });
-      await exchange.send(await this.#dispatch(exchange, target, upgrade));
+      await audited.begin(isOwner(request, ownerKey) ? 'owner' : by, upgrade !== undefined);
+      const answer = await this.#dispatch(exchange, target, upgrade);
+      audited.answered(answer);
+      await exchange.send(answer);
     } catch (thrown) {
+      audited.failed(Failure.from(thrown, operation));
       await this.#fail(exchange, thrown, area, operation);
     } finally {
+      audited.over();
       const { requestId, response } = exchange;
       const ms = Math.round(performance.now() - startedAt);
       this.#options.log.debug({ requestId, operation, status: response.statusCode, ms }, 'request');

@@ -9,7 +9,7 @@ const groups: Readonly<Record<string, readonly string[]>> = {
   'Workspaces:': ['discard', 'checkpoint', 'undo', 'fetch'],
   'Network, secrets and the bell:': ['network', 'policy', 'secret', 'bell'],
   'Images:': ['template', 'image'],
-  'This machine:': ['settings', 'setup', 'doctor', 'serve', 'version', 'completion'],
+  'This machine:': ['settings', 'setup', 'doctor', 'audit', 'serve', 'version', 'completion'],
 };
 
 /** Puts the verbs into their groups. One that has none comes last, so that it is seen to be missing. */

@@ -3,6 +3,7 @@ import { Command, Option } from 'commander';
 import { ownVersion } from './commands/version.ts';
 import { exitCodeMeanings } from './exit-codes.ts';
 import { arrange, examples } from './help.ts';
+import { addAuditVerbs } from './verbs/audit.ts';
 import { addBellVerbs } from './verbs/bell.ts';
 import { addCloneVerbs } from './verbs/clone.ts';
 import { addEnvVerbs } from './verbs/env.ts';
@@ -122,6 +123,7 @@ export function makeProgram(args: readonly string[]): Command {
     .addHelpText('after', examples(['glovebox image rm debian', '']))
     .action(async (names) => (await import('./commands/image.ts')).removeImages(names));
 
+  addAuditVerbs(program);
   addBellVerbs(program);
   addCloneVerbs(program);
   addEnvVerbs(program, args);

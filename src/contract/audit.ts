@@ -63,18 +63,18 @@ const omitted = { count: z.int().positive() };
 const chained = { seq, at: instant, prev: hash };
 
 /** Without `hash`, which covers the rest. */
-export const AuditLine = z.discriminatedUnion('event', [
+export const auditLine = z.discriminatedUnion('event', [
   z.object({ event: z.literal('opened'), ...opened, ...chained }),
   z.object({ event: z.literal('begin'), ...request, ...chained }),
   z.object({ event: z.literal('end'), of: seq, ...outcome, ...chained }),
   z.object({ event: z.literal('refused'), ...request, status: z.int(), ...chained }),
   z.object({ event: z.literal('omitted'), ...omitted, ...chained }),
 ]);
-export type AuditLine = z.infer<typeof AuditLine>;
+export type AuditLine = z.infer<typeof auditLine>;
 
 /** Where the log ends. The file `head.json` holds it, so that lines cut off the end are missed. */
-export const AuditHead = z.object({ seq, hash });
-export type AuditHead = z.infer<typeof AuditHead>;
+export const auditHead = z.object({ seq, hash });
+export type AuditHead = z.infer<typeof auditHead>;
 
 /** For readers: a call and its end are one. */
 export const AuditEntry = z.object({

@@ -22,6 +22,7 @@ export type Area =
   | 'network'
   | 'secret'
   | 'bell'
+  | 'audit'
   | 'proxy'
   | 'request';
 

@@ -1,6 +1,7 @@
 // openapi.json, made from the route table and the schemas. The one place that knows OpenAPI.
 import { z } from 'zod';
 import * as admin from './admin.ts';
+import * as audit from './audit.ts';
 import * as bell from './bell.ts';
 import * as vault from './credential-vault.ts';
 import { ErrorBody } from './errors.ts';
@@ -16,7 +17,7 @@ type Json = Record<string, unknown>;
 /** Schemas with a name are written once, below components; the name is that of the export. */
 function named(): ReturnType<typeof z.registry<{ id: string }>> {
   const registry = z.registry<{ id: string }>();
-  for (const module of [lifecycle, execd, processes, network, vault, bell, admin, why])
+  for (const module of [lifecycle, execd, processes, network, vault, bell, audit, admin, why])
     for (const [id, schema] of Object.entries(module))
       if (schema instanceof z.ZodType && /^[A-Z]/.test(id)) registry.add(schema, { id });
   registry.add(ErrorBody, { id: 'ErrorBody' });

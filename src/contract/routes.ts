@@ -3,6 +3,7 @@
 import { z } from 'zod';
 import { ImageInfo, SystemInfo } from './admin.ts';
 import { AgentInfo } from './agents.ts';
+import { AuditEntry } from './audit.ts';
 import * as bell from './bell.ts';
 import * as vault from './credential-vault.ts';
 import * as execd from './execd.ts';
@@ -36,6 +37,7 @@ export interface Route {
     | 'network'
     | 'secret'
     | 'bell'
+    | 'audit'
     | 'request';
   access: Access;
   summary: string;
@@ -991,6 +993,21 @@ const bells = {
   }),
 };
 
+const audits = {
+  auditLog: route({
+    method: 'GET',
+    path: '/audit/log',
+    area: 'audit',
+    access: 'key',
+    summary:
+      'Who changed something through this API, newest last; with follow=true those entries first, then new ones',
+    query: ofLog,
+    status: 200,
+    answer: z.object({ items: z.array(AuditEntry) }),
+    follow: AuditEntry,
+  }),
+};
+
 /** What every route of OpenSandbox's egress API has in common. */
 const egress = { area: 'egress', access: 'sandbox' } as const;
 const egressBodyBytesMax = 1024 * 1024;
@@ -1130,6 +1147,7 @@ export const routes = {
   ...networks,
   ...secrets,
   ...bells,
+  ...audits,
   ...commands,
   ...files,
   ...egressPolicies,

@@ -44,6 +44,7 @@ export async function startDaemon(config: Config): Promise<Daemon> {
     templates: platform.templates,
     ports: platform.ports,
     bell: platform.bell,
+    audit: platform.audit,
     ownerKey: await keyOf(config.paths.ownerKeyFile),
     apiKey: config.server.apiKey ?? (await keyOf(config.paths.apiKeyFile)),
     limits: {

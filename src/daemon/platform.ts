@@ -5,6 +5,7 @@ import { dirname, join } from 'node:path';
 import { agentCommand, agentEnvironment, ensureAgentBundle } from '../agent/bundle.ts';
 import { AgentCatalogue } from '../agents/catalogue.ts';
 import type { AgentService } from '../api/agents.ts';
+import type { AuditService } from '../api/audit.ts';
 import type { BellService } from '../api/bell.ts';
 import type { NetworkService } from '../api/network.ts';
 import type { PortService } from '../api/ports.ts';
@@ -24,6 +25,7 @@ import { Sandboxes } from '../sandbox/sandboxes.ts';
 import { openSqliteStore } from '../store/sqlite/sqlite.ts';
 import { Templates } from '../template/templates.ts';
 import { Workspaces } from '../workspace/workspaces.ts';
+import { openAudit } from './audit.ts';
 import { type HomeBell, openBell } from './bell.ts';
 import type { Config } from './config.ts';
 import { type HomeNetwork, openNetwork } from './network.ts';
@@ -37,6 +39,7 @@ export interface Platform extends AsyncDisposable {
   templates: TemplateService;
   ports: PortService;
   bell: BellService;
+  audit: AuditService;
 }
 
 /** A few characters that mark what belongs to a home on the host: control groups, containers. */
@@ -49,6 +52,8 @@ export async function openPlatform(config: Config, log: Log): Promise<Platform> 
   await using undo = new AsyncDisposableStack();
   const store = openSqliteStore(config.paths.database);
   undo.defer(() => store.close());
+  const audit = await openAudit(config.home, log);
+  undo.defer(() => audit.close());
   const asRoot = process.getuid?.() === 0;
   const { idBase } = config.bubblewrap;
   const images = new ImageStore({
@@ -142,6 +147,7 @@ export async function openPlatform(config: Config, log: Log): Promise<Platform> 
     ...{ sandboxes, images, workspaces, agents, templates, ports },
     network: network.service,
     bell: bell.service,
+    audit,
     [Symbol.asyncDispose]: () => all.disposeAsync(),
   };
 }

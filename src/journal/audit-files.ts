@@ -3,7 +3,7 @@ import { createHash } from 'node:crypto';
 import { createReadStream } from 'node:fs';
 import { type FileHandle, mkdir, open, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { type AuditDamage, AuditHead, auditOrigin } from '../contract/audit.ts';
+import { type AuditDamage, type AuditHead, auditHead, auditOrigin } from '../contract/audit.ts';
 
 /** A line of ours is far shorter: every field of it is bounded. */
 export const auditLineBytesMax = 64 * 1024;
@@ -69,7 +69,7 @@ const headFile = 'head.json';
 /** Undefined when there is none, `unreadable` when what is there is no head. */
 export async function readHead(folder: string): Promise<AuditHead | undefined | 'unreadable'> {
   try {
-    return AuditHead.parse(JSON.parse(await readFile(join(folder, headFile), 'utf8')));
+    return auditHead.parse(JSON.parse(await readFile(join(folder, headFile), 'utf8')));
   } catch (error) {
     return (error as NodeJS.ErrnoException).code === 'ENOENT' ? undefined : 'unreadable';
   }

@@ -1,7 +1,7 @@
 // The audit log: who changed something through the API, on the disk before it has an effect. What cannot be recorded is not done.
 // Lines go out in groups: those that come while a group is being written make the next one.
 import { join } from 'node:path';
-import { type AuditEntry, type AuditHead, AuditLine } from '../contract/audit.ts';
+import { type AuditEntry, type AuditHead, type AuditLine, auditLine } from '../contract/audit.ts';
 import { Failure } from '../lib/failure.ts';
 import type { Log } from '../lib/log.ts';
 import { AuditAppender, auditFiles, linesOf, unsealed, writeHead } from './audit-files.ts';
@@ -362,7 +362,7 @@ export async function readAudit(
     if (entries.length >= limit) break;
     const here = new Map<number, AuditEntry>();
     for await (const { text, ended } of linesOf(join(folder, name))) {
-      const { data: line } = ended ? AuditLine.safeParse(unsealed(text)?.content) : {};
+      const { data: line } = ended ? auditLine.safeParse(unsealed(text)?.content) : {};
       if (line === undefined) continue;
       if (line.event === 'end') {
         const begun = here.get(line.of);
