@@ -5,7 +5,7 @@ import { mkdir, mkdtemp, writeFile } from 'node:fs/promises';
 import { type AddressInfo, createServer, type Server } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import type { BellEntry } from '../../src/contract/bell.ts';
 import type { LogEntry, Question } from '../../src/contract/network.ts';
 import { call, list, remove, run } from '../client.ts';
@@ -254,6 +254,8 @@ concurrency = 8
   const done = 'exit_code';
 
   describe('identity (J12)', () => {
+    afterEach(() => decide('exec', 'allow', 'one'));
+
     const liesOf = (other: string): string[][] => [
       [],
       [`Authorization: Bearer ${'0'.repeat(64)}`],
@@ -300,6 +302,7 @@ concurrency = 8
     }, 120_000);
 
     test('lines of a token, a second Host, HTTP/2 and a second request change nothing of that', async () => {
+      await decide('exec', 'deny', 'one');
       const body = bodyOf(guests.two, 'lied');
       const tokens = [`${'a'.repeat(64)}\n`, `${guests.two.padEnd(64, '0')}\n`, `${'0'.repeat(64)}\r\n`];
       const strange = ways().flatMap(([name, way]) => [
@@ -331,7 +334,6 @@ concurrency = 8
     }, 120_000);
 
     test('a call of one guest never stands under the name of another that rings at the same time', async () => {
-      await decide('exec', 'allow', 'one');
       const words = (name: string) =>
         Array.from({ length: 25 }, (_, index) => exec(['show', `${name}-${index}`]));
       const entries = await recordedDuring(async () => {
