@@ -16,7 +16,13 @@ afterEach(async () => {
 });
 
 const status = {
-  ...{ enabled: true, url: 'http://host.docker.internal:9999/', listening: [], insecure: false },
+  ...{
+    enabled: true,
+    url: 'http://host.docker.internal:9999/',
+    listening: [],
+    insecure: false,
+    warnings: [],
+  },
   actions: [{ name: 'open_url', summary: 'opens', decision: 'ask', source: 'default' }],
   commands: [{ name: 'make', usage: 'make TARGET', decision: 'allow', shim: true }],
   decisions: [{ sandbox: sandboxId, action: 'open_url', decision: 'deny' }],

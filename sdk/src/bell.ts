@@ -24,6 +24,8 @@ export interface BellStatus {
   listening: string[];
   /** Whether those need no token. */
   insecure: boolean;
+  /** What is not as the owner may think it is. */
+  warnings: string[];
   actions: {
     name: string;
     summary: string;
@@ -54,7 +56,17 @@ export interface BellEntry {
   detail: string;
   decision: 'allow' | 'deny';
   /** Whose decision it was, or which bound was reached. */
-  reason: 'default' | 'config' | 'decision' | 'person' | 'nobody' | 'list' | 'limit' | 'invalid' | 'unknown';
+  reason:
+    | 'default'
+    | 'config'
+    | 'decision'
+    | 'person'
+    | 'nobody'
+    | 'list'
+    | 'limit'
+    | 'invalid'
+    | 'unknown'
+    | 'door';
   /** Absent while it goes on, as is `durationMs`. */
   outcome?: 'ok' | 'refused' | 'failed' | 'unavailable' | 'timeout' | 'cancelled';
   /** Of a command. */
@@ -156,7 +168,7 @@ function statusOf(value: unknown, what: string): BellStatus {
   const status = expectFields<BellStatus>(
     value,
     {
-      ...{ enabled: 'boolean', url: 'string', listening: 'array', insecure: 'boolean' },
+      ...{ enabled: 'boolean', url: 'string', listening: 'array', insecure: 'boolean', warnings: 'array' },
       ...{ actions: 'array', commands: 'array', decisions: 'array' },
     },
     what,

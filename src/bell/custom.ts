@@ -25,6 +25,8 @@ const shownMax = 400;
 
 export interface CustomOptions {
   log: Log;
+  /** Told of each file that was left out, and why. */
+  onLeftOut?: (path: string, why: string) => void;
   /** Names of the actions that there are. */
   taken: readonly string[];
   loadingMs?: number;
@@ -33,7 +35,7 @@ export interface CustomOptions {
 
 /** Never rejects: a file that is no good is left out, and the log says why. In the order of the files' names. */
 export async function loadActions(folder: string, options: CustomOptions): Promise<Action[]> {
-  const { log, taken } = options;
+  const { log, taken, onLeftOut } = options;
   const threads = new Threads(log);
   const actions: Action[] = [];
   for (const path of await filesOf(folder, log)) {
@@ -43,7 +45,9 @@ export async function loadActions(folder: string, options: CustomOptions): Promi
         throw new Error(`there is an action ${action.name} already; give it another name`);
       actions.push(action);
     } catch (error) {
-      log.warn({ file: path, why: (error as Error).message }, 'action not loaded');
+      const { message } = error as Error;
+      log.warn({ file: path, why: message }, 'action not loaded');
+      onLeftOut?.(path, message.split('\n')[0] ?? '');
     }
   }
   return actions;

@@ -3,7 +3,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { connect as connectTo, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import type { ActionCall, Bell, Caller } from './bell.ts';
+import { type ActionCall, type Bell, type Caller, callerKey } from './bell.ts';
 import { type BellDoor, type BellDoorOptions, openBellDoor } from './door.ts';
 import { BellTokens } from './tokens.ts';
 
@@ -22,6 +22,8 @@ export class TestDoor implements AsyncDisposable {
   readonly folder = mkdtempSync(join(tmpdir(), 'glovebox-door-'));
   readonly socketPath = join(this.folder, 'bell.sock');
   readonly tokens = new BellTokens({ file: join(this.folder, 'tokens.json'), now: () => new Date() });
+  /** Who was refused before anything was asked. */
+  readonly refused: string[] = [];
   /** What the door logged as an error or a warning. */
   readonly troubles: unknown[] = [];
   door!: BellDoor;
@@ -43,6 +45,7 @@ export class TestDoor implements AsyncDisposable {
       tokens: it.tokens,
       hooks: {},
       bell,
+      onRefused: (caller, { code }) => it.refused.push(`${callerKey(caller)}: ${code}`),
       log: {
         debug: () => undefined,
         info: () => undefined,

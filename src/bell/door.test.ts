@@ -113,6 +113,23 @@ test('over TCP a token tells who it is, and there is no way in without one', asy
   expect(it.rung.map((rung) => rung.caller)).toEqual([{ kind: 'token', name: 'laptop' }]);
 });
 
+test('who is refused before anything is asked is told of, each by where it comes from', async () => {
+  await using it = await TestDoor.open();
+  using caller = it.tcp();
+  using guest = await it.sandbox('one');
+  const page = { Origin: 'https://evil.example' };
+  for (const headers of [{}, { Authorization: 'Bearer wrong' }, page])
+    await caller.ask(post({ action: 'ping' }, headers));
+  await guest.ask(post({ action: 'ping' }, page));
+  await guest.ask(post({ action: 'ping' }));
+  expect(it.refused).toEqual([
+    'stranger 127.0.0.1: unauthorized',
+    'stranger 127.0.0.1: unauthorized',
+    'stranger 127.0.0.1: browser',
+    'sandbox one: browser',
+  ]);
+});
+
 test('strangers are served where the owner says so, but not with a wrong token', async () => {
   await using it = await TestDoor.open({ insecure: true });
   using caller = it.tcp();

@@ -63,6 +63,8 @@ export interface BellDoorOptions {
   tokens: BellTokens;
   hooks: Hooks;
   bell: Bell;
+  /** Nothing was asked of the bell: a browser, or a stranger without a token that is known. */
+  onRefused: (caller: Caller, refusal: BellError) => void;
   log: Log;
   limits?: Partial<BellDoorLimits>;
 }
@@ -84,9 +86,12 @@ const defaultLimits: BellDoorLimits = {
 const headBytesMax = 16 * 1024;
 /** More than a command gets that does not end when it is asked to. */
 const closeMs = 4_000;
-/** When a caller that has ended its side is asked again whether it is there: soon, as it takes two writes to learn it; then now and then. */
-const probesMs = [20, 200];
-const probeEveryMs = 2_000;
+/**
+ * When a caller that has ended its side is asked again whether it is there: soon, as it takes two writes to learn it; then now and then, but not often,
+ * since clients and proxies bear few answers before the answer.
+ */
+const probesMs = [20, 200, 2_000, 4_000, 8_000, 16_000];
+const probeEveryMs = 30_000;
 
 /** Failure('unavailable') when an address cannot be listened at, saying which. Then nothing is left open. */
 export async function openBellDoor(options: BellDoorOptions): Promise<BellDoor> {
@@ -340,6 +345,8 @@ class Door implements BellDoor {
       reply = await this.#answer(connection, exchange, asked);
     } catch (thrown) {
       const error = this.#shown(thrown, asked);
+      if (asked.caller === undefined && connection.refusal === undefined)
+        this.#options.onRefused(peerOf(connection), error);
       if (exchange.response.headersSent) {
         await exchange.emit({ type: 'error', error: error.message, code: error.code });
         exchange.endLines();
@@ -449,6 +456,11 @@ function exitOf(result: unknown): { code: number; timed_out: boolean } {
 }
 
 /** Throws BellError('bad_request'). */
+function peerOf({ sandboxId, socket }: Connection): Caller {
+  if (sandboxId !== undefined) return { kind: 'sandbox', id: sandboxId };
+  return { kind: 'stranger', address: plainAddress(socket.remoteAddress ?? '') };
+}
+
 function callsOfHook(body: Buffer, hooks: Hooks): BellRequest[] {
   const example = '{"hook_event_name":"Stop"}';
   const payload = parseObject(body, example);

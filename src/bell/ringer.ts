@@ -31,7 +31,7 @@ export function createBell(options: RingerOptions): Bell {
   return {
     async ring(who, request, { signal, emit }) {
       const caller = named(who);
-      const about = entryOf(caller);
+      const about = recordedCaller(caller);
       const refuse = (detail: string, reason: Reason, error: BellError): BellError => {
         record
           .record({ ...about, action: request.action, detail, decision: 'deny', reason })
@@ -66,7 +66,11 @@ export function createBell(options: RingerOptions): Bell {
       );
       const decided = strictest(decisions.of(action, subjectOf(caller)), stricter);
       if (decided.decision === 'deny')
-        throw refuse(detail, decided.source, notAllowed(action.name, caller, decided, 'is denied here'));
+        throw refuse(
+          detail,
+          decided.source,
+          notAllowed(action.name, caller, isFixed(decided), 'is denied here'),
+        );
       const call = { ...about, action: action.name, detail };
       // Nobody is asked about what cannot be done.
       const missing = await action.unavailable();
@@ -88,7 +92,7 @@ export function createBell(options: RingerOptions): Bell {
           notAllowed(
             action.name,
             caller,
-            decided,
+            isFixed(decided),
             asker === undefined
               ? 'has to be asked for, and nobody can be asked'
               : 'was asked about, and nobody allowed it',
@@ -104,6 +108,11 @@ export function createBell(options: RingerOptions): Bell {
 
   function named(caller: Caller): Caller {
     return caller.kind === 'sandbox' ? { ...caller, name: nameOf(caller.id) } : caller;
+  }
+
+  /** No command changes it: it is about what was asked for, or there is no daemon to be told. */
+  function isFixed({ ofInput }: Judged): boolean {
+    return ofInput || asker === undefined;
   }
 
   async function act(
@@ -138,7 +147,7 @@ export function createBell(options: RingerOptions): Bell {
     signal: AbortSignal,
   ): Promise<boolean> {
     if (asker === undefined) return false;
-    const { sandboxName } = entryOf(caller);
+    const { sandboxName } = recordedCaller(caller);
     return await asker.ask(
       { sandbox: subjectOf(caller), ...(sandboxName !== undefined && { sandboxName }), action, detail },
       signal,
@@ -156,7 +165,8 @@ const outcomes: Partial<Record<BellError['code'], NonNullable<BellEntry['outcome
 /** Whom decisions are about. */
 const subjectOf = (caller: Caller): string => (caller.kind === 'sandbox' ? caller.id : callerKey(caller));
 
-function entryOf(caller: Caller): Pick<BellEntry, 'sandbox' | 'sandboxName' | 'caller'> {
+/** A caller as the record has it. */
+export function recordedCaller(caller: Caller): Pick<BellEntry, 'sandbox' | 'sandboxName' | 'caller'> {
   if (caller.kind !== 'sandbox') return { caller: callerKey(caller) };
   return { sandbox: caller.id, ...(caller.name !== undefined && { sandboxName: caller.name }) };
 }
@@ -173,9 +183,9 @@ function strictest(decided: Decided, stricter: BellDecision | undefined): Judged
   return { decision: stricter, source: 'config', ofInput: true };
 }
 
-function notAllowed(action: string, caller: Caller, { ofInput }: Judged, why: string): BellError {
+function notAllowed(action: string, caller: Caller, fixed: boolean, why: string): BellError {
   const scope = caller.kind === 'sandbox' ? ` --sandbox ${caller.name ?? caller.id}` : '';
-  const remedy = ofInput
+  const remedy = fixed
     ? 'that is set in bell.toml of the host'
     : `on the host, its owner can allow it: glovebox bell allow ${action}${scope}`;
   return new BellError('not_allowed', `${action} ${why}; ${remedy}`);

@@ -68,7 +68,13 @@ const bodies = (method: string, pattern: RegExp) =>
 
 function status(): Record<string, unknown> {
   return {
-    ...{ enabled: true, url: 'http://host.docker.internal:9999/', listening: [], insecure: false },
+    ...{
+      enabled: true,
+      url: 'http://host.docker.internal:9999/',
+      listening: [],
+      insecure: false,
+      warnings: [],
+    },
     actions: [
       { name: 'notify', summary: 'show a notification', decision: 'allow', source: 'default' },
       {
@@ -129,7 +135,7 @@ test('bell status shows the door, actions, commands and decisions', async () => 
 test('bell status says who is served without a token, and that no command may be run', async () => {
   server.on('GET', /^\/v1\/bell$/, (_, response) =>
     json(response, 200, {
-      ...{ ...status(), enabled: false, listening: ['http://0.0.0.0:9999'], insecure: true },
+      ...{ ...status(), enabled: false, listening: ['http://0.0.0.0:9999'], insecure: true, warnings: [] },
       ...{ commands: [], decisions: [] },
     }),
   );
@@ -245,8 +251,8 @@ test('glovebox bell serves whoever has a token until it is told to stop, and its
     return (await fetch(url, { method: 'POST', headers, body: '{"action":"ping"}' })).status;
   };
   const token = (await start(['bell', 'token', 'add', 'ci'], alone).ended).stdout.trim();
-  await vi.waitFor(async () => expect(await ping(token)).toBe(200), 20_000);
   expect(await ping('wrong')).toBe(401);
+  await vi.waitFor(async () => expect(await ping(token)).toBe(200), 20_000);
   const following = start(['bell', 'log', '-f', '--limit', '1'], alone);
   await vi.waitFor(
     () => expect(following.told.stdout).toMatch(/ caller="token ci" ping allowed ok /),

@@ -81,6 +81,7 @@ export const BellEntry = z.object({
     'limit',
     'invalid',
     'unknown',
+    'door',
   ]),
   outcome: z.enum(['ok', 'refused', 'failed', 'unavailable', 'timeout', 'cancelled']).optional(),
   /** Of a command. */
@@ -117,6 +118,8 @@ export const BellStatus = z.object({
   commands: z.array(
     z.object({ name: z.string(), usage: z.string(), decision: BellDecision, shim: z.boolean() }),
   ),
+  /** What is not as the owner may think it is: settings to be careful with, actions that were not loaded. */
+  warnings: z.array(z.string()),
   /** Decisions about single sandboxes. */
   decisions: z.array(
     z.object({

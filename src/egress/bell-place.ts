@@ -23,7 +23,7 @@ export function withBell(upstream: Upstream, bell: BellPlace, sandboxId: string)
           ...(denied && { decision: denied }),
         });
       try {
-        return { socket: await bell.connect(sandboxId, signal), address };
+        return { socket: await bell.connect(sandboxId, signal), address, hearsEnd: true };
       } catch (error) {
         throw new UpstreamError('unreachable', 'the bell does not answer', { cause: error });
       }

@@ -105,8 +105,9 @@ export class Exchange implements RequestReader, AnswerReader, ScrubbedSink, Hold
   }
 
   guestEnded(): void {
+    if (this.#over) return;
+    if (this.#admitted !== undefined) return this.#upstream?.askerEnded();
     // Nobody should be asked for one who has left, and who says no more has, more often than not.
-    if (this.#over || this.#admitted !== undefined) return;
     this.#over = true;
     this.#guest.abort();
   }
@@ -371,7 +372,10 @@ export class Exchange implements RequestReader, AnswerReader, ScrubbedSink, Hold
       this.#guest.readBody();
     }
     if (upstream.wire.closed) this.answerFailed({ broken: false, message: 'The connection was reset.' });
-    else upstream.output.flush();
+    else {
+      upstream.output.flush();
+      if (this.#guest.wire.ended && this.#guest.bodyDone) upstream.askerEnded();
+    }
   }
 
   #finish(): void {

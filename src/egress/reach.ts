@@ -11,6 +11,7 @@ export interface Reached {
   address: string;
   judged: boolean;
   relay?: Relay;
+  hearsEnd?: boolean;
 }
 
 /** An HTTP/1.1 connection; `upgrade`: for a request that turns it into something else. Rejects with UpstreamError. */
@@ -29,11 +30,12 @@ export async function reachHttp(
   const { result, reached } = await watched(judgement, (judge) =>
     connection.session.upstream.connect(to, judge, signal, { requests: !upgrade }),
   );
-  const { relay } = result;
-  return new Http1Upstream(
-    new Wire(result.socket, connection.session.onTrouble),
-    relay === undefined ? reached : { ...reached, relay },
-  );
+  const { relay, hearsEnd } = result;
+  return new Http1Upstream(new Wire(result.socket, connection.session.onTrouble), {
+    ...reached,
+    ...(relay && { relay }),
+    ...(hearsEnd && { hearsEnd }),
+  });
 }
 
 /** A verified TLS connection on which the other end has chosen `alpn`. */

@@ -46,14 +46,14 @@ export interface Upstream {
    * Resolves once, keeps what `judge` lets pass, dials those in turn. The socket is connected and paused-or-fresh; `address` is what was
    * dialled, or that of the corporate proxy. Rejects with UpstreamError. `tunnel`: for bytes that nobody looks into. The socket may then be closed
    * one way at a time, and where `bulk` is given it has to be read through that, for it has no 'data' events. `requests`: for plain HTTP; where
-   * `relay` is given, it has to be spoken as to a proxy.
+   * `relay` is given, it has to be spoken as to a proxy. `hearsEnd`: it answers one who says no more, and finds out whether that one is still there.
    */
   connect(
     to: Destination,
     judge: (addresses: string[]) => { dial: string[]; denied?: Decision },
     signal: AbortSignal,
     options?: { tunnel?: boolean; requests?: boolean },
-  ): Promise<{ socket: Socket; address: string; bulk?: BulkReader; relay?: Relay }>;
+  ): Promise<{ socket: Socket; address: string; bulk?: BulkReader; relay?: Relay; hearsEnd?: boolean }>;
   /** The same, then TLS ≥ 1.2 with the name verified against the system's roots and the configured ones. `alpn` is offered as it is. */
   connectTls(
     to: Destination,

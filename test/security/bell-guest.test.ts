@@ -34,18 +34,21 @@ interface Conversation {
 /** Of a text that is put together only in the guest: what, how often. */
 type Pieces = [text: string, times: number][];
 
-/** Programs of the host's owner, outside of every workspace. */
-const programs = {
-  show: '#!/bin/sh\npwd -P\nprintf "[%s]" "$@"\n',
-  // Leaves a child in its group and one in a session of its own, and none of them goes when it is asked politely.
-  linger: `#!/bin/sh
+/** Leaves a child in its group and one in a session of its own, and none of them goes when it is asked politely. */
+const lingering = (work: string) => `#!/bin/sh
 trap '' TERM
 pids="\${0%/*}/pids-$1"
 sleep 86400 & echo $! >>"$pids"
 setsid sh -c 'echo $$ >>"$1"; sleep 86400' sh "$pids" &
 echo $$ >>"$pids"
-while sleep 0.2; do echo still there; done
-`,
+${work}
+`;
+
+/** Programs of the host's owner, outside of every workspace. */
+const programs = {
+  show: '#!/bin/sh\npwd -P\nprintf "[%s]" "$@"\n',
+  linger: lingering('while sleep 0.2; do echo still there; done'),
+  quiet: lingering('wait'),
 };
 
 describe.skipIf(!runtimes.includes('bubblewrap'))('from hostile guests in bubblewrap', () => {
@@ -108,6 +111,10 @@ run = ["${workspace}/planted"]
 run = ["${owned}/show", "asked"]
 args = ['[a-z]+']
 decision = "ask"
+[commands.quiet]
+run = ["${owned}/quiet"]
+args = ['[a-z]+']
+timeout_seconds = 3600
 [commands.linger]
 run = ["${owned}/linger"]
 args = ['[a-z]+']
@@ -532,6 +539,18 @@ concurrency = 8
       expect(await answer(next.id, false)).toBe(204);
       expect((await again)[0]?.status).toBe(403);
     }, 60_000);
+
+    test('J16 nobody is asked any more for a caller that has gone', async () => {
+      const gone = run(daemon, guests.one, 'sandbox-comm exec asked nobody & echo $! >/tmp/asker; wait');
+      const { id, until: heldUntil } = await asking(guests.one, 'asked nobody');
+      await run(daemon, guests.one, 'kill -9 $(cat /tmp/asker)');
+      await gone;
+      await until('the question', questions, (all) => all.every((it) => it.id !== id));
+      expect(Date.now()).toBeLessThan(Date.parse(heldUntil));
+      expect(await answer(id, true)).toBe(404);
+      const about = (await record()).filter((it) => it.detail === 'asked nobody');
+      expect(about).toMatchObject([{ decision: 'deny', outcome: 'refused' }]);
+    }, 60_000);
   });
 
   describe('bodies (J14)', () => {
@@ -751,10 +770,10 @@ concurrency = 8
         () => pids.filter(runs),
         (left) => left.length === 0,
       );
-    const outcomeOf = (tag: string) =>
+    const outcomeOf = (call: string) =>
       until(
-        `the end of linger ${tag} in the record`,
-        async () => (await record()).findLast((it) => it.detail === `linger ${tag}`)?.outcome,
+        `the end of ${call} in the record`,
+        async () => (await record()).findLast((it) => it.detail === call)?.outcome,
         (it) => it !== undefined,
       );
 
@@ -780,10 +799,19 @@ concurrency = 8
         await run(daemon, guests.one, end);
         await ended(pids);
         await ringing;
-        expect(await outcomeOf(tag)).toBe('cancelled');
+        expect(await outcomeOf(`linger ${tag}`)).toBe('cancelled');
       },
       60_000,
     );
+
+    test('one that says nothing ends as soon, for a client that is killed', async () => {
+      const ringing = run(daemon, guests.one, 'sandbox-comm exec quiet quiet & echo $! >/tmp/client; wait');
+      const pids = await started('quiet');
+      await run(daemon, guests.one, 'kill -9 $(cat /tmp/client)');
+      await ended(pids);
+      await ringing;
+      expect(await outcomeOf('quiet quiet')).toBe('cancelled');
+    }, 60_000);
 
     test('removing a sandbox ends its commands, and nobody else’s', async () => {
       const other = run(daemon, guests.one, 'sandbox-comm exec linger other & echo $! >/tmp/client; wait');
@@ -794,7 +822,7 @@ concurrency = 8
       await remove(daemon, third);
       await ended(pids);
       await ringing;
-      expect(await outcomeOf('removed')).toBe('cancelled');
+      expect(await outcomeOf('linger removed')).toBe('cancelled');
       expect(others.filter(runs)).toHaveLength(3);
       await run(daemon, guests.one, 'kill -9 $(cat /tmp/client)');
       await ended(others);
@@ -808,7 +836,7 @@ concurrency = 8
       expect(pids.filter(runs)).toEqual([]);
       await ringing;
       daemon = await startDaemon({ home, runtime: 'bubblewrap' });
-      expect(await outcomeOf('stopped')).toBe('cancelled');
+      expect(await outcomeOf('linger stopped')).toBe('cancelled');
       const entries = await recordedDuring(async () => {
         expect((await ringAll(guests.one, [{ action: 'ping' }]))[0]?.status).toBe(200);
       });

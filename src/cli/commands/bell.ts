@@ -11,7 +11,8 @@ export async function status({ json }: { json?: boolean }): Promise<void> {
   await (json ? printJson(all) : print(described(all)));
 }
 
-function described({ enabled, url, listening, insecure, actions, commands, decisions }: BellStatus): string {
+function described(status: BellStatus): string {
+  const { enabled, url, listening, insecure, warnings, actions, commands, decisions } = status;
   const others =
     listening.length === 0
       ? 'not served'
@@ -41,6 +42,7 @@ function described({ enabled, url, listening, insecure, actions, commands, decis
             decisions.map((it) => [it.sandboxName ?? it.sandbox, it.action, it.decision]),
           ),
         ]),
+    ...(warnings.length === 0 ? [] : [warnings.map((it) => `warning: ${cleanLine(it)}`).join('\n')]),
   ];
   return sections.join('\n\n');
 }

@@ -42,6 +42,7 @@ export class Http1Upstream implements WireReader, BodySink {
   onIdleEnd: () => void = () => {};
   /** Whether another request may follow. */
   reusable = true;
+  readonly #hearsEnd: boolean;
   #state: State = 'idle';
   #reader: AnswerReader | undefined;
   #method = '';
@@ -51,12 +52,13 @@ export class Http1Upstream implements WireReader, BodySink {
   #informational = 0;
   #untilClose = false;
 
-  constructor(wire: Wire, reached: { address: string; judged: boolean; relay?: Relay }) {
+  constructor(wire: Wire, reached: { address: string; judged: boolean; relay?: Relay; hearsEnd?: boolean }) {
     this.wire = wire;
     this.output = new Output(wire);
     this.address = reached.address;
     this.judged = reached.judged;
     this.relay = reached.relay;
+    this.#hearsEnd = reached.hearsEnd === true;
     wire.take(this);
   }
 
@@ -66,6 +68,13 @@ export class Http1Upstream implements WireReader, BodySink {
     this.#method = method;
     this.#state = 'head';
     this.#informational = 0;
+  }
+
+  /** Whoever asked says no more, and may have gone. Most servers would take our saying so for a reason not to answer. */
+  askerEnded(): void {
+    if (!this.#hearsEnd) return;
+    this.reusable = false;
+    this.wire.end();
   }
 
   /** Back to idle, behind a whole answer. False when it cannot be used again; it is closed then. */
