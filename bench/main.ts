@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { ensureAgentBundle } from '../src/agent/bundle.ts';
 import { loadConfig } from '../src/daemon/config.ts';
+import { Meters } from '../src/daemon/meters.ts';
 import { openPlatform } from '../src/daemon/platform.ts';
 import { openLog } from '../src/lib/log.ts';
 import { dockerImage } from '../test/images.ts';
@@ -30,7 +31,8 @@ const say = (line: string): void => console.error(`bench: ${line}`);
 
 async function sandboxFigures(home: string): Promise<Figure[]> {
   const config = await loadConfig({ home, env: {} });
-  await using platform = await openPlatform(config, openLog({ level: 'error' }));
+  using meters = new Meters('bench');
+  await using platform = await openPlatform(config, openLog({ level: 'error' }), meters);
   const service = platform.sandboxes;
   const signal = AbortSignal.timeout(3_600_000);
   const docker = (await service.runtimes(signal)).some((it) => it.name === 'docker' && it.check.usable);
@@ -71,9 +73,11 @@ try {
   const figures = wanted('sandbox') ? await sandboxFigures(home) : [];
   if (wanted('workspace')) {
     say('workspaces of many files, and large ones');
+    using meters = new Meters('bench');
     await using platform = await openPlatform(
       await loadConfig({ home, env: {} }),
       openLog({ level: 'error' }),
+      meters,
     );
     const folder = await mkdtemp(join(tmpdir(), 'glovebox-bench-workspaces-'));
     try {

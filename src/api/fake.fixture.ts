@@ -820,6 +820,8 @@ export interface TestApi extends AsyncDisposable {
   audit: FakeAudit;
   url: string;
   server: Listening;
+  /** What was told to the meters. */
+  requests: { operation: string; status: number; ms?: number }[];
   logged: { fields: Record<string, unknown>; message: string }[];
   /** With the API key; `path` as it is. */
   call(method: string, path: string, body?: unknown, headers?: Record<string, string>): Promise<TestAnswer>;
@@ -846,6 +848,7 @@ export async function startTestApi(options: Partial<ApiOptions> = {}): Promise<T
   const bell = new FakeBell();
   const audit = new FakeAudit();
   const logged: TestApi['logged'] = [];
+  const requests: TestApi['requests'] = [];
   const write = (fields: Record<string, unknown>, message: string) => void logged.push({ fields, message });
   const server = await createApi({
     service,
@@ -856,6 +859,7 @@ export async function startTestApi(options: Partial<ApiOptions> = {}): Promise<T
     images: fakeImages(),
     apiKey: testKey,
     ownerKey: testOwnerKey,
+    meters: { request: (it) => void requests.push(it), text: async () => 'of_this_test 1\n' },
     log: { debug: () => undefined, info: write, warn: write, error: write },
     version: '0.0.0-test',
     system: async () => ({
@@ -889,6 +893,7 @@ export async function startTestApi(options: Partial<ApiOptions> = {}): Promise<T
     url: server.url,
     server,
     logged,
+    requests,
     call,
     execd: (method, path, body, headers) => call(method, `/sandboxes/s/proxy/44772${path}`, body, headers),
     [Symbol.asyncDispose]: () => server.close(AbortSignal.timeout(2_000)),

@@ -73,7 +73,7 @@ export function admit(
   options: GateOptions,
 ): Exclude<AuditCaller, 'owner'> {
   if (access === 'open' || options.apiKey === undefined) return 'nobody';
-  const key = headerOf(request, apiKeyHeader.toLowerCase());
+  const key = headerOf(request, apiKeyHeader.toLowerCase()) ?? bearerOf(request, access);
   if (key !== undefined && equal(key, options.apiKey)) return 'key';
   const token = tokenHeaders.map((name) => headerOf(request, name)).find((it) => it !== undefined);
   if (access === 'sandbox' && sandboxId !== undefined && token !== undefined) {
@@ -92,6 +92,12 @@ export function admit(
     wireCode: 'MISSING_API_KEY',
     hint: 'The daemon wrote its key to the file api-key in its home folder.',
   });
+}
+
+/** The key as scrapers and other usual clients send it. What is for a guest's own server is not ours to read. */
+function bearerOf(request: IncomingMessage, access: Access): string | undefined {
+  if (access !== 'key') return undefined;
+  return /^Bearer +(\S+)$/i.exec(headerOf(request, 'authorization') ?? '')?.[1];
 }
 
 function tokenOf(sandboxId: string, options: GateOptions): string | undefined {

@@ -8,6 +8,7 @@ import type { AgentService } from './agents.ts';
 import type { AuditService } from './audit.ts';
 import type { BellService } from './bell.ts';
 import type { Answer, Exchange } from './exchange.ts';
+import type { ApiMeters } from './metrics.ts';
 import type { NetworkService } from './network.ts';
 import type { PortService } from './ports.ts';
 import type { TemplateService } from './templates.ts';
@@ -87,6 +88,7 @@ export interface ApiOptions {
   /** Host of the endpoints that are handed out, with or without a port; else the one that the request came to. */
   eip?: string;
   log: Log;
+  meters: ApiMeters;
   version: string;
   system: (signal: AbortSignal) => Promise<SystemInfo>;
   now: () => Date;

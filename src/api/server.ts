@@ -20,6 +20,7 @@ import { transferHandlers } from './execd/transfer.ts';
 import { admit, isLoopback, isOwner, refuseForeignPage } from './gate.ts';
 import { type ApiLimits, type ApiOptions, defaultLimits, type Handlers } from './handlers.ts';
 import { keepingHandlers } from './keeping.ts';
+import { daemonMetricsHandlers } from './metrics.ts';
 import { networkHandlers } from './network.ts';
 import { egressHandlers } from './opensandbox/egress.ts';
 import { lifecycleHandlers } from './opensandbox/lifecycle.ts';
@@ -71,6 +72,7 @@ export function createApi(options: ApiOptions): Api {
     ...workspaceHandlers(options),
     ...portHandlers(options),
     ...whyHandlers(options),
+    ...daemonMetricsHandlers(options),
   };
   return { listen: (where) => new ApiServer(options, limits, handlers).listen(where) };
 }
@@ -210,8 +212,11 @@ class ApiServer {
     } finally {
       audited.over();
       const { requestId, response } = exchange;
-      const ms = Math.round(performance.now() - startedAt);
-      this.#options.log.debug({ requestId, operation, status: response.statusCode, ms }, 'request');
+      const took = performance.now() - startedAt;
+      const { statusCode: status } = response;
+      this.#options.meters.request({ operation, status, ...(exchange.endless ? {} : { ms: took }) });
+      const ms = Math.round(took);
+      this.#options.log.debug({ requestId, operation, status, ms }, 'request');
     }
   }
 

@@ -65,6 +65,7 @@ export function createOpenApi(version: string): Json {
     components: {
       securitySchemes: {
         apiKey: { type: 'apiKey', in: 'header', name: lifecycle.apiKeyHeader },
+        bearer: { type: 'http', scheme: 'bearer', description: 'The API key' },
         egressToken: { type: 'apiKey', in: 'header', name: lifecycle.egressAuthHeader },
         accessToken: { type: 'apiKey', in: 'header', name: lifecycle.secureAccessHeader },
       },
@@ -75,7 +76,7 @@ export function createOpenApi(version: string): Json {
 
 const securityOf: Record<Route['access'], Json[]> = {
   open: [],
-  key: [{ apiKey: [] }],
+  key: [{ apiKey: [] }, { bearer: [] }],
   sandbox: [{ apiKey: [] }, { accessToken: [] }],
 };
 

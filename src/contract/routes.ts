@@ -208,6 +208,15 @@ const admin = {
     status: 200,
     answer: 'application/json',
   }),
+  daemonMetrics: route({
+    method: 'GET',
+    path: '/metrics',
+    area: 'request',
+    access: 'key',
+    summary: "What the daemon measures, in Prometheus' text format",
+    status: 200,
+    answer: 'text/plain',
+  }),
   reportEvent: route({
     method: 'POST',
     path: '/metrics/events',

@@ -7,6 +7,7 @@ import { type Log, openLog } from '../lib/log.ts';
 import type { Config } from './config.ts';
 import { forgetAddress, keyOf, prepareHome, writeAddress } from './home.ts';
 import { lockHome } from './lock.ts';
+import { Meters } from './meters.ts';
 import { openPlatform, type Platform } from './platform.ts';
 import { openSandboxd } from './sandboxd.ts';
 
@@ -33,7 +34,8 @@ export async function startDaemon(config: Config): Promise<Daemon> {
   undo.use(lockHome(config.paths.lockFile));
   const log = openLog(config.log);
   for (const warning of config.warnings) log.warn({}, warning);
-  const platform = undo.use(await openPlatform(config, log));
+  const meters = undo.use(new Meters(version));
+  const platform = undo.use(await openPlatform(config, log, meters));
   const startedAt = new Date();
   const api = createApi({
     service: platform.sandboxes,
@@ -56,6 +58,7 @@ export async function startDaemon(config: Config): Promise<Daemon> {
     },
     ...(config.server.eip === undefined ? {} : { eip: config.server.eip }),
     log,
+    meters,
     version,
     system: (signal) => systemInfo(config, platform, startedAt, signal),
     now: () => new Date(),

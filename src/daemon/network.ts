@@ -23,6 +23,7 @@ import type { Store } from '../store/store.ts';
 import { openVault } from '../vault/open.ts';
 import type { SandboxBell } from './bell.ts';
 import type { Config } from './config.ts';
+import type { Meters } from './meters.ts';
 
 /** A head, a handshake and a connection that take longer than this come to nothing. */
 const headMs = 10_000;
@@ -44,6 +45,7 @@ export async function openNetwork(
   config: Config,
   store: Store,
   bell: SandboxBell | undefined,
+  meters: Meters,
   log: Log,
 ): Promise<HomeNetwork> {
   await using undo = new AsyncDisposableStack();
@@ -112,7 +114,7 @@ export async function openNetwork(
     ...(egress.askNotify ? { notify: desktopNotifier() } : {}),
   });
   const sessions = createEgress({
-    journal,
+    journal: meters.journal(journal),
     asker: questions,
     onTrouble: (error) =>
       log.error(

@@ -28,6 +28,7 @@ import { Workspaces } from '../workspace/workspaces.ts';
 import { openAudit } from './audit.ts';
 import { type HomeBell, openBell } from './bell.ts';
 import type { Config } from './config.ts';
+import type { Meters } from './meters.ts';
 import { type HomeNetwork, openNetwork } from './network.ts';
 
 export interface Platform extends AsyncDisposable {
@@ -48,7 +49,7 @@ export function homeIdOf(home: string): string {
 }
 
 /** Opens everything of a home and takes up what an earlier daemon left. Disposing lets go of it; sandboxes go on. */
-export async function openPlatform(config: Config, log: Log): Promise<Platform> {
+export async function openPlatform(config: Config, log: Log, meters: Meters): Promise<Platform> {
   await using undo = new AsyncDisposableStack();
   const store = openSqliteStore(config.paths.database);
   undo.defer(() => store.close());
@@ -69,7 +70,7 @@ export async function openPlatform(config: Config, log: Log): Promise<Platform> 
   };
   const bell: HomeBell = undo.use(
     await openBell(
-      { home: config.home, homeId: homeIdOf(config.home), env: process.env, cwd: process.cwd(), log },
+      { home: config.home, homeId: homeIdOf(config.home), env: process.env, cwd: process.cwd(), log, meters },
       {
         asker: {
           ask: (asked, signal) =>
@@ -85,7 +86,7 @@ export async function openPlatform(config: Config, log: Log): Promise<Platform> 
       },
     ),
   );
-  const network: HomeNetwork = undo.use(await openNetwork(config, store, bell.sandboxes, log));
+  const network: HomeNetwork = undo.use(await openNetwork(config, store, bell.sandboxes, meters, log));
   const runtimes = await runtimesOf(config, images, await ensureAgentBundle(config.home), undo);
   const ports = new PublishedPorts({
     info: (id) => there().get(id),
@@ -116,8 +117,10 @@ export async function openPlatform(config: Config, log: Log): Promise<Platform> 
     allowedHostPaths: [...config.storage.allowedHostPaths],
     log,
     now: () => new Date(),
+    onEvent: (event) => meters.sandbox(event),
   });
   opened.sandboxes = sandboxes;
+  meters.watch({ sandboxes: () => sandboxes.list(), questions: () => network.service.questions() });
   undo.defer(() => sandboxes.close());
   await images.sweep();
   await workspaces.sweep(sandboxes.list().map(({ id }) => id));

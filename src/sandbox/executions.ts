@@ -9,7 +9,13 @@ import { Failure } from '../lib/failure.ts';
 import type { ImageDefaults } from '../runtime/runtime.ts';
 import type { ExecutionRecord } from '../store/store.ts';
 import { FileOutputLog, MemoryOutputLog, type OutputLog } from './output-log.ts';
-import { type Execution, type ExecutionInfo, type Executions, mainExecId } from './sandbox.ts';
+import {
+  type CommandOutcome,
+  type Execution,
+  type ExecutionInfo,
+  type Executions,
+  mainExecId,
+} from './sandbox.ts';
 
 const memoryLogBytesMax = 1024 * 1024;
 const fileLogBytesMax = 64 * 1024 * 1024;
@@ -32,6 +38,8 @@ export interface ExecutionsOptions {
   guest: () => Guest;
   /** What the image and the sandbox's creator set for every command. */
   defaults: () => ImageDefaults;
+  /** A command has started, or ended. */
+  onCommand?: (what: 'started' | CommandOutcome) => void;
   /** Called before a command starts, which waits for it. Never rejects. */
   beforeStart: (label: string) => Promise<void>;
   /** How many commands run beside the main process, whenever that changes. */
@@ -54,12 +62,12 @@ class KeptExecution implements Execution {
   readonly #guest: () => Guest;
   #process: GuestProcess | undefined;
   readonly #exited = Promise.withResolvers<ExecExit>();
-  readonly #onEnded: () => void;
+  readonly #onEnded: (exit: ExecExit) => void;
 
   constructor(
     info: Omit<ExecutionInfo, 'start' | 'end'>,
     log: OutputLog,
-    options: { guest: () => Guest; onEnded: () => void },
+    options: { guest: () => Guest; onEnded: (exit: ExecExit) => void },
   ) {
     this.#info = info;
     this.log = log;
@@ -122,7 +130,7 @@ class KeptExecution implements Execution {
     this.#process = undefined;
     await this.log.finish();
     this.#exited.resolve(exit);
-    this.#onEnded();
+    this.#onEnded(exit);
   }
 
   read(from: number, options: { follow: boolean }, signal?: AbortSignal) {
@@ -196,7 +204,9 @@ export class SandboxExecutions implements Executions {
     this.#keep(execution);
     try {
       if (background) this.#options.save(recordOf(execution.info));
-      execution.follow(await guest.exec(request, signal));
+      const process = await guest.exec(request, signal);
+      this.#options.onCommand?.('started');
+      execution.follow(process);
     } catch (error) {
       this.#drop(execId);
       await this.#forget(execution);
@@ -325,7 +335,8 @@ export class SandboxExecutions implements Executions {
   }
 
   #execution(info: Omit<ExecutionInfo, 'start' | 'end'>, log: OutputLog): KeptExecution {
-    const onEnded = () => {
+    const onEnded = (exit: ExecExit) => {
+      this.#options.onCommand?.(outcomeOf(exit));
       this.#count();
       this.#trim();
     };
@@ -372,6 +383,11 @@ export class SandboxExecutions implements Executions {
       this.#options.onTrouble(error);
     }
   }
+}
+
+function outcomeOf({ code, reason }: ExecExit): CommandOutcome {
+  if (reason !== 'exited') return reason;
+  return code === 0 ? 'ok' : 'failed';
 }
 
 function shown(command: string[]): string[] {

@@ -33,7 +33,13 @@ import { type AgentDoor, openDoor } from './door.ts';
 import { SandboxExecutions } from './executions.ts';
 import type { SandboxNetwork } from './network.ts';
 import { type Inside, requireProgram, runStartup, runSteps, writeFiles } from './preparation.ts';
-import { type CreateRequest, mainExecId, type SandboxInfo, type SandboxState } from './sandbox.ts';
+import {
+  type CreateRequest,
+  mainExecId,
+  type SandboxEvent,
+  type SandboxInfo,
+  type SandboxState,
+} from './sandbox.ts';
 import type { SandboxPorts, SandboxWorkspaces } from './workspaces.ts';
 
 /** From the first step of a machine to its agent's hello; pulling the image is the runtime's own time and not part of it. */
@@ -60,6 +66,8 @@ export interface LifeOptions {
   folders: Folders;
   log: Log;
   now: () => Date;
+  /** Hears of what happens, for meters. */
+  onEvent?: ((event: SandboxEvent) => void) | undefined;
   /** Called once, when nothing of the sandbox is left. */
   onGone: () => void;
   /** An earlier daemon made it: what its runtime has of it is not known before `adopt`. */
@@ -144,6 +152,11 @@ export class Life {
       save: (execution) => options.store.saveExecution(id, execution),
       forget: (execId) => options.store.forgetExecution(id, execId),
       now: options.now,
+      onCommand: (what) =>
+        options.onEvent?.({
+          runtime: record.info.runtime,
+          ...(what === 'started' ? { type: 'command-started' } : { type: 'command-ended', outcome: what }),
+        }),
       onTrouble: (error) =>
         options.log.warn({ sandbox: id, error: String(error) }, 'forgetting a command failed'),
     });
@@ -227,10 +240,14 @@ export class Life {
   create(request: CreateRequest, signal: AbortSignal): Promise<void> {
     return this.#exclusive(async () => {
       const all = AbortSignal.any([signal, this.#removal.signal]);
+      const { runtime } = this.info;
+      const begunAt = performance.now();
       try {
         await this.#boot(request, all);
+        this.#options.onEvent?.({ type: 'created', runtime, ms: performance.now() - begunAt });
       } catch (error) {
         const failure = Failure.from(error, `create sandbox ${this.info.id}`);
+        this.#options.onEvent?.({ type: 'create-failed', runtime, code: failure.code });
         await this.#takeAway({ reason: 'create-failed', message: failure.message }).catch((cleanup) =>
           this.#options.log.error(
             { sandbox: this.info.id, error: String(cleanup) },
@@ -428,6 +445,8 @@ export class Life {
   async #noteEnding({ exitCode, ...end }: End): Promise<void> {
     const output = await this.executions.lastOutput(mainExecId, endingOutputBytesMax);
     const memory = this.memory;
+    const { runtime } = this.info;
+    this.#options.onEvent?.({ type: 'ended', runtime, of: end.of, reason: end.reason });
     this.#record.ending = {
       ...{ at: this.#options.now(), ...end },
       ...(exitCode === undefined ? {} : { exitCode }),
@@ -677,6 +696,7 @@ export class Life {
     const name = metadata[nameLabel];
     const death = { id, reason, message, at: this.#options.now(), past: this.#past };
     this.#options.store.burySandbox({ ...death, ...(name === undefined ? {} : { name }) });
+    this.#options.onEvent?.({ type: 'removed', runtime: this.info.runtime, reason });
     this.#gone = true;
     this.#options.onGone();
   }

@@ -6,6 +6,7 @@ import type { NewRule } from '../contract/network.ts';
 import type { NetworkPolicy } from '../contract/opensandbox.ts';
 import type { PublishPort } from '../contract/ports.ts';
 import type {
+  Ending,
   Limits,
   MemoryUse,
   PlainMount,
@@ -15,6 +16,7 @@ import type {
 } from '../contract/sandbox.ts';
 import type { WorkspaceRequest } from '../contract/workspace.ts';
 import type { ExecSpec, Guest, Output } from '../guest/guest.ts';
+import type { FailureCode } from '../lib/failure.ts';
 
 export type { Output };
 
@@ -84,6 +86,17 @@ export interface SandboxHistory
   /** Of what runs in it now. */
   memory?: MemoryUse;
 }
+
+/** What happens to sandboxes and in them, to be counted. Words are of ours. */
+export type SandboxEvent = { runtime: string } & (
+  | { type: 'created'; ms: number }
+  | { type: 'create-failed'; code: FailureCode }
+  | { type: 'ended'; of: Ending['of']; reason: string }
+  | { type: 'removed'; reason: string }
+  | { type: 'command-started' }
+  | { type: 'command-ended'; outcome: CommandOutcome }
+);
+export type CommandOutcome = 'ok' | 'failed' | Exclude<ExecExit['reason'], 'exited'>;
 
 export interface SandboxFilter {
   states?: SandboxState[];

@@ -16,6 +16,7 @@ import type { SandboxNetwork } from './network.ts';
 import type {
   CreateRequest,
   Executions,
+  SandboxEvent,
   SandboxFilter,
   SandboxHistory,
   SandboxInfo,
@@ -44,6 +45,8 @@ export interface SandboxesOptions {
   allowedHostPaths: string[];
   log: Log;
   now: () => Date;
+  /** Hears of what happens, for meters. */
+  onEvent?: (event: SandboxEvent) => void;
 }
 
 export class Sandboxes implements SandboxService {
@@ -318,6 +321,7 @@ export class Sandboxes implements SandboxService {
       folders: this.#options.folders,
       log: this.#options.log,
       now: this.#options.now,
+      onEvent: this.#options.onEvent,
       onGone: () => this.#lives.delete(record.info.id),
       found,
     });

@@ -3,7 +3,7 @@ import type { Why, WhyCommand } from '../../../sdk/src/index.ts';
 import { attemptLine } from '../attempts.ts';
 import { entryLine } from '../bell-records.ts';
 import { connect } from '../connect.ts';
-import { clean, cleanLine, paint, print, printJson, sizeText, table } from '../output.ts';
+import { clean, cleanLine, paint, print, printJson, sizeText } from '../output.ts';
 
 export async function why(
   sandbox: string,
@@ -23,7 +23,7 @@ function described(told: Why): string {
     paint('bold', title),
     ...(command === undefined ? [] : [commandText(command)]),
     `${clean(explanation)}\n${paint('dim', 'next:')} ${clean(next)}`,
-    table(['WHAT', ''], facts(told)),
+    facts(told),
     ...(output === undefined ? [] : [`Last output:\n${indented(output)}`]),
     ...(command !== undefined || commands.length === 0
       ? []
@@ -47,7 +47,7 @@ function commandText({ id, command, explanation, startedAt, finishedAt }: WhyCom
   return `${line}\n${clean(explanation)}`;
 }
 
-function facts(told: Why): [string, string][] {
+function facts(told: Why): string {
   const { id, name, runtime, image, agent, createdAt, expiresAt, removedBy, limits, memory, ending } = told;
   const bounds = [
     ...(limits?.cpu === undefined ? [] : [`${limits.cpu} cores`]),
@@ -72,5 +72,7 @@ function facts(told: Why): [string, string][] {
     ['out-of-memory kills', memory && memory.kills > 0 ? String(memory.kills) : undefined],
     ['removed by', removedBy],
   ];
-  return rows.flatMap(([what, value]) => (value === undefined ? [] : [[what, value] as [string, string]]));
+  return rows
+    .flatMap(([what, value]) => (value === undefined ? [] : [`${what.padEnd(20)} ${cleanLine(value)}`]))
+    .join('\n');
 }

@@ -259,7 +259,7 @@ function addLife(program: Command): void {
     .description('tell why a sandbox, or a command in it, ended; also when it is gone')
     .usage('[options] SANDBOX [COMMAND]')
     .argument('<sandbox>')
-    .argument('[command]', 'id of one, or the beginning of it; `main` for the main process')
+    .argument('[command]', 'id of one, or the beginning of it')
     .option('--json', 'as JSON')
     .addHelpText(
       'after',
