@@ -19,7 +19,7 @@ import { type BellDoor, openBellDoor } from '../bell/door.ts';
 import { Limits } from '../bell/limits.ts';
 import { Programs } from '../bell/programs.ts';
 import { type BellRecord, openBellRecord } from '../bell/record.ts';
-import { createBell } from '../bell/ringer.ts';
+import { createBell, recordedCaller } from '../bell/ringer.ts';
 import { type BellSettings, readBellSettings } from '../bell/settings.ts';
 import { endStragglers } from '../bell/stragglers.ts';
 import { BellTokens } from '../bell/tokens.ts';
@@ -144,6 +144,7 @@ export function bellFiles(home: string): {
 interface Parts {
   actions: ReadonlyMap<string, Action>;
   decisions: Decisions;
+  warnings: readonly string[];
   record: BellRecord;
   tokens: BellTokens;
   bell: Bell;
@@ -183,11 +184,18 @@ async function openParts(
     }),
     createClipboard({ programs }),
   ];
-  const written = await loadActions(places.actionsFolder, { log, taken: own.map(({ name }) => name) });
+  const warnings = [...settings.warnings];
+  const written = await loadActions(places.actionsFolder, {
+    log,
+    taken: own.map(({ name }) => name),
+    onLeftOut: (path, why) => warnings.push(`${path}: this action was not loaded: ${why}`),
+  });
   const actions = new Map([...own, ...written].map((it) => [it.name, it]));
   for (const name of Object.keys(settings.decisions))
-    if (!actions.has(name))
+    if (!actions.has(name)) {
+      warnings.push(`${settings.file}: actions.${name}: there is no such action, so this decides nothing`);
       log.warn({ action: name }, 'the settings of the bell name an action there is not');
+    }
   const decisions = new Decisions({ file: places.decisionsFile, configured: settings.decisions });
   const bell = createBell({
     ...{ actions, decisions, asker: around?.asker, limits: new Limits(() => performance.now()) },
@@ -196,7 +204,14 @@ async function openParts(
     onTrouble: (action, error) =>
       log.error({ action, error: String((error as Error)?.stack ?? error) }, 'an action of the bell failed'),
   });
-  return { actions, decisions, record, bell, tokens: new BellTokens({ file: places.tokensFile, now }) };
+  return {
+    actions,
+    decisions,
+    warnings,
+    record,
+    bell,
+    tokens: new BellTokens({ file: places.tokensFile, now }),
+  };
 }
 
 /** What stands in a daemon's way is no daemon: whoever waits for one to answer waits in vain. */
@@ -215,7 +230,7 @@ function lockBell(file: string, { alone }: { alone: boolean }): Disposable {
 
 async function openDoor(
   settings: BellSettings,
-  { bell, tokens }: Parts,
+  { bell, tokens, record }: Parts,
   { socketPath, log }: { socketPath: string | undefined; log: Log },
   undo: AsyncDisposableStack,
 ): Promise<BellDoor> {
@@ -224,6 +239,10 @@ async function openDoor(
       ...{ socketPath, bell, tokens, log, insecure: settings.insecure, names: [hostname()] },
       listen: settings.listen.map((host) => ({ host, port: settings.port })),
       hooks: settings.hooks,
+      onRefused: (caller, { message }) =>
+        record
+          .record({ ...recordedCaller(caller), action: '', detail: '', decision: 'deny', reason: 'door' })
+          .end({ outcome: 'refused', error: message }),
     }),
     (it) => it.close(),
   );
@@ -261,7 +280,7 @@ const alike: ReadonlySet<string> = new Set(['ping', 'notify', 'play']);
 
 function serviceOf(
   settings: BellSettings,
-  { actions, decisions, record, tokens }: Parts,
+  { actions, decisions, warnings, record, tokens }: Parts,
   door: BellDoor,
   { nameOf }: BellSurroundings,
 ): BellService {
@@ -271,6 +290,7 @@ function serviceOf(
       url: `http://host.docker.internal:${settings.port}/`,
       listening: [...door.listening],
       insecure: settings.insecure,
+      warnings: [...warnings],
       actions: await Promise.all(
         [...actions.values()].map(async (action) => {
           const unavailable = await action.unavailable();
