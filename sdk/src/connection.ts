@@ -116,14 +116,12 @@ export class Connection {
     const transport = await this.#ready();
     let refusals = 0;
     for (let attempt = 1; ; attempt++) {
-      const { url, apiKey, ownerKey } = await this.#server();
-      const target = new URL(`${url}${path}`);
+      const where = await this.#server();
+      const target = new URL(`${where.url}${path}`);
       for (const [name, value] of Object.entries(options.query ?? {})) {
         if (value !== undefined) target.searchParams.append(name, String(value));
       }
-      const headers: Record<string, string> = { accept: '*/*', ...options.headers };
-      if (apiKey) headers['OPEN-SANDBOX-API-KEY'] = apiKey;
-      if (ownerKey) headers['Glovebox-Owner'] = ownerKey;
+      const headers: Record<string, string> = { accept: '*/*', ...options.headers, ...keysOf(where) };
       const body =
         options.json === undefined ? options.body : new TextEncoder().encode(JSON.stringify(options.json));
       if (options.json !== undefined) headers['content-type'] = 'application/json';
@@ -193,14 +191,12 @@ export class Connection {
     const signal = this.joined(options.signal);
     throwIfAborted(signal, doing);
     const transport = await this.#ready();
-    const { url, apiKey } = await this.#server();
-    const target = new URL(`${url.replace(/^http/, 'ws')}${path}`);
+    const where = await this.#server();
+    const target = new URL(`${where.url.replace(/^http/, 'ws')}${path}`);
     for (const [name, value] of Object.entries(options.query ?? {}))
       target.searchParams.append(name, String(value));
     try {
-      return await transport.connect(target, {
-        ...{ protocol, signal, headers: apiKey ? { 'OPEN-SANDBOX-API-KEY': apiKey } : {} },
-      });
+      return await transport.connect(target, { protocol, signal, headers: keysOf(where) });
     } catch (cause) {
       if (signal?.aborted) throw abortErrorOf(signal, doing);
       if (cause instanceof HandshakeRefused) throw await errorOfResponse(cause.response, options);
@@ -361,4 +357,12 @@ async function textOf(response: Reply): Promise<string> {
     // The status is known; what it was to say besides is lost with the connection.
   }
   return text;
+}
+
+/** Who we are, in the headers of requests and WebSockets alike. */
+function keysOf({ apiKey, ownerKey }: Where): Record<string, string> {
+  return {
+    ...(apiKey ? { 'OPEN-SANDBOX-API-KEY': apiKey } : {}),
+    ...(ownerKey ? { 'Glovebox-Owner': ownerKey } : {}),
+  };
 }
