@@ -159,7 +159,7 @@ async function openParts(
   const places = placesIn(home);
   await mkdir(places.actionsFolder, { recursive: true, mode: 0o700 });
   undo.use(lockBell(places.lockFile, { alone: around === undefined }));
-  const record = undo.adopt(await openBellRecord({ folder: places.logFolder, now, log }), (it) => it.close());
+  const kept = undo.adopt(await openBellRecord({ folder: places.logFolder, now, log }), (it) => it.close());
   const mark = `${homeId}-`;
   // What will not end by itself when the daemon stops.
   undo.defer(() => endStragglers(mark).then(() => {}));
@@ -196,10 +196,10 @@ async function openParts(
       warnings.push(`${settings.file}: actions.${name}: there is no such action, so this decides nothing`);
       log.warn({ action: name }, 'the settings of the bell name an action there is not');
     }
+  const record = meters?.bell(kept, (name) => actions.has(name)) ?? kept;
   const decisions = new Decisions({ file: places.decisionsFile, configured: settings.decisions });
   const bell = createBell({
-    ...{ actions, decisions, asker: around?.asker, limits: new Limits(() => performance.now()) },
-    record: meters?.bell(record, (name) => actions.has(name)) ?? record,
+    ...{ actions, decisions, record, asker: around?.asker, limits: new Limits(() => performance.now()) },
     nameOf: (sandboxId) => around?.nameOf(sandboxId),
     onTrouble: (action, error) =>
       log.error({ action, error: String((error as Error)?.stack ?? error) }, 'an action of the bell failed'),

@@ -446,9 +446,11 @@ export class Sandboxes implements SandboxService {
   }
 }
 
-function historyOf({ info, past, memory }: Life): SandboxHistory {
+function historyOf({ info, past, memory: used }: Life): SandboxHistory {
   const { id, state, reason, message, lastTransitionAt, metadata } = info;
   const name = metadata[nameLabel];
+  // Of one that has ended it was noted before anything was taken away.
+  const memory = state === 'Running' || state === 'Paused' ? used : undefined;
   return {
     ...{ ...past, id, state, reason, message, since: lastTransitionAt },
     ...(name === undefined ? {} : { name }),

@@ -57,6 +57,9 @@ describe('the second generation, on a folder', () => {
     expect(read('glovebox/home/a/cgroup.freeze')).toBe('1');
     write('glovebox/home/a/memory.events', 'low 0\noom 3\noom_kill 2\n');
     expect(group.oomKills).toBe(2);
+    expect(group.memoryPeak).toBeUndefined();
+    write('glovebox/home/a/memory.peak', '4096\n');
+    expect(group.memoryPeak).toBe(4096);
     expect(group.frozen).toBe(true);
   });
 
@@ -157,6 +160,7 @@ describe.runIf(own !== undefined)('the groups of this host', () => {
       const child = await join(group, 'exec tail /dev/zero');
       expect((await once(child, 'exit'))[1]).toBe('SIGKILL');
       expect(group.oomKills).toBeGreaterThan(0);
+      expect(group.memoryPeak).toBeGreaterThan(8 * mebibyte);
     },
   );
 
