@@ -64,6 +64,11 @@ export async function* linesOf(path: string): AsyncGenerator<{ text: string; end
   if (rest !== '') yield { text: rest, ended: false };
 }
 
+async function syncFolder(path: string): Promise<void> {
+  const folder = await open(path, 'r');
+  await folder.sync().finally(() => folder.close());
+}
+
 const headFile = 'head.json';
 
 /** Undefined when there is none, `unreadable` when what is there is no head. */
@@ -75,12 +80,20 @@ export async function readHead(folder: string): Promise<AuditHead | undefined | 
   }
 }
 
-/** Readers see the old one or the new one, whole, also after a power cut. */
-export async function writeHead(folder: string, head: AuditHead): Promise<void> {
+/**
+ * Readers see the old one or the new one, whole, also after a power cut. The first one of all is on the disk for good when this resolves: without any
+ * the log would look as if somebody had removed it.
+ */
+export async function writeHead(
+  folder: string,
+  head: AuditHead,
+  { first }: { first: boolean },
+): Promise<void> {
   const beside = join(folder, `${headFile}.new`);
   try {
     await writeFile(beside, `${JSON.stringify(head)}\n`, { mode: 0o600, flush: true });
     await rename(beside, join(folder, headFile));
+    if (first) await syncFolder(folder);
   } catch (error) {
     await rm(beside, { force: true }).catch(() => undefined);
     throw error;
@@ -206,8 +219,7 @@ export class AuditAppender {
     this.#handle = handle;
     if (this.#bytes === 0) {
       // The new name, too, has to outlive a power cut.
-      const folder = await open(this.#folder, 'r');
-      await folder.sync().finally(() => folder.close());
+      await syncFolder(this.#folder);
     }
     return handle;
   }

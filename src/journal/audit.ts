@@ -288,7 +288,7 @@ export class AuditLog {
     const work = this.#headWork.then(async () => {
       const head = this.#head;
       if (head === undefined || head.seq === this.#headTold) return;
-      await writeHead(this.#folder, head);
+      await writeHead(this.#folder, head, { first: this.#headTold === 0 });
       this.#headTold = head.seq;
     });
     this.#headWork = work.catch(() => undefined);
