@@ -1,5 +1,6 @@
 // The audit log of a real daemon: what people, programs and strangers did is in it, kill -9 loses nothing, and who changes it is found out.
-import { readFileSync, writeFileSync } from 'node:fs';
+import { execFileSync } from 'node:child_process';
+import { cpSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { AuditEntry } from '../../src/contract/audit.ts';
@@ -87,6 +88,49 @@ describe.skipIf(!runtimes.includes('bubblewrap'))('the audit log', () => {
     expect((await entries()).filter((it) => it.event === 'opened')).toHaveLength(2);
     expect(await verify()).toMatchObject({ code: 0, ok: true });
   });
+
+  test.skipIf(process.getuid?.() !== 0)(
+    'a full disk refuses changes with a clear answer, reading goes on, and so does everything when there is room',
+    async () => {
+      const id = await create(daemon);
+      await daemon.stop();
+      const folder = join(home, 'audit');
+      const kept = join(home, 'kept');
+      renameSync(folder, kept);
+      mkdirSync(folder);
+      execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=256k', 'none', folder]);
+      try {
+        cpSync(kept, folder, { recursive: true });
+        daemon = await startDaemon({ home, runtime: 'bubblewrap' });
+        const filler = join(folder, 'filler');
+        expect(() => writeFileSync(filler, Buffer.alloc(512 * 1024))).toThrow('ENOSPC');
+        // The page that is being written has some room left.
+        const change = () => call(daemon, 'PATCH', `/v1/sandboxes/${id}/metadata`, { a: 'b' });
+        const refused = await until('a refusal', change, ({ status }) => status !== 200);
+        expect(refused).toMatchObject({
+          status: 507,
+          body: {
+            code: 'SANDBOX::NO_SPACE',
+            message: 'nothing can be changed now, because the audit log cannot be written: the disk is full',
+          },
+        });
+        expect((await call(daemon, 'GET', `/v1/sandboxes/${id}`)).status).toBe(200);
+        expect(await verify()).toMatchObject({ code: 0, ok: true });
+        rmSync(filler);
+        expect((await change()).status).toBe(200);
+        await remove(daemon, id);
+        await daemon.stop();
+        expect(await verify()).toMatchObject({ code: 0, ok: true });
+        cpSync(folder, kept, { recursive: true });
+      } finally {
+        await daemon.stop();
+        execFileSync('umount', [folder]);
+      }
+      rmSync(folder, { recursive: true });
+      renameSync(kept, folder);
+      daemon = await startDaemon({ home, runtime: 'bubblewrap' });
+    },
+  );
 
   test('a changed log is found out, with the place, and so is a hash that is in it no more', async () => {
     const { head } = await verify();
