@@ -735,7 +735,13 @@ export class FakeBell implements BellService {
 
   async status(): Promise<BellStatus> {
     return {
-      ...{ enabled: true, url: 'http://host.docker.internal:9999/', listening: [], insecure: false },
+      ...{
+        enabled: true,
+        url: 'http://host.docker.internal:9999/',
+        listening: [],
+        insecure: false,
+        warnings: [],
+      },
       actions: [{ name: 'open_url', summary: 'opens', decision: 'ask', source: 'default' }],
       ...{ commands: [], decisions: this.decided },
     };
