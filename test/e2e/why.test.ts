@@ -164,7 +164,7 @@ test('a creation that fails says with which words', async () => {
   expect(told.explanation).toMatch(/never came to run.*no-such-program/);
 });
 
-/** The process of a sandbox that bubblewrap watches, and that everything in it hangs on. */
+/** The host's processes in a sandbox's control groups. */
 function processesOf(id: string): number[] {
   return readdirSync('/proc')
     .filter((name) => /^\d+$/.test(name))
@@ -190,6 +190,21 @@ test('one whose processes are killed from outside is told as such', async () => 
   const told = await ended(id);
   expect(told).toMatchObject({ state: 'Failed', ending: { of: 'machine' } });
   expect(told.explanation).toMatch(/ended from outside or crashed|was gone/);
+});
+
+test('one whose agent alone is killed is told as such, too', async () => {
+  const id = await create(daemon);
+  const agents = processesOf(id).filter((pid) =>
+    readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes('/.glovebox/'),
+  );
+  expect(agents.length).toBeGreaterThan(0);
+  for (const pid of agents) process.kill(pid, 'SIGKILL');
+  const told = await ended(id);
+  expect(told.state).toBe('Failed');
+  expect(['machine', 'agent']).toContain(told.ending?.of);
+  expect(told.explanation).toMatch(
+    /ended from outside or crashed: its agent|lost its way into it: its agent/,
+  );
 });
 
 test('one that ended while no daemon was there is told so, and what died before a restart is remembered', async () => {
