@@ -19,10 +19,13 @@ export interface AuditRequest {
 /** What the API can ask of the audit log. It cleans and cuts what it is given. */
 export interface AuditService {
   /**
-   * Resolves when the call is on the disk. Failure('full') or Failure('unavailable') when it cannot be, and then the call is not to be done. Its `end`
-   * says what came of it, once.
+   * Resolves when the call is on the disk. Failure('full') or Failure('unavailable') when it cannot be, and then the call is not to be done; but a full disk
+   * does not hold up what makes room. Its `end` says what came of it, once.
    */
-  begin(request: AuditRequest): Promise<{
+  begin(
+    request: AuditRequest,
+    options: { makesRoom: boolean },
+  ): Promise<{
     end(outcome: { status: number; error?: string; made?: string }): void;
   }>;
   refused(request: AuditRequest, status: number): void;
@@ -61,12 +64,15 @@ export class Audited {
     this.#target = target;
   }
 
-  /** Only reading is done without: GET and HEAD that stay what they are. Throws what `AuditService.begin` does, and when the client has gone meanwhile. */
+  /**
+   * Done without are reading (GET and HEAD that stay what they are) and what goes to a port of a guest, which is between the two. Throws what `AuditService.begin` does, and when the client has gone
+   * meanwhile.
+   */
   async begin(by: AuditCaller, upgrade: boolean): Promise<void> {
     this.#by = by;
     const { method } = this.#exchange.request;
-    if (!upgrade && (method === 'GET' || method === 'HEAD')) return;
-    this.#call = await this.#audit.begin(this.#request());
+    if (this.#target?.kind === 'port' || (!upgrade && (method === 'GET' || method === 'HEAD'))) return;
+    this.#call = await this.#audit.begin(this.#request(), { makesRoom: method === 'DELETE' });
     this.#exchange.signal.throwIfAborted();
   }
 

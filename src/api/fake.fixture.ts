@@ -790,9 +790,13 @@ export class FakeAudit implements AuditService {
   failure: Failure | undefined;
   readonly #events = new EventEmitter().setMaxListeners(100);
 
-  async begin(request: Parameters<AuditService['begin']>[0]) {
+  /** Operations that were said to make room. */
+  readonly makingRoom: string[] = [];
+
+  async begin(...[request, { makesRoom }]: Parameters<AuditService['begin']>) {
     // As a disk would.
     await new Promise((resolve) => setImmediate(resolve));
+    if (makesRoom) this.makingRoom.push(request.operation);
     if (this.failure !== undefined) throw this.failure;
     const entry: AuditEntry = { seq: this.entries.length + 1, at, event: 'call', ...request };
     this.entries.push(entry);

@@ -364,6 +364,8 @@ test.skipIf(process.getuid?.() !== 0)(
       await expect(audit.begin(request)).rejects.toMatchObject({ code: 'full' });
       under.end({ status: 204 });
       audit.refused(request, 401);
+      const removal = { ...request, operation: 'makeRoom' };
+      (await audit.begin(removal, { makesRoom: true })).end({ status: 205 });
       // Reading goes on.
       expect((await audit.log({ limit: 1_000 })).filter((it) => it.event === 'call')).toHaveLength(
         recorded + 1,
@@ -374,6 +376,11 @@ test.skipIf(process.getuid?.() !== 0)(
       await expect
         .poll(async () => (await audit.log({ limit: 1_000 })).find((it) => it.seq === 2)?.status)
         .toBe(204);
+      await expect
+        .poll(
+          async () => (await audit.log({ limit: 1_000 })).find((it) => it.operation === 'makeRoom')?.status,
+        )
+        .toBe(205);
       await audit.close();
       expect((await parsed()).filter((it) => it.event === 'omitted')).toMatchObject([{ count: 1 }]);
       expect(await verifyAudit(folder)).toMatchObject({ ok: true });

@@ -112,33 +112,46 @@ export class AuditLog {
     return audit;
   }
 
-  /** Resolves when the call is on the disk. Failure('full') or Failure('unavailable') when it cannot be: then it must not be done. */
-  async begin(request: AuditedRequest): Promise<AuditedCall> {
+  /**
+   * Resolves when the call is on the disk. Failure('full') or Failure('unavailable') when it cannot be: then it must not be done. One that `makesRoom` is
+   * not held up by a full disk; its lines follow when there is some.
+   */
+  async begin(request: AuditedRequest, { makesRoom = false } = {}): Promise<AuditedCall> {
     if (this.#closing !== undefined) throw new Failure('unavailable', 'the daemon stops');
     const at = this.#now();
     const cleaned = cleanedRequest(request);
-    const seq = await new Promise<number>((written, failed) =>
-      this.#write({
-        content: { at: at.toISOString(), event: 'begin', ...cleaned },
-        written,
-        failed: (error) => failed(refusal(error)),
-      }),
-    );
-    const entry: AuditEntry = { seq, at: at.toISOString(), event: 'call', ...cleaned };
-    this.#followers.tell(entry);
+    const content = { at: at.toISOString(), event: 'begin', ...cleaned } as const;
+    const entryOf = (seq: number): AuditEntry => ({
+      ...{ seq, at: at.toISOString(), event: 'call' },
+      ...cleaned,
+    });
+    const line: { seq?: number; later?: Promise<number> } = {};
+    try {
+      line.seq = await new Promise<number>((written, failed) =>
+        this.#write({ content, written, failed: (error) => failed(refusal(error)) }),
+      );
+      this.#followers.tell(entryOf(line.seq));
+    } catch (error) {
+      if (!makesRoom || !(error instanceof Failure) || error.code !== 'full') throw error;
+      line.later = new Promise((written) => this.#writeSoon({ content, written }));
+    }
     let over = false;
+    const end = (seq: number, endedAt: Date, { status, error, made }: AuditedOutcome) => {
+      const outcome = {
+        ...{ status, durationMs: Math.max(0, endedAt.getTime() - at.getTime()) },
+        ...(error === undefined ? {} : { error: plain(error, 64) }),
+        ...(made === undefined ? {} : { made: plain(made, 128) }),
+      };
+      this.#writeSoon({ content: { at: endedAt.toISOString(), event: 'end', of: seq, ...outcome } });
+      this.#followers.tell({ ...entryOf(seq), ...outcome });
+    };
     return {
-      end: ({ status, error, made }) => {
+      end: (outcome) => {
         if (over) return;
         over = true;
         const endedAt = this.#now();
-        const outcome = {
-          ...{ status, durationMs: Math.max(0, endedAt.getTime() - at.getTime()) },
-          ...(error === undefined ? {} : { error: plain(error, 64) }),
-          ...(made === undefined ? {} : { made: plain(made, 128) }),
-        };
-        this.#writeSoon({ content: { at: endedAt.toISOString(), event: 'end', of: seq, ...outcome } });
-        this.#followers.tell({ ...entry, ...outcome });
+        if (line.seq !== undefined) end(line.seq, endedAt, outcome);
+        else void line.later?.then((seq) => end(seq, endedAt, outcome));
       },
     };
   }
