@@ -1,6 +1,6 @@
 // The verbs about the bell as real processes: against a server that behaves as the test says, and without one.
 import { type ChildProcessWithoutNullStreams, spawn } from 'node:child_process';
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test, vi } from 'vitest';
@@ -264,6 +264,15 @@ test('glovebox bell serves whoever has a token until it is told to stop, and its
   expect(following.child.kill('SIGINT')).toBe(true);
   serving.child.kill('SIGTERM');
   expect((await serving.ended).code).toBe(0);
+});
+
+test('a daemon whose bell.toml is wrong says where, and what to do, by the command that wanted it', async () => {
+  const file = join(folder, 'home/bell.toml');
+  mkdirSync(join(folder, 'home'), { mode: 0o700 });
+  writeFileSync(file, 'listen = 3\nfoo = 1\n', { mode: 0o600 });
+  const wrong = `the settings of the bell have 2 mistakes:\n  ${file}:1: listen: .*\n  ${file}:2: foo: .*\nhint: All keys`;
+  for (const args of [['ls'], ['serve', '--port', '0']])
+    expect(await start(args, alone).ended).toMatchObject({ code: 78, stderr: expect.stringMatching(wrong) });
 });
 
 const wrongUse: [string[], RegExp][] = [

@@ -90,9 +90,10 @@ async function startDaemon(home: string, client: SandboxClient): Promise<void> {
     if (processLives(home) && (await answers(client))) return;
     const code = daemon.exitCode();
     if (code !== undefined && code !== exitCodes.daemonRuns) {
-      throw new CliError(`the daemon did not start: ${lastWordsOf(log) || `it exited with ${code}`}`, {
+      const { message, hint } = lastWordsOf(log);
+      throw new CliError(`the daemon did not start: ${message || `it exited with ${code}`}`, {
         exitCode: code === exitCodes.config || code === exitCodes.permission ? code : exitCodes.unavailable,
-        hint: `Look into ${log}, or run \`glovebox serve\` to see it.`,
+        hint: hint ?? `Look into ${log}, or run \`glovebox serve\` to see it.`,
       });
     }
     await delay(lookEveryMs);
@@ -131,10 +132,16 @@ function spawnDaemon(home: string, log: string): { exitCode: () => number | unde
   return { exitCode: () => code };
 }
 
-/** What the daemon said last: its error with all its lines, if it could not start. */
-function lastWordsOf(log: string): string {
-  const lines = readFileSync(log, 'utf8').trimEnd().split('\n').slice(-20);
+/** What the daemon said last: its error with all its lines, if it could not start, and what it says to do. */
+function lastWordsOf(log: string): { message: string; hint?: string } {
+  const lines = readFileSync(log, 'utf8').trimEnd().split('\n').slice(-40);
   const from = lines.findLastIndex((line) => line.startsWith('glovebox: '));
-  const words = from < 0 ? lines.slice(-1) : lines.slice(from).filter((line) => !line.startsWith('hint: '));
-  return clean(words.join('\n').replace(/^glovebox: /, '')).slice(0, 1000);
+  if (from < 0) return { message: clean(lines.at(-1) ?? '').slice(0, 1000) };
+  const words = lines.slice(from);
+  const hint = words.findLast((line) => line.startsWith('hint: '))?.slice('hint: '.length);
+  const message = words.filter((line) => !line.startsWith('hint: ')).join('\n');
+  return {
+    message: clean(message.replace(/^glovebox: /, '')).slice(0, 4000),
+    ...(hint === undefined ? {} : { hint: clean(hint).slice(0, 1000) }),
+  };
 }

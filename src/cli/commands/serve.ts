@@ -31,7 +31,7 @@ export async function serve(options: ServeOptions): Promise<void> {
   const daemon = await startDaemon(config).catch((error: unknown) => {
     throw error instanceof Failure && error.code === 'conflict'
       ? anotherRuns(error, config.paths.addressFile)
-      : error;
+      : failedToStart(error, { invalid: exitCodes.config });
   });
   await print(`glovebox listens on ${daemon.url}`);
   await stopping;
