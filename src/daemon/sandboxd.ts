@@ -38,7 +38,7 @@ export async function openSandboxd(
   undo.defer(() => short.remove());
   const upstream = new Upstream(docker.host);
   undo.defer(() => upstream.close());
-  const { sandboxes: service, network, ports, templates, agents } = platform;
+  const { sandboxes: service, network, ports, templates, agents, audit } = platform;
   const endpoints = await Endpoints.open({
     folder: join(folder, 'vm'),
     etcFolder: join(folder, 'etc'),
@@ -66,7 +66,8 @@ export async function openSandboxd(
   undo.defer(() => endpoints.close());
   const socketPath = join(short.path, 'sandboxd.sock');
   const api = new Sandboxd({
-    ...{ service, network, ports, templates, agents, endpoints, endpointLabel, socketPath, version, log },
+    ...{ service, network, ports, templates, agents, endpoints, endpointLabel, audit },
+    ...{ socketPath, version, log },
     hasVariable: (name) => (process.env[name] ?? '') !== '',
     imageFor: async (agent, signal) => {
       const { image } = agents.get(agent) ?? {};

@@ -89,6 +89,39 @@ describe.skipIf(!runtimes.includes('bubblewrap'))('the audit log', () => {
     expect(await verify()).toMatchObject({ code: 0, ok: true });
   });
 
+  test('calls of Docker Sandboxes’ API are in it, too', async () => {
+    const socket = join(home, 'sandboxes/sandboxd.sock');
+    const status = execFileSync(
+      'curl',
+      [
+        '-s',
+        '-o',
+        '/dev/null',
+        '-w',
+        '%{http_code}',
+        '-X',
+        'DELETE',
+        '--unix-socket',
+        socket,
+        'http://d/vm/none',
+      ],
+      { encoding: 'utf8' },
+    );
+    expect(status).toBe('404');
+    const found = await until('the call', entries, (all) =>
+      all.some((it) => it.operation === 'sandboxd' && it.status !== undefined),
+    );
+    expect(found.findLast((it) => it.operation === 'sandboxd')).toMatchObject({
+      ...{
+        by: 'owner',
+        address: 'sandboxd.sock',
+        method: 'DELETE',
+        params: { path: '/vm/none' },
+        status: 404,
+      },
+    });
+  });
+
   test.skipIf(process.getuid?.() !== 0)(
     'a full disk refuses changes with a clear answer, reading goes on, and so does everything when there is room',
     async () => {

@@ -1,11 +1,13 @@
 // Docker Sandboxes' API on a Unix socket. Who may use it is decided by the mode of the socket and of its folder: only the daemon's own user (and root) can
 // connect, so that every request counts as the owner's.
+import { randomUUID } from 'node:crypto';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
 import type { z } from 'zod';
 import { httpStatusOf } from '../../contract/errors.ts';
 import { bareBody } from '../../dockergate/server.ts';
 import { Failure } from '../../lib/failure.ts';
+import type { AuditService } from '../audit.ts';
 import { sandboxRoutes } from './sandboxes.ts';
 import type { SandboxdOptions } from './service.ts';
 import { vmRoutes } from './vms.ts';
@@ -56,9 +58,12 @@ export class Sandboxd {
     const gone = new AbortController();
     response.once('close', () => gone.abort());
     bare?.socket.once('close', () => gone.abort());
+    let audited: Awaited<ReturnType<AuditService['begin']>> | undefined;
     try {
       const [path = '', ...search] = (request.url ?? '').split('?');
       const [handler, params] = this.#find(request.method ?? '', path);
+      audited = await this.#audit(request, path);
+      gone.signal.throwIfAborted();
       const answer = await handler({
         ...{ params, request, response, signal: gone.signal, lifetime: this.#lifetime.signal },
         ...(bare === undefined ? {} : { bare }),
@@ -68,7 +73,24 @@ export class Sandboxd {
       if (answer !== 'taken') send(response, answer.status, answer.json);
     } catch (thrown) {
       this.#fail(thrown, request, response);
+    } finally {
+      // One whose connection was taken over has no answer of the usual kind.
+      audited?.end({ status: response.headersSent ? response.statusCode : bare === undefined ? 499 : 101 });
     }
+  }
+
+  /** Whoever reaches the socket counts as the owner. Paths hold names, and no secrets. */
+  async #audit(
+    request: IncomingMessage,
+    path: string,
+  ): Promise<Awaited<ReturnType<AuditService['begin']>> | undefined> {
+    const { method = '' } = request;
+    if (method === 'GET' || method === 'HEAD') return undefined;
+    const call = { by: 'owner', address: 'sandboxd.sock', operation: 'sandboxd', method } as const;
+    return await this.#options.audit.begin(
+      { ...call, params: { path }, requestId: randomUUID() },
+      { makesRoom: method === 'DELETE' },
+    );
   }
 
   #find(method: string, path: string): [SandboxdRoute[2], string[]] {

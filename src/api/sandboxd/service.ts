@@ -2,6 +2,7 @@
 import type { Log } from '../../lib/log.ts';
 import type { SandboxInfo, SandboxService } from '../../sandbox/sandbox.ts';
 import type { AgentService } from '../agents.ts';
+import type { AuditService } from '../audit.ts';
 import type { NetworkService } from '../network.ts';
 import type { PortService } from '../ports.ts';
 import type { TemplateService } from '../templates.ts';
@@ -24,6 +25,7 @@ export interface SandboxdOptions {
   templates: TemplateService;
   agents: AgentService;
   endpoints: VmEndpoints;
+  audit: AuditService;
   /** Marks sandboxes that have an endpoint. */
   endpointLabel: string;
   /** The image of an agent when the engine has it, else one with nothing in it, which our agent does not mind. */
