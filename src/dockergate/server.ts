@@ -74,11 +74,14 @@ export async function bareBody(
 }
 
 function nextPiece(socket: Socket): Promise<Buffer> {
+  const gone = () => new Failure('aborted', 'the client has gone');
+  // Its end may have come before anybody asked for more.
+  if (socket.readableEnded || socket.destroyed) return Promise.reject(gone());
   return new Promise((resolve, reject) => {
     const settle = (piece: Buffer | undefined) => {
       socket.off('data', onData).off('end', onEnd).off('close', onEnd);
       socket.pause();
-      if (piece === undefined) reject(new Failure('aborted', 'the client has gone'));
+      if (piece === undefined) reject(gone());
       else resolve(piece);
     };
     const onData = (piece: Buffer) => settle(piece);
