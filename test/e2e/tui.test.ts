@@ -169,9 +169,8 @@ describe.each(runtimes)('the screen, in %s', (runtime) => {
       await shows('Nothing waits for an answer.');
     });
 
-    test.runIf(first)(
-      'a notification of a sandbox is seen from everywhere, and stands in the log',
-      async () => {
+    if (first)
+      test('a notification of a sandbox is seen from everywhere, and stands in the log', async () => {
         const body = `Tests passed ${cols}`;
         press('2');
         await shows('[Sessions]');
@@ -181,8 +180,7 @@ describe.each(runtimes)('the screen, in %s', (runtime) => {
         const row = /^> [\d:]{8} +ok +web +notify +Build: Tests/m;
         expect(await shows(row)).not.toContain('[bell]');
         await shows(new RegExp(`^ {2}Build: ${body}\\n {2}default, ok, \\d+ ms$`, 'm'));
-      },
-    );
+      });
 
     test('a session has the terminal until it is left, and is come back to', async () => {
       press('1', 'Enter');
@@ -247,26 +245,28 @@ describe.each(runtimes)('the screen, in %s', (runtime) => {
     });
   });
 
-  test.runIf(first).each([
-    ['TERM', 143],
-    ['INT', 130],
-    ['HUP', 129],
-  ])('SIG%s ends it with the screen as it was', async (name, code) => {
-    await open(80, 24, `bash -c 'echo $$ >${folder}/pid; exec ${binary}'`);
-    await shows(/> web/);
-    execFileSync('bash', ['-c', `kill -${name} $(cat ${folder}/pid)`]);
-    await expectRestored(code);
-    close();
-  });
+  if (first)
+    test.each([
+      ['TERM', 143],
+      ['INT', 130],
+      ['HUP', 129],
+    ])('SIG%s ends it with the screen as it was', async (name, code) => {
+      await open(80, 24, `bash -c 'echo $$ >${folder}/pid; exec ${binary}'`);
+      await shows(/> web/);
+      execFileSync('bash', ['-c', `kill -${name} $(cat ${folder}/pid)`]);
+      await expectRestored(code);
+      close();
+    });
 
-  test.runIf(first)('Ctrl-C ends it, and where colour is not wanted there is none', async () => {
-    await open(80, 24, `NO_COLOR=1 bash -c 'echo $$ >${folder}/pid; exec ${binary}'`);
-    await shows(/> web/);
-    expect(tmux('capture-pane', '-p', '-e', '-t', 'it')).not.toContain('\u001b[');
-    press('C-c');
-    await expectRestored(130);
-    close();
-  });
+  if (first)
+    test('Ctrl-C ends it, and where colour is not wanted there is none', async () => {
+      await open(80, 24, `NO_COLOR=1 bash -c 'echo $$ >${folder}/pid; exec ${binary}'`);
+      await shows(/> web/);
+      expect(tmux('capture-pane', '-p', '-e', '-t', 'it')).not.toContain('\u001b[');
+      press('C-c');
+      await expectRestored(130);
+      close();
+    });
 
   test('a server that goes away is said, and found again', async () => {
     await open(80, 24);
@@ -281,14 +281,15 @@ describe.each(runtimes)('the screen, in %s', (runtime) => {
     close();
   });
 
-  test.runIf(first)('without a terminal there is help, and no screen', async () => {
-    const child = spawn(binary, [], { env: environment(), stdio: ['ignore', 'pipe', 'pipe'] });
-    let text = '';
-    child.stderr.on('data', (data) => {
-      text += data;
+  if (first)
+    test('without a terminal there is help, and no screen', async () => {
+      const child = spawn(binary, [], { env: environment(), stdio: ['ignore', 'pipe', 'pipe'] });
+      let text = '';
+      child.stderr.on('data', (data) => {
+        text += data;
+      });
+      expect(await new Promise((resolve) => child.on('close', resolve))).toBe(2);
+      expect(text).toMatch(/^Usage: glovebox/);
+      await expect(glovebox('tui')).rejects.toThrow(/2 glovebox: tui: needs a terminal/);
     });
-    expect(await new Promise((resolve) => child.on('close', resolve))).toBe(2);
-    expect(text).toMatch(/^Usage: glovebox/);
-    await expect(glovebox('tui')).rejects.toThrow(/2 glovebox: tui: needs a terminal/);
-  });
 });

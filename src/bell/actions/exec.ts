@@ -215,9 +215,18 @@ function oneMore(
 }
 
 function identityIn(env: Readonly<Record<string, string | undefined>>): Record<string, string> {
-  const { username, homedir } = userInfo();
+  const { username, homedir } = account();
   const user = env.USER || env.LOGNAME || username;
   return { HOME: env.HOME || homedir, USER: user, LOGNAME: user, LANG: env.LANG || 'C.UTF-8' };
+}
+
+/** A user need not have an entry in the system's list. */
+function account(): { username: string; homedir: string } {
+  try {
+    return userInfo();
+  } catch {
+    return { username: String(process.getuid?.() ?? ''), homedir: '/' };
+  }
 }
 
 /** A word of a command line, in quotation marks where it is not plain. */

@@ -56,10 +56,10 @@ export interface Start {
   cwd?: string;
 }
 
-/** Starts a program with little in its environment. */
+/** Starts a program with little in its environment, and a home that not even root can make. */
 export function start([file, ...args]: string[], { env = {}, stdin, cwd }: Start = {}) {
   const child = spawn(file as string, args, {
-    env: { PATH: process.env.PATH, HOME: '/nonexistent', ...env },
+    env: { PATH: process.env.PATH, HOME: '/dev/null/home', ...env },
     stdio: [stdin === undefined ? 'ignore' : 'pipe', 'pipe', 'pipe'],
     timeout: 55_000,
     killSignal: 'SIGKILL',

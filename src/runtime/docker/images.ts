@@ -68,10 +68,12 @@ export class DockerImages implements RuntimeImages {
   }
 
   async list(signal: AbortSignal): Promise<KeptImage[]> {
-    return (await this.#all(signal)).map(({ Id, Labels, Created, Size }) => ({
+    const images = (await this.#all(signal)).map(({ Id, Labels, Created, Size }) => ({
       ...{ name: Labels?.[nameLabel] ?? '', id: Id, sizeBytes: Size, createdAt: new Date(Created * 1000) },
       ...(Labels?.[baseLabel] ? { base: Labels[baseLabel] } : {}),
     }));
+    // The engine tells their age in seconds, and those of one second in any order.
+    return images.sort((a, b) => (a.name < b.name ? -1 : 1));
   }
 
   async has(name: string, signal: AbortSignal): Promise<boolean> {
