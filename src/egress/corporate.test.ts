@@ -226,17 +226,19 @@ test('what goes past the proxy', async () => {
     [name('direct.test.evil.test'), 'through'],
     [name('test'), 'through'],
   ];
-  const way = async (host: Host) => {
+  const way = async (host: Host, expected: 'past' | 'through') => {
     const judged = vi.fn((addresses: string[]) => ({ dial: host.kind === 'address' ? addresses : [] }));
     const gone = new AbortController();
     const attempt = upstream.connect({ host, port: 9 }, judged, gone.signal).catch((error: unknown) => error);
-    const before = it.heads.length;
-    await until(() => expect(judged.mock.calls.length + it.heads.length).toBeGreaterThan(before));
-    gone.abort();
+    // What goes past may be dialled without an end; the proxy answers at once.
+    if (expected === 'past') {
+      await until(() => expect(judged).toHaveBeenCalled());
+      gone.abort();
+    }
     const error = await attempt;
     return (error as UpstreamError).code === 'upstream_proxy' ? 'through' : 'past';
   };
-  for (const [host, expected] of rows) expect([host, await way(host)]).toEqual([host, expected]);
+  for (const [host, expected] of rows) expect([host, await way(host, expected)]).toEqual([host, expected]);
 });
 
 test('options that make no sense are refused, and no password is repeated', () => {
