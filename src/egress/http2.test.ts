@@ -120,7 +120,9 @@ async function lab(
             gate: { admit },
             kind: 'forward',
             client: 1,
-            idleMs: options.idleMs ?? 60_000,
+            get idleMs() {
+              return options.idleMs ?? 60_000;
+            },
             memory,
             malformed: (error: Malformed) => malformed.push(`${error.status} ${error.message}`),
             onEnd: () => {
@@ -792,22 +794,40 @@ test('a guest that is gone ends what it had asked for', async () => {
   expect(it.outcomes.map(({ error }) => error)).toEqual(['guest_closed', 'guest_closed']);
 });
 
-test('silence ends the connection, but not while a person is being asked', async () => {
-  let decide = (_: Wishes) => {};
+test('silence ends the connection, but not while a person is being asked, and it counts from the answer on', async () => {
+  const decide = new Map<string, (_: Wishes) => void>();
+  let [idleMs, silences] = [60_000, 0];
   const it = await lab(
     (stream) => {
       stream.respond({ ':status': 200 });
       stream.write('part');
     },
-    { idleMs: 100, decide: () => new Promise<Wishes>((decided) => (decide = decided)) },
+    {
+      get idleMs() {
+        silences += 1;
+        return idleMs;
+      },
+      decide: ({ target }) => new Promise<Wishes>((decided) => decide.set(target, decided)),
+    },
   );
-  const answer = ask(it, {});
-  await until(() => expect(it.requests).toHaveLength(1));
-  const decidedAt = performance.now() + 400;
-  await until(() => expect(performance.now()).toBeGreaterThan(decidedAt));
-  decide({});
-  expect(await answer).toMatchObject({ status: 200, body: 'part', code: NGHTTP2_CANCEL });
-  expect(it.outcomes).toMatchObject([{ error: 'timeout' }]);
+  const streams = ['/a', '/b'].map((path) => it.client.request({ ':path': path }));
+  const [a, b] = streams.map(answerTo);
+  const part = new Promise((read) => streams[0]?.once('data', read));
+  await until(() => expect([...decide.keys()]).toEqual(['/a', '/b']));
+  idleMs = 50;
+  decide.get('/a')?.({});
+  await part;
+  // The limit is asked for again after each silence that is forgiven.
+  const before = silences;
+  await until(() => expect(silences).toBeGreaterThan(before + 2));
+  expect(it.outcomes).toEqual([]);
+  decide.get('/b')?.({});
+  expect(await a).toMatchObject({ status: 200, body: 'part', code: NGHTTP2_CANCEL });
+  expect((await b)?.code).toBe(NGHTTP2_CANCEL);
+  expect(it.outcomes.map(({ path, error }) => [path, error])).toEqual([
+    ['/a', 'timeout'],
+    ['/b', 'timeout'],
+  ]);
   await until(() => expect(it.ended()).toBe(1));
 });
 

@@ -170,7 +170,7 @@ class Relay implements Http2Relay, ExchangeHost {
   admit(head: Http2Head, signal: AbortSignal): Admission | Promise<Admission> {
     const { destination, kind, client, gate } = this.#options;
     const { authority, method, target, headers } = head;
-    return gate.admit(
+    const admission = gate.admit(
       {
         ...{ destination, authority, method, target, headers, kind, client },
         scheme: 'https',
@@ -178,6 +178,12 @@ class Relay implements Http2Relay, ExchangeHost {
       },
       signal,
     );
+    if (!(admission instanceof Promise)) return admission;
+    return admission.then((settled) => {
+      // The world has as long for its answer as if nobody had been asked.
+      this.#guest.setTimeout(this.#options.idleMs);
+      return settled;
+    });
   }
 
   malformed(error: Malformed): void {
