@@ -41,6 +41,16 @@ export interface Death {
   past?: SandboxPast;
 }
 
+/** Records of one kind by id, e.g. workers or projects; they are JSON. */
+export interface Collection<T> {
+  all(): T[];
+  save(id: string, record: T): void;
+  /** Whether there was one. */
+  drop(id: string): boolean;
+}
+
+export type CollectionName = 'worker' | 'enrolment' | 'project' | 'key';
+
 export interface Store {
   saveSandbox(record: SandboxRecord): void;
   /** Forgets the sandbox, its executions, its rules and its own policy, and remembers the death, in one step. */
@@ -62,5 +72,6 @@ export interface Store {
   /** The policy that a sandbox was made with, or was given since, in OpenSandbox's form. */
   saveNetworkPolicy(sandboxId: string, policy: NetworkPolicy): void;
   networkPolicy(sandboxId: string): NetworkPolicy | undefined;
+  collection<T>(name: CollectionName): Collection<T>;
   close(): void;
 }

@@ -160,3 +160,22 @@ test('what a sandbox may reach is forgotten with it, and nothing else is', () =>
 function disposable<T extends { close(): void }>(store: T): T & Disposable {
   return Object.assign(store, { [Symbol.dispose]: () => store.close() });
 }
+
+test('records of a kind are kept by id, apart from those of other kinds', () => {
+  const store = openSqliteStore(path);
+  const workers = store.collection<{ id: string; labels: string[] }>('worker');
+  workers.save('b', { id: 'b', labels: [] });
+  workers.save('a', { id: 'a', labels: ['x'] });
+  workers.save('b', { id: 'b', labels: ['y'] });
+  store.collection('project').save('a', { name: 'a' });
+  store.close();
+  const again = openSqliteStore(path);
+  const found = again.collection<{ id: string; labels: string[] }>('worker');
+  expect(found.all()).toEqual([
+    { id: 'a', labels: ['x'] },
+    { id: 'b', labels: ['y'] },
+  ]);
+  expect([found.drop('a'), found.drop('a')]).toEqual([true, false]);
+  expect(again.collection('project').all()).toEqual([{ name: 'a' }]);
+  again.close();
+});

@@ -4,7 +4,7 @@ import type { Rule } from '../../contract/network.ts';
 import type { NetworkPolicy } from '../../contract/opensandbox.ts';
 import type { SandboxPast } from '../../contract/sandbox.ts';
 import { Failure, type FailureCode } from '../../lib/failure.ts';
-import type { Death, ExecutionRecord, SandboxRecord, Store } from '../store.ts';
+import type { Collection, CollectionName, Death, ExecutionRecord, SandboxRecord, Store } from '../store.ts';
 
 /** Deaths remembered; the oldest are forgotten first. */
 const deathsMax = 10_000;
@@ -24,6 +24,7 @@ const migrations = [
    CREATE TABLE network_policy (sandbox TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
    CREATE TABLE setting (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;`,
   `ALTER TABLE death ADD COLUMN name TEXT; ALTER TABLE death ADD COLUMN past TEXT;`,
+  `CREATE TABLE item (collection TEXT NOT NULL, id TEXT NOT NULL, record TEXT NOT NULL, PRIMARY KEY (collection, id)) STRICT;`,
 ];
 
 const policyInitialized = 'policy-initialized';
@@ -90,6 +91,9 @@ function sqliteStore(database: DatabaseSync): Store {
     saveSetting: database.prepare('INSERT OR REPLACE INTO setting (name, value) VALUES (?, ?)'),
     dropSetting: database.prepare('DELETE FROM setting WHERE name = ?'),
     setting: database.prepare('SELECT value FROM setting WHERE name = ?'),
+    items: database.prepare('SELECT record FROM item WHERE collection = ? ORDER BY id'),
+    saveItem: database.prepare('INSERT OR REPLACE INTO item (collection, id, record) VALUES (?, ?, ?)'),
+    dropItem: database.prepare('DELETE FROM item WHERE collection = ? AND id = ?'),
     death: database.prepare('SELECT id, reason, message, at, name, past FROM death WHERE id = ?'),
     findDeath: database.prepare(
       `SELECT id, reason, message, at, name, past FROM death
@@ -172,6 +176,15 @@ function sqliteStore(database: DatabaseSync): Store {
       const row = statements.networkPolicy.get(sandboxId);
       return row && (JSON.parse(String(row.record)) as NetworkPolicy);
     },
+    collection<T>(name: CollectionName): Collection<T> {
+      return withFailures<Collection<T>>({
+        all: () => statements.items.all(name).map((row) => JSON.parse(String(row.record)) as T),
+        save(id, record) {
+          statements.saveItem.run(name, id, JSON.stringify(record));
+        },
+        drop: (id) => statements.dropItem.run(name, id).changes > 0,
+      });
+    },
     close() {
       database.close();
     },
@@ -188,17 +201,17 @@ const codes: Record<number, FailureCode> = {
 };
 
 /** The same store; what SQLite throws becomes a Failure that says what cannot be recorded and why. */
-function withFailures(store: Store): Store {
+function withFailures<T extends object>(store: T): T {
   return new Proxy(store, {
     get:
-      (target, name: keyof Store) =>
+      (target, name) =>
       (...given: unknown[]) => {
         try {
-          return (target[name] as (...given: unknown[]) => unknown)(...given);
+          return (target[name as keyof T] as (...given: unknown[]) => unknown)(...given);
         } catch (error) {
           // Extended codes have the kind of trouble in their lowest byte.
           const code = codes[((error as { errcode?: number }).errcode ?? 0) & 0xff] ?? 'internal';
-          throw new Failure(code, `the database (${name}): ${(error as Error).message}`, {
+          throw new Failure(code, `the database (${String(name)}): ${(error as Error).message}`, {
             cause: error,
             ...(code === 'full'
               ? { hint: 'Make room on the disk of GLOVEBOX_HOME; removing sandboxes works meanwhile.' }
