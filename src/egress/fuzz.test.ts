@@ -87,7 +87,7 @@ describe('of a guest', () => {
     for (const guest of guests) guest.socket.destroy();
     expect(lab.reached.filter((place) => !place.startsWith('good.test:'))).toEqual([]);
     await (await lab.guest()).write(good).until('fine');
-    await vi.waitFor(() => expect(lab.entries.every((it) => it.ended)).toBe(true), { timeout: 5_000 });
+    await vi.waitFor(() => expect(lab.entries.every((it) => it.ended)).toBe(true));
   });
 });
 
@@ -125,6 +125,6 @@ describe('of the world', () => {
     if (calm !== undefined) lab.world.set('good.test:80', calm);
     lab.session.changed();
     await (await lab.guest()).write(good).until('fine');
-    await vi.waitFor(() => expect(lab.entries.every((it) => it.ended)).toBe(true), { timeout: 5_000 });
+    await vi.waitFor(() => expect(lab.entries.every((it) => it.ended)).toBe(true));
   });
 });

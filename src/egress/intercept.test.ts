@@ -181,7 +181,8 @@ test.each([
   ['takes no answer, and the world breaks off', [noWindow, getFrom('good.test')], 502],
   ['takes no refusal', [noWindow, getFrom('evil.test')], 421],
 ])('a guest of HTTP/2 that %s is let go', async (_, frames, status) => {
-  const lab = await openLab({ rules: ['allow good.test'], limits: { idleMs: 300 } });
+  // Of node's own clock, so it must outlast a pause of this process before the frames are read.
+  const lab = await openLab({ rules: ['allow good.test'], limits: { idleMs: 4_000 } });
   const origin = createSecureServer(worldCertificate({ names: ['good.test'] }));
   origin.on('stream', (stream) => stream.session?.destroy());
   await once(origin.listen(0, '127.0.0.1'), 'listening');

@@ -15,6 +15,7 @@ import { expect, onTestFinished, vi } from 'vitest';
 import { makeAuthority, makeCertificate } from '../../test/network/pki.ts';
 import type { LogEntry, Question, Rule } from '../contract/network.ts';
 import type { Journal, OpenEntry } from '../journal/journal.ts';
+import { useRunningTime } from '../lib/running-time.fixture.ts';
 import { compilePolicy } from '../policy/compile.ts';
 import { hostText } from '../policy/names.ts';
 import type { Policy } from '../policy/policy.ts';
@@ -76,6 +77,7 @@ export const worldCertificate = (wishes: Parameters<typeof makeCertificate>[0]) 
 const context = createVerifyingContext([], [worldAuthority]);
 
 export async function openLab(options: LabOptions = {}): Promise<Lab> {
+  useRunningTime();
   const folder = mkdtempSync(join(tmpdir(), 'glovebox-egress-'));
   const id = options.id ?? 'sandbox-1';
   const world = new Map<string, Place>();
@@ -156,7 +158,7 @@ export async function openLab(options: LabOptions = {}): Promise<Lab> {
     session.close();
     server.close();
     rmSync(folder, { recursive: true, force: true });
-    await vi.waitFor(() => expect(sockets.size).toBe(0), { timeout: 5_000 });
+    await vi.waitFor(() => expect(sockets.size).toBe(0));
   });
   return {
     session,

@@ -387,7 +387,7 @@ describe('F3: what answers may show', () => {
     const { lab, guest } = await answered(bomb, 'Content-Encoding: gzip');
     guest.socket.removeAllListeners('data');
     guest.socket.resume();
-    await vi.waitFor(() => expect(lab.entries[0]?.ended).toBe(true), { timeout: 10_000 });
+    await vi.waitFor(() => expect(lab.entries[0]?.ended).toBe(true));
     expect(lab.entries).toMatchObject([{ error: 'bad_answer' }]);
   });
 

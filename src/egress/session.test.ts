@@ -492,7 +492,7 @@ describe('slow ends', () => {
     expect(held).toBeLessThan(total / 2);
     let got = 0;
     guest.socket.on('data', (bytes: Buffer) => (got += bytes.length)).resume();
-    await vi.waitFor(() => expect(got).toBeGreaterThan(total), { timeout: 20_000 });
+    await vi.waitFor(() => expect(got).toBeGreaterThan(total));
   });
 
   test('an origin that does not read stops the guest; then it gets all', async () => {
@@ -512,7 +512,7 @@ describe('slow ends', () => {
     expect(sent.bytes).toBeGreaterThan(0);
     expect(sent.bytes).toBeLessThan(total / 4);
     origin?.on('data', (bytes: Buffer) => (got.bytes += bytes.length)).resume();
-    await vi.waitFor(() => expect(got.bytes).toBeGreaterThan(total), { timeout: 20_000 });
+    await vi.waitFor(() => expect(got.bytes).toBeGreaterThan(total));
     origin?.write(ok('thanks'));
     await guest.until('thanks');
   });
@@ -539,7 +539,7 @@ describe('slow ends', () => {
     await steady(() => sent.bytes);
     expect(sent.bytes).toBeLessThan(total / 4);
     to.on('data', (bytes: Buffer) => (got += bytes.length)).resume();
-    await vi.waitFor(() => expect(got).toBeGreaterThanOrEqual(total), { timeout: 20_000 });
+    await vi.waitFor(() => expect(got).toBeGreaterThanOrEqual(total));
   });
 
   /** Waits until a figure has stopped growing. */
@@ -552,7 +552,7 @@ describe('slow ends', () => {
         last = now;
         expect(same).toBe(true);
       },
-      { timeout: 10_000, interval: 300 },
+      { interval: 300 },
     );
   }
 });
@@ -638,7 +638,7 @@ test('1,000 open connections are served, and none is left behind', async () => {
   expect(lab.entries).toHaveLength(2_000);
   expect(lab.entries.every((it) => it.ended && it.status === 200)).toBe(true);
   for (const guest of guests) guest.socket.end();
-  await vi.waitFor(() => expect(lab.open()).toBeLessThanOrEqual(32), { timeout: 10_000 });
+  await vi.waitFor(() => expect(lab.open()).toBeLessThanOrEqual(32));
 });
 
 /** A hello of TLS 1.3 with a name, and an extension that may hide another one (0xfe0d). */
