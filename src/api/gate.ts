@@ -2,6 +2,7 @@
 import { createHash, timingSafeEqual } from 'node:crypto';
 import type { IncomingMessage } from 'node:http';
 import { BlockList, isIP } from 'node:net';
+import type { TLSSocket } from 'node:tls';
 import { ownerHeader } from '../contract/admin.ts';
 import type { AuditCaller } from '../contract/audit.ts';
 import { apiKeyHeader, egressAuthHeader, secureAccessHeader } from '../contract/opensandbox.ts';
@@ -108,19 +109,20 @@ function tokenOf(sandboxId: string, options: GateOptions): string | undefined {
   }
 }
 
-/**
- * Secrets must not cross a network in the clear, and this server speaks no TLS by itself: what is in front of it for that runs on this host.
- * Throws a 426.
- */
+/** Whether it came over TLS that ends in this process. */
+export const isEncrypted = ({ socket }: IncomingMessage): boolean =>
+  (socket as Partial<TLSSocket>).encrypted === true;
+
+/** Secrets must not cross a network in the clear: without TLS of ours, what is in front of it for that runs on this host. Throws a 426. */
 export function refuseFromAfar(request: IncomingMessage, what: string): void {
-  if (isLoopback(request.socket.remoteAddress ?? '')) return;
+  if (isEncrypted(request) || isLoopback(request.socket.remoteAddress ?? '')) return;
   throw new Refusal(
     'permission',
     `${what} are taken over loopback only, because this connection is not encrypted`,
     {
       status: 426,
       headers: { Upgrade: 'TLS/1.2' },
-      hint: 'Call from the host of the daemon, or through a tunnel or a TLS proxy that ends there.',
+      hint: 'Give the daemon a certificate ([server.tls]), or call from its host or through a tunnel or a TLS proxy that ends there.',
     },
   );
 }

@@ -6,7 +6,7 @@ import { pipeline } from 'node:stream/promises';
 import type { Guest } from '../guest/guest.ts';
 import { Failure } from '../lib/failure.ts';
 import type { Exchange } from './exchange.ts';
-import { ownHeaders } from './gate.ts';
+import { isEncrypted, ownHeaders } from './gate.ts';
 import type { ApiLimits } from './handlers.ts';
 import { Refusal } from './refusal.ts';
 import type { Upgrade } from './wire.ts';
@@ -139,7 +139,7 @@ function open(exchange: Exchange, route: PortRoute, socket: Duplex, extra: strin
   );
   headers.push('Host', `localhost:${route.port}`);
   headers.push('X-Forwarded-For', request.socket.remoteAddress ?? 'unknown');
-  headers.push('X-Forwarded-Proto', 'http');
+  headers.push('X-Forwarded-Proto', isEncrypted(request) ? 'https' : 'http');
   headers.push('X-Forwarded-Prefix', route.prefix);
   if (request.headers.host !== undefined) headers.push('X-Forwarded-Host', request.headers.host);
   headers.push('X-Request-ID', exchange.requestId, ...extra);
