@@ -22,6 +22,7 @@ const arrows: Record<string, string[]> = {
   image: ['contract', 'lib', 'runtime'],
   bell: ['policy', 'journal', 'contract', 'lib'],
   sandbox: ['guest', 'runtime', 'channel', 'store', 'contract', 'lib'],
+  worker: ['sandbox', 'guest', 'runtime', 'store', 'channel', 'contract', 'lib'],
   workspace: ['sandbox', 'guest', 'runtime', 'contract', 'lib'],
   agents: ['sandbox', 'runtime', 'contract', 'lib'],
   ingress: ['sandbox', 'guest', 'contract', 'lib'],
@@ -37,7 +38,7 @@ const arrows: Record<string, string[]> = {
   // A project's agents are read and approved where the person is; the bell's client is given away.
   cli: ['agents', 'bell', 'contract', 'lib', 'sdk', 'daemon'],
   daemon: [
-    ...['workspace', 'agents', 'ingress', 'template', 'dockergate', 'bell'],
+    ...['workspace', 'agents', 'ingress', 'template', 'dockergate', 'bell', 'worker'],
     ...['api', 'egress', 'policy', 'journal', 'vault', 'sandbox', 'image', 'runtime', 'agent', 'store'],
     ...['guest', 'channel', 'contract', 'lib'],
   ],

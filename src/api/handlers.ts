@@ -12,7 +12,8 @@ import type { ApiMeters } from './metrics.ts';
 import type { NetworkService } from './network.ts';
 import type { PortService } from './ports.ts';
 import type { TemplateService } from './templates.ts';
-import type { Wire } from './wire.ts';
+import type { Upgrade, Wire } from './wire.ts';
+import type { WorkerService } from './workers.ts';
 import type { WorkspaceService } from './workspaces.ts';
 
 type Parsed<R, K extends string> = K extends keyof R
@@ -32,6 +33,8 @@ export interface Call<R> {
   lifetime: AbortSignal;
   /** Turns the exchange into a WebSocket; only on routes that say so. */
   accept: () => Promise<Wire>;
+  /** The same, for who answers the handshake by itself. */
+  takeOver: () => Upgrade;
 }
 
 export type Handlers<K extends OperationId = OperationId> = {
@@ -79,6 +82,8 @@ export interface ApiOptions {
   agents: AgentService;
   templates: TemplateService;
   ports: PortService;
+  /** Absent where the configuration takes none. */
+  workers?: WorkerService;
   images: Images;
   /** Undefined serves everybody who can connect; only the configuration may decide so. */
   apiKey: string | undefined;

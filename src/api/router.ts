@@ -4,6 +4,7 @@
 import type { Area } from '../contract/errors.ts';
 import { egressPort, execdPort } from '../contract/opensandbox.ts';
 import { absent, fullPathOf, type OperationId, type Route, routes } from '../contract/routes.ts';
+import { placeOf } from '../contract/worker.ts';
 import { Failure } from '../lib/failure.ts';
 import { Refusal } from './refusal.ts';
 
@@ -60,7 +61,7 @@ function descend(
 /** Throws Failure('not-found') for paths unknown, and a 405 for a method that the path does not have. */
 export function find(method: string, fullPath: string): Target {
   if (!fullPath.startsWith('/')) throw new Failure('invalid', 'the request target must be a path');
-  const path = fullPath.startsWith('/v1/') ? fullPath.slice(3) : fullPath;
+  const path = placePath(fullPath.startsWith('/v1/') ? fullPath.slice(3) : fullPath);
   const proxied = /^\/sandboxes\/([^/]+)\/proxy\/([^/]*)(.*)$/s.exec(path);
   if (proxied) {
     const [, id = '', port = '', rest = ''] = proxied;
@@ -87,6 +88,12 @@ export function find(method: string, fullPath: string): Target {
   if (missing && !descend(root, path.split('/').slice(1), 0, []))
     return { kind: 'absent', area: missing.area, sandboxId: undefined, what: missing.what };
   return routeAt(method, path, 'request');
+}
+
+/** What lies below a worker's `proxy` is that of a sandbox, with the name of the worker's place for its id. */
+function placePath(path: string): string {
+  const [, id, rest] = /^\/workers\/([^/]+)(\/proxy\/.*)$/s.exec(path) ?? [];
+  return id === undefined ? path : `/sandboxes/${encodeURIComponent(placeOf(decode(id)))}${rest}`;
 }
 
 function routeAt(method: string, path: string, area: Area): Target {

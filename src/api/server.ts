@@ -1,6 +1,12 @@
 // The HTTP server: takes a request, finds what it means, lets it in or not, checks what it brings, calls the handler, sends the answer.
 // Knows nothing of sandboxes; the handlers call the service. No state is shared between two servers of one process.
-import { createServer, type IncomingMessage, type Server, ServerResponse } from 'node:http';
+import {
+  createServer,
+  type IncomingMessage,
+  type Server,
+  type ServerOptions,
+  ServerResponse,
+} from 'node:http';
 import type { AddressInfo, Socket } from 'node:net';
 import { type Area, httpStatusOf } from '../contract/errors.ts';
 import type { OperationId, Route } from '../contract/routes.ts';
@@ -30,8 +36,10 @@ import { parseQuery } from './query.ts';
 import { Refusal } from './refusal.ts';
 import { find, parsePort, type Target } from './router.ts';
 import { templateHandlers } from './templates.ts';
+import type { ServerTls } from './tls.ts';
 import { whyHandlers } from './why.ts';
 import { type Upgrade, WireServer } from './wire.ts';
+import { workerHandlers } from './workers.ts';
 import { workspaceHandlers } from './workspaces.ts';
 
 export interface Listening {
@@ -45,9 +53,17 @@ export interface Listening {
   close(signal: AbortSignal): Promise<void>;
 }
 
+export interface Where {
+  host: string;
+  port: number;
+  backlog?: number;
+  /** HTTPS with its certificate; HTTP when absent. */
+  tls?: ServerTls;
+}
+
 export interface Api {
   /** Failure('unavailable') when the port is taken, Failure('permission') when it may not be used. */
-  listen(where: { host: string; port: number; backlog?: number }): Promise<Listening>;
+  listen(where: Where): Promise<Listening>;
 }
 
 export function createApi(options: ApiOptions): Api {
@@ -72,9 +88,10 @@ export function createApi(options: ApiOptions): Api {
     ...workspaceHandlers(options),
     ...portHandlers(options),
     ...whyHandlers(options),
+    ...workerHandlers(options),
     ...daemonMetricsHandlers(options),
   };
-  return { listen: (where) => new ApiServer(options, limits, handlers).listen(where) };
+  return { listen: (where) => new ApiServer(options, limits, handlers, where.tls).listen(where) };
 }
 
 class ApiServer {
@@ -82,19 +99,20 @@ class ApiServer {
   readonly #limits: ApiLimits;
   readonly #handlers: Handlers;
   readonly #server: Server;
+  readonly #tls: ServerTls | undefined;
   readonly #wires = new WireServer();
   readonly #active = new Map<Exchange, Promise<void>>();
   readonly #forced = new AbortController();
   readonly #hostRules = { boundToLoopback: true, names: [] as string[] };
   #closing: Promise<void> | undefined;
 
-  constructor(options: ApiOptions, limits: ApiLimits, handlers: Handlers) {
+  constructor(options: ApiOptions, limits: ApiLimits, handlers: Handlers, tls: ServerTls | undefined) {
     this.#options = options;
     this.#limits = limits;
     this.#handlers = handlers;
     const name = options.eip?.replace(/:\d+$/, '').toLowerCase();
     if (name !== undefined) this.#hostRules.names.push(name);
-    this.#server = createServer({
+    const http: ServerOptions = {
       // Uploads may take as long as they like; only the head of a request is timed.
       requestTimeout: 0,
       headersTimeout: 60_000,
@@ -102,7 +120,9 @@ class ApiServer {
       maxHeaderSize: 64 * 1024,
       // Other upgrades (h2c) are offers that a server may pass over.
       shouldUpgradeCallback: (request) => request.headers.upgrade?.toLowerCase() === 'websocket',
-    });
+    };
+    this.#server = tls?.createServer(http) ?? createServer(http);
+    this.#tls = tls;
     this.#server.on('request', (request, response) =>
       this.#begin(new Exchange(request, response), undefined),
     );
@@ -110,15 +130,7 @@ class ApiServer {
     this.#server.on('clientError', refuseMalformed);
   }
 
-  async listen({
-    host,
-    port,
-    backlog,
-  }: {
-    host: string;
-    port: number;
-    backlog?: number;
-  }): Promise<Listening> {
+  async listen({ host, port, backlog }: Where): Promise<Listening> {
     const server = this.#server;
     await new Promise<void>((resolve, reject) => {
       server.once('error', (error: NodeJS.ErrnoException) => reject(listenFailure(error, host, port)));
@@ -133,7 +145,7 @@ class ApiServer {
     const wildcard = { '0.0.0.0': '127.0.0.1', '::': '::1' }[address.address];
     const shown = wildcard ?? address.address;
     return {
-      url: `http://${shown.includes(':') ? `[${shown}]` : shown}:${address.port}`,
+      url: `${this.#tls === undefined ? 'http' : 'https'}://${shown.includes(':') ? `[${shown}]` : shown}:${address.port}`,
       port: address.port,
       close: (signal) => {
         this.#closing ??= this.#close(signal);
@@ -145,6 +157,7 @@ class ApiServer {
   async #close(signal: AbortSignal): Promise<void> {
     const stopped = new Promise<void>((resolve) => this.#server.close(() => resolve()));
     this.#server.closeIdleConnections();
+    this.#tls?.endHandshakes();
     for (const exchange of this.#active.keys())
       if (exchange.endless) exchange.abort(new Failure('aborted', 'the daemon stops'));
     const force = () => {
@@ -256,6 +269,10 @@ class ApiServer {
       accept: () => {
         if (upgrade === undefined) throw new Failure('internal', `${target.id} is no WebSocket`);
         return this.#wires.accept(exchange, upgrade, route.webSocket ?? '');
+      },
+      takeOver: () => {
+        if (upgrade === undefined) throw new Failure('internal', `${target.id} is no WebSocket`);
+        return upgrade;
       },
     };
     return this.#handler(target.id)(call);

@@ -23,6 +23,7 @@ export type Area =
   | 'secret'
   | 'bell'
   | 'audit'
+  | 'worker'
   | 'proxy'
   | 'request';
 

@@ -5,6 +5,7 @@ import { AgentDefinition, SetupFile, SetupStep } from './agents.ts';
 import { BellDecisions } from './bell.ts';
 import { NewRule } from './network.ts';
 import { PublishPort } from './ports.ts';
+import { WorkerWish } from './worker.ts';
 import { WorkspaceRequest } from './workspace.ts';
 
 export const secureAccessHeader = 'OpenSandbox-Secure-Access';
@@ -162,6 +163,9 @@ export const CreateSandboxRequest = z.strictObject({
         .max(4096)
         .optional()
         .describe('Where they run; by default in the main workspace.'),
+      worker: WorkerWish.optional().describe(
+        'Put it on this worker, or on one that has all of these labels, rather than on the host of the daemon.',
+      ),
       bell: BellDecisions.optional().describe(
         'It may reach the bell. What is said here of actions holds for this sandbox; of the others, what holds for all.',
       ),

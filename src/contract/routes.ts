@@ -13,6 +13,7 @@ import { PublishedPort, PublishPort, UnpublishPort } from './ports.ts';
 import { ProcessInfo, SignalProcess, StartProcess } from './process.ts';
 import { TemplateInfo, templateName } from './template.ts';
 import { Why } from './why.ts';
+import { workerRoutes } from './worker-routes.ts';
 import * as workspace from './workspace.ts';
 
 /** Who may call it: anybody; who has the API key; or also who has the sandbox's own access token. */
@@ -38,6 +39,7 @@ export interface Route {
     | 'secret'
     | 'bell'
     | 'audit'
+    | 'worker'
     | 'request';
   access: Access;
   summary: string;
@@ -1157,6 +1159,7 @@ export const routes = {
   ...secrets,
   ...bells,
   ...audits,
+  ...workerRoutes,
   ...commands,
   ...files,
   ...egressPolicies,

@@ -31,6 +31,10 @@ export const placeOf = (workerId: string): string => `worker:${workerId}`;
 /** Programs that may be started on the worker's machine: absolute paths or names looked up in its PATH; absent: any. Shell lines then need a shell on the list. */
 export const AllowedCommands = z.array(z.string().min(1).max(4096)).max(256);
 
+/** Where a new sandbox is to be: on this worker, or on one with all of these labels. */
+export const WorkerWish = z.union([WorkerId, z.strictObject({ labels: Labels })]);
+export type WorkerWish = z.infer<typeof WorkerWish>;
+
 export const NewEnrolment = z.strictObject({
   /** The id that the worker gets; absent: the one it asks for. */
   workerId: WorkerId.optional(),

@@ -21,6 +21,7 @@ import type { Log } from '../lib/log.ts';
 import { BubblewrapRuntime } from '../runtime/bubblewrap/bubblewrap.ts';
 import { DockerRuntime } from '../runtime/docker/docker.ts';
 import type { Runtime } from '../runtime/runtime.ts';
+import { nowhereElse } from '../sandbox/elsewhere.ts';
 import { Sandboxes } from '../sandbox/sandboxes.ts';
 import { openSqliteStore } from '../store/sqlite/sqlite.ts';
 import { Templates } from '../template/templates.ts';
@@ -109,6 +110,7 @@ export async function openPlatform(config: Config, log: Log, meters: Meters): Pr
     network: network.networks,
     workspaces,
     ports,
+    elsewhere: nowhereElse,
     folders: {
       run: config.paths.runFolder,
       machines: config.paths.stateRoot,

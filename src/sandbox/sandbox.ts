@@ -14,6 +14,7 @@ import type {
   SandboxPast,
   SandboxState,
 } from '../contract/sandbox.ts';
+import type { WorkerWish } from '../contract/worker.ts';
 import type { WorkspaceRequest } from '../contract/workspace.ts';
 import type { ExecSpec, Guest, Output } from '../guest/guest.ts';
 import type { FailureCode } from '../lib/failure.ts';
@@ -41,6 +42,8 @@ export interface CreateRequest {
   platform?: { os: string; arch: string };
   /** Name of a runtime; the configured default when absent. */
   runtime?: string;
+  /** Where it is to be, rather than here; `runtime` is then one of that machine's. */
+  worker?: WorkerWish;
   /** The main process: the sandbox ends with it. Empty, or `tail -f /dev/null`, means none: the sandbox lives until removed or expired. */
   entrypoint: string[];
   env: Record<string, string>;

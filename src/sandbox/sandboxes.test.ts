@@ -9,6 +9,7 @@ import { Failure } from '../lib/failure.ts';
 import type { Log } from '../lib/log.ts';
 import { openSqliteStore } from '../store/sqlite/sqlite.ts';
 import type { Store } from '../store/store.ts';
+import { nowhereElse } from './elsewhere.ts';
 import { FakeRuntime, honest } from './fake-runtime.fixture.ts';
 import type { SandboxNetwork } from './network.ts';
 import type { CreateRequest } from './sandbox.ts';
@@ -114,6 +115,7 @@ async function start(): Promise<Sandboxes> {
     runtimes: new Map([['fake', runtime]]),
     defaultRuntime: 'fake',
     store,
+    elsewhere: nowhereElse,
     network,
     workspaces,
     ports,

@@ -11,6 +11,7 @@ import { Failure } from '../lib/failure.ts';
 import type { Log } from '../lib/log.ts';
 import type { ImageDefaults, Machine, Runtime, RuntimeCheck } from '../runtime/runtime.ts';
 import type { SandboxRecord, Store } from '../store/store.ts';
+import type { Elsewhere } from './elsewhere.ts';
 import { type Folders, Life } from './life.ts';
 import type { SandboxNetwork } from './network.ts';
 import type {
@@ -40,6 +41,7 @@ export interface SandboxesOptions {
   network: SandboxNetwork;
   workspaces: SandboxWorkspaces;
   ports: SandboxPorts;
+  elsewhere: Elsewhere;
   folders: Folders;
   /** Host folders below which a sandbox may mount; none when empty. */
   allowedHostPaths: string[];
@@ -77,7 +79,11 @@ export class Sandboxes implements SandboxService {
   }
 
   async create(request: CreateRequest, signal: AbortSignal): Promise<SandboxInfo> {
-    const runtimeName = request.runtime ?? this.#options.defaultRuntime;
+    const { elsewhere, defaultRuntime } = this.#options;
+    const runtimeName =
+      request.worker === undefined
+        ? (request.runtime ?? defaultRuntime)
+        : elsewhere.choose(request.worker, request.runtime);
     const runtime = this.#runtime(runtimeName);
     if (request.keep && runtime.start === undefined)
       throw new Failure('unsupported', `runtime ${runtimeName} cannot keep sandboxes over a stop`, {
@@ -133,7 +139,7 @@ export class Sandboxes implements SandboxService {
   }
 
   get(id: string): SandboxInfo {
-    return this.#life(id).info;
+    return this.#options.elsewhere.place(id)?.info ?? this.#life(id).info;
   }
 
   list(filter: SandboxFilter = {}): SandboxInfo[] {
@@ -231,11 +237,12 @@ export class Sandboxes implements SandboxService {
   }
 
   guest(id: string): Guest {
-    return this.#life(id).guest();
+    const place = this.#options.elsewhere.place(id);
+    return place === undefined ? this.#life(id).guest() : place.guest();
   }
 
   executions(id: string): Executions {
-    return this.#life(id).executions;
+    return this.#options.elsewhere.place(id)?.executions ?? this.#life(id).executions;
   }
 
   accessToken(id: string): string {

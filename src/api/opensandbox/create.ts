@@ -64,6 +64,7 @@ function ownParts(own: Partial<NonNullable<CreateSandboxRequest['glovebox']>>): 
     user,
     cwd,
     bell,
+    worker,
   } = own;
   const autoStopAfterMs = autoStopAfterSeconds == null ? autoStopAfterSeconds : autoStopAfterSeconds * 1000;
   if (autoStopAfterSeconds != null && keep !== true)
@@ -74,6 +75,7 @@ function ownParts(own: Partial<NonNullable<CreateSandboxRequest['glovebox']>>): 
   return {
     ...(rules === undefined ? {} : { rules }),
     ...(bell === undefined ? {} : { bell }),
+    ...(worker === undefined ? {} : { worker }),
     ...(keep === undefined ? {} : { keep }),
     ...(autoStopAfterMs === undefined ? {} : { autoStopAfterMs }),
     ...(pull === undefined ? {} : { pull }),
