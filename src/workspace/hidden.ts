@@ -5,8 +5,8 @@
 // It is a list of what is there when the sandbox starts: a file that the host makes later is seen.
 import { neverHidden } from '../contract/workspace.ts';
 import { Failure } from '../lib/failure.ts';
-import { Folder, isAbsence, Pauses } from './folder.ts';
-import { fromBytes } from './names.ts';
+import { fromBytes } from '../lib/file-names.ts';
+import { Folder, isAbsence, Pauses } from '../lib/folder.ts';
 
 export const hiddenMax = 10_000;
 const seenMax = 2_000_000;

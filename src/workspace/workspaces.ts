@@ -17,16 +17,16 @@ import {
 } from '../contract/workspace.ts';
 import type { Guest } from '../guest/guest.ts';
 import { Failure } from '../lib/failure.ts';
+import { toBytes } from '../lib/file-names.ts';
+import { Folder } from '../lib/folder.ts';
 import type { Log } from '../lib/log.ts';
 import type { Capabilities, Mount, Runtime } from '../runtime/runtime.ts';
 import type { SandboxInfo } from '../sandbox/sandbox.ts';
 import type { SandboxWorkspaces } from '../sandbox/workspaces.ts';
 import { checkPath, checkTogether, hostNow } from './check.ts';
 import { CloneMode } from './clone/clone.ts';
-import { Folder } from './folder.ts';
 import { compile, hides } from './hidden.ts';
 import type { Mode, Place } from './mode.ts';
-import { toBytes } from './names.ts';
 import { Checkpoints, differing, type Kept, type States } from './overlay/checkpoints.ts';
 import { GuestInside, type Inside, removeAt, UpperInside, type Wanted } from './overlay/inside.ts';
 import { OverlayMode } from './overlay/overlay.ts';

@@ -19,8 +19,8 @@ import {
 import { dirname, join } from 'node:path';
 import type { ApplyResult, ApplyWorkspace } from '../../contract/workspace.ts';
 import { Failure } from '../../lib/failure.ts';
-import { Folder, type Ids, Pauses, partsOf, within } from '../folder.ts';
-import { fromBytes, toBytes } from '../names.ts';
+import { fromBytes, toBytes } from '../../lib/file-names.ts';
+import { Folder, type Ids, Pauses, partsOf, within } from '../../lib/folder.ts';
 import { applyPatch, committed, merged, patched } from './git.ts';
 import type { Inside } from './inside.ts';
 import { type Record, temporaryName } from './record.ts';

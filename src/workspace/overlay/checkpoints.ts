@@ -16,7 +16,7 @@ import { join } from 'node:path';
 import { z } from 'zod';
 import { Checkpoint } from '../../contract/workspace.ts';
 import { Failure } from '../../lib/failure.ts';
-import { Folder, isAbsence, within } from '../folder.ts';
+import { Folder, isAbsence, within } from '../../lib/folder.ts';
 import { contentOf } from './inside.ts';
 import type { Change, Sides } from './scan.ts';
 

@@ -4,8 +4,8 @@ import { spawn } from 'node:child_process';
 import { statSync } from 'node:fs';
 import type { Writable } from 'node:stream';
 import { Failure } from '../../lib/failure.ts';
-import type { Ids } from '../folder.ts';
-import { toBytes } from '../names.ts';
+import { toBytes } from '../../lib/file-names.ts';
+import type { Ids } from '../../lib/folder.ts';
 
 const outputBytesMax = 256 * 1024 * 1024;
 

@@ -7,8 +7,8 @@ import { promisify } from 'node:util';
 import { packTar } from 'modern-tar';
 import type { Guest } from '../../guest/guest.ts';
 import { Failure } from '../../lib/failure.ts';
-import { Folder, isAbsence, Pauses, partsOf, within } from '../folder.ts';
-import { fromBytes } from '../names.ts';
+import { fromBytes } from '../../lib/file-names.ts';
+import { Folder, isAbsence, Pauses, partsOf, within } from '../../lib/folder.ts';
 import { pieceBytes, type Sides } from './scan.ts';
 
 const execute = promisify(execFile);

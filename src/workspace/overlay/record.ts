@@ -5,8 +5,8 @@ import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { z } from 'zod';
 import { Failure } from '../../lib/failure.ts';
-import { Folder, within } from '../folder.ts';
-import { toBytes } from '../names.ts';
+import { toBytes } from '../../lib/file-names.ts';
+import { Folder, within } from '../../lib/folder.ts';
 import type { Head } from './git.ts';
 import { identityOf } from './scan.ts';
 

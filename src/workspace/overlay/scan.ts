@@ -3,8 +3,8 @@
 // What is the same on both sides is no change, however it came there.
 import { type BigIntStats, closeSync, fstatSync, readSync } from 'node:fs';
 import { Failure } from '../../lib/failure.ts';
-import { Folder, isAbsence, Pauses } from '../folder.ts';
-import { fromBytes, toBytes } from '../names.ts';
+import { fromBytes, toBytes } from '../../lib/file-names.ts';
+import { Folder, isAbsence, Pauses } from '../../lib/folder.ts';
 import { areOpaque } from './opaque.ts';
 
 export type Type = 'file' | 'folder' | 'link' | 'other';

@@ -17,8 +17,8 @@ import {
 } from 'node:fs';
 import { promisify } from 'node:util';
 import { Failure } from '../../lib/failure.ts';
-import { Folder, type Ids, isAbsence, Pauses, within } from '../folder.ts';
-import { fromBytes, toBytes } from '../names.ts';
+import { fromBytes, toBytes } from '../../lib/file-names.ts';
+import { Folder, type Ids, isAbsence, Pauses, within } from '../../lib/folder.ts';
 import type { Item } from './reconcile.ts';
 import {
   depthMax,

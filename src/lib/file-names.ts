@@ -1,5 +1,5 @@
-// Names of files as bytes, which is what they are, and as the strings that travel: a byte that is no UTF-8 is one of U+DC80…U+DCFF, as guests have it.
-import { Failure } from '../lib/failure.ts';
+// Names of files as bytes, which is what they are, and as the strings that travel: a byte that is no UTF-8 is one of U+DC80…U+DCFF.
+import { Failure } from './failure.ts';
 
 const decoder = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
 

@@ -19,7 +19,7 @@ import {
   unlinkSync,
 } from 'node:fs';
 import { setImmediate as pause } from 'node:timers/promises';
-import { toBytes } from './names.ts';
+import { toBytes } from './file-names.ts';
 
 const { O_RDONLY, O_WRONLY, O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK, O_NOCTTY, O_CREAT, O_EXCL } = constants;
 
