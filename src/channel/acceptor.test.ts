@@ -1,4 +1,5 @@
 import { expect, test } from 'vitest';
+import { Failure } from '../lib/failure.ts';
 import type { Carrier } from './channel.ts';
 import { Collected, echo, World } from './faults.ts';
 import { frameType, handshakeBytesMax, headerBytes, writeHeader } from './frame.ts';
@@ -147,6 +148,75 @@ test('the first agent wins until it is dead; another is refused, reported and le
   await world.settled();
   expect(third.frames).toMatchObject([{ type: frameType.welcome }]);
   expect(world.daemons.length).toBe(2);
+});
+
+test('where agents may take over, the newest process wins, the older is told not to come back, and one that is refused why', async () => {
+  const challengers: unknown[] = [];
+  const barred = new Set<string>();
+  const world = new World({
+    acceptor: {
+      takeOver: (challenger) => {
+        challengers.push(challenger);
+        const reason = { code: 'superseded', message: 'older', retryAfterMs: 5_000 };
+        return barred.has(challenger.instance) ? { reason, final: false } : undefined;
+      },
+    },
+  });
+  const first = raw(world, hello);
+  await world.settled();
+  const old = world.daemon;
+  const stream = new Collected(old.open());
+  // That it names the first one's session is of no use to it.
+  const second = raw(world, { ...hello, instance: 'two', session: 'session-1', fresh: 'session-2' });
+  await world.settled();
+  expect(first.frames.at(-1)).toMatchObject({
+    ...{ type: frameType.goaway, flags: 1, json: { code: 'superseded' } },
+  });
+  expect(second.frames).toMatchObject([
+    { type: frameType.welcome, json: { session: 'session-2', resumed: false } },
+  ]);
+  expect([(await old.ended).code, stream.reset?.code]).toEqual(['superseded', 'superseded']);
+  first.wire.cut('rst');
+  barred.add('one');
+  const third = raw(world, { ...hello, fresh: 'session-3' });
+  await world.settled();
+  expect(third.frames).toMatchObject([
+    { type: frameType.goaway, flags: 0, json: { code: 'superseded', retryAfterMs: 5_000 } },
+  ]);
+  expect([world.daemons.length, world.daemon.connected, second.closed()]).toEqual([2, true, false]);
+  expect(challengers).toEqual([
+    { instance: 'two', holder: 'one' },
+    { instance: 'one', holder: 'two' },
+  ]);
+});
+
+test('a dialer stays away for as long as it is asked to, by a failure to connect and by a goodbye', async () => {
+  const world = new World();
+  world.reachable = false;
+  let dials = 0;
+  world.dial({
+    backOff: { firstMs: 10, capMs: 10 },
+    connect: async () => {
+      dials += 1;
+      if (dials > 1) return world.wire().dialling;
+      throw new Failure('exhausted', 'too many', { details: { retryAfterMs: 60_000 } });
+    },
+  });
+  await world.settled();
+  world.clock.advance(59_999);
+  await world.settled();
+  expect(dials).toBe(1);
+  world.clock.advance(30_001);
+  await world.until(() => world.daemons.length === 1 && world.daemon.connected);
+  world.acceptor.suspend({ code: 'restart', message: 'the daemon restarts', retryAfterMs: 20_000 });
+  await world.settled();
+  world.acceptor = world.newAcceptor();
+  world.clock.advance(19_999);
+  await world.settled();
+  expect(dials).toBe(2);
+  world.clock.advance(10_001);
+  await world.until(() => world.daemons.length === 2 && world.daemon.connected);
+  expect(dials).toBe(3);
 });
 
 test('the newest connection of the same agent takes over; the old one dying later changes nothing', async () => {

@@ -1,5 +1,5 @@
 // The listening end of the channel with one sandbox: says which connection is the sandbox's own, and keeps the channel across connections.
-// The first agent to prove itself owns the channel until it is dead; its newest connection replaces the older ones.
+// The first agent to prove itself owns the channel until it is dead, unless `takeOver` has it otherwise; its newest connection replaces the older ones.
 import { Failure } from '../lib/failure.ts';
 import type { Carrier, Channel, EndReason } from './channel.ts';
 import type { Clock } from './clock.ts';
@@ -22,12 +22,23 @@ const strangersMax = 1_024;
 const longHellosMax = 32;
 const shortHelloBytesMax = 4 * 1024;
 
+export interface Refusal {
+  reason: EndReason;
+  /** Whether coming back is of no use. */
+  final: boolean;
+}
+
 export interface AcceptorOptions {
   /** What the agent must show. */
   token: string;
   clock: Clock;
   /** What this end can do, told to the agent. */
   caps?: string[];
+  /**
+   * Another agent than the one whose channel is alive has shown the token. Undefined: it replaces that one, which is told not to come back; else why it is
+   * refused, and whether it may try again. Absent: it is refused until the first is dead.
+   */
+  takeOver?: (challenger: { instance: string; holder: string }) => Refusal | undefined;
   /** How long a channel waits for its agent to come back. Default 60,000; may be Infinity. */
   graceMs?: number;
   random?: () => number;
@@ -154,7 +165,7 @@ export class Acceptor {
     this.#longHellos.delete(link);
   }
 
-  #judge(hello: Hello | BulkHello): { reason: EndReason; final: boolean } | undefined {
+  #judge(hello: Hello | BulkHello): Refusal | undefined {
     const [min, max] = hello.v;
     if (min > channelProtocol.max || max < channelProtocol.min) {
       const message = `the agent speaks channel protocol ${min} to ${max}, this daemon ${channelProtocol.min} to ${channelProtocol.max}; the older of the two needs an upgrade`;
@@ -168,6 +179,8 @@ export class Acceptor {
       return { reason: { code: 'unsupported', message: 'no connections for raw bytes here' }, final: true };
     }
     if (this.#session !== undefined && hello.instance !== this.#instance) {
+      const { takeOver } = this.#options;
+      if (takeOver !== undefined) return takeOver({ instance: hello.instance, holder: this.#instance });
       const message = 'another agent holds the channel of this sandbox and is not known to be dead';
       return { reason: { code: 'conflict', message }, final: false };
     }
@@ -184,7 +197,11 @@ export class Acceptor {
   }
 
   #welcome(link: Link, hello: Hello): void {
-    const known = this.#session;
+    let known = this.#session;
+    if (known !== undefined && hello.instance !== this.#instance) {
+      known.closeFinally({ code: 'superseded', message: 'a newer process has taken over' });
+      known = undefined;
+    }
     const resumed = known !== undefined && known.id === hello.session;
     // Under its fresh id the channel may exist already: the WELCOME that said so was lost. Nothing of it can have reached the agent then.
     if (known !== undefined && !resumed && known.id !== hello.fresh) {

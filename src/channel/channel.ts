@@ -24,6 +24,8 @@ export type Lane = number;
 export interface EndReason {
   code: string;
   message: string;
+  /** For the dialling end: not to come back before. */
+  retryAfterMs?: number;
 }
 
 /**

@@ -18,9 +18,14 @@ export interface BackOff {
 /** For sockets on the same machine: a restarted daemon is found quickly, and nobody else is bothered. */
 export const localBackOff: BackOff = { firstMs: 20, capMs: 500 };
 export const remoteBackOff: BackOff = { firstMs: 250, capMs: 30_000 };
+/** However long the other end asks us to stay away, it is no longer than this. */
+const retryAfterMsMax = 600_000;
 
 export interface DialerOptions {
-  /** A new connection each time. Should give up by itself after a while; must when the signal aborts. */
+  /**
+   * A new connection each time. Should give up by itself after a while; must when the signal aborts. A Failure's `details.retryAfterMs` puts the next
+   * attempt off.
+   */
   connect: (signal: AbortSignal) => Promise<Carrier>;
   token: string;
   clock: Clock;
@@ -49,6 +54,8 @@ export class Dialer {
   readonly #stopping = new AbortController();
   #stopReason: EndReason | undefined;
   #session: Session | undefined;
+  /** Why the session of the present connection has ended, if it has. */
+  #sessionEnd: EndReason | undefined;
   #fresh = crypto.randomUUID();
 
   constructor(options: DialerOptions) {
@@ -75,9 +82,10 @@ export class Dialer {
       onTrouble?.(trouble);
       // A connection that has held well is no reason for patience.
       if (clock.now() - startedAt >= 2 * backOff.capMs) failures = 0;
-      await this.#pause(
-        this.#random() * Math.min(backOff.capMs, backOff.firstMs * 2 ** Math.min(failures, 16)),
-      );
+      const longestMs = Math.min(backOff.capMs, backOff.firstMs * 2 ** Math.min(failures, 16));
+      const askedMs = Math.min(trouble.retryAfterMs ?? 0, retryAfterMsMax);
+      // Many that were told the same time come back one after the other.
+      await this.#pause(askedMs + this.#random() * Math.max(longestMs, askedMs / 2));
     }
     const reason = this.#stopReason ?? { code: 'closed', message: 'stopped' };
     this.#session?.close(reason);
@@ -90,8 +98,9 @@ export class Dialer {
     try {
       carrier = await this.#options.connect(this.#stopping.signal);
     } catch (thrown) {
-      const { code, message } = Failure.from(thrown, 'connect');
-      return { code, message };
+      const { code, message, details } = Failure.from(thrown, 'connect');
+      const retryAfterMs = Number(details?.retryAfterMs);
+      return { code, message, ...(retryAfterMs > 0 ? { retryAfterMs } : {}) };
     }
     if (this.#stopReason !== undefined) {
       carrier.close();
@@ -124,7 +133,9 @@ export class Dialer {
             const session = link.onClosed;
             link.onClosed = (cause, broken) => {
               session(cause, broken);
-              over({ code: 'lost', message: cause?.message ?? 'the connection was closed' });
+              over(
+                this.#sessionEnd ?? { code: 'lost', message: cause?.message ?? 'the connection was closed' },
+              );
             };
             if (link.closed) over({ code: 'lost', message: 'the channel could not be resumed' });
           } else {
@@ -189,8 +200,12 @@ export class Dialer {
     });
     this.#fresh = crypto.randomUUID();
     this.#session = session;
+    this.#sessionEnd = undefined;
     session.onEnded = (reason) => {
-      if (this.#session === session) this.#session = undefined;
+      if (this.#session === session) {
+        this.#session = undefined;
+        this.#sessionEnd = reason;
+      }
       if (session.final) this.#stopReason ??= reason;
     };
     onChannel(session, { caps: welcome.caps });

@@ -114,14 +114,20 @@ export function encodeReason(reason: EndReason): Uint8Array {
   return encodeJson({
     code: reason.code.slice(0, idCharsMax / 2),
     message: reason.message.slice(0, messageCharsMax / 2),
+    ...(reason.retryAfterMs === undefined ? {} : { retryAfterMs: reason.retryAfterMs }),
   });
 }
 
 export function decodeReason(payload: Uint8Array, what: string): EndReason {
   const object = decodeObject(payload, what);
+  const { retryAfterMs } = object;
+  if (retryAfterMs !== undefined && !isCount(retryAfterMs)) {
+    throw new Failure('protocol', `${what}: retryAfterMs must be a whole number of milliseconds`);
+  }
   return {
     code: text(object, 'code', what, idCharsMax),
     message: text(object, 'message', what, messageCharsMax, 0),
+    ...(retryAfterMs === undefined ? {} : { retryAfterMs }),
   };
 }
 
