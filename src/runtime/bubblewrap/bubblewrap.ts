@@ -9,6 +9,8 @@ import { join, resolve } from 'node:path';
 import { Failure } from '../../lib/failure.ts';
 import type { CgroupLimit, CgroupLimits, Cgroups } from '../cgroup/cgroup.ts';
 import { openCgroups } from '../cgroup/open.ts';
+import { bootId, isAlive } from '../processes/identity.ts';
+import { ProcessWatch } from '../processes/watch.ts';
 import type {
   Capabilities,
   ImageDefaults,
@@ -39,8 +41,6 @@ import {
   removeTraces,
 } from './machine.ts';
 import { layOut, type MachineLayout, mountsPossible } from './plan.ts';
-import { bootId, isAlive } from './process-identity.ts';
-import { ProcessWatch } from './process-watch.ts';
 import { type MachineRecord, readRecord, writeRecord } from './record.ts';
 import { hostIdBase, hostParent, type RootfsSource } from './rootfs.ts';
 

@@ -9,8 +9,8 @@ import { homeIdOf } from '../../daemon/platform.ts';
 import { ImageStore } from '../../image/store.ts';
 import { openCgroups } from '../cgroup/open.ts';
 import { runtimeConformance } from '../conformance.ts';
+import { childrenOf } from '../processes/identity.ts';
 import { BubblewrapRuntime } from './bubblewrap.ts';
-import { childrenOf } from './process-identity.ts';
 import { hostIdBase } from './rootfs.ts';
 
 const present = process.env.GLOVEBOX_TEST_PRESENT?.split(',').includes('bubblewrap') ?? false;

@@ -16,10 +16,10 @@ import { writeFileSync } from 'node:fs';
 import type { Writable } from 'node:stream';
 import { setTimeout as delay } from 'node:timers/promises';
 import { Failure } from '../../lib/failure.ts';
+import { identityOf, type ProcessIdentity, programOf } from '../processes/identity.ts';
 import type { NetworkWalls } from '../runtime.ts';
 import { launchFailure, spawnFailure } from './launch-failure.ts';
 import { guestCapabilities } from './plan.ts';
-import { identityOf, type ProcessIdentity, programOf } from './process-identity.ts';
 import { insideProcess } from './record.ts';
 
 /** What host programs that we start get to see of the daemon's environment: nothing. */

@@ -7,6 +7,8 @@ import type { MemoryUse } from '../../contract/sandbox.ts';
 import { removeTree } from '../../image/trees.ts';
 import { Failure } from '../../lib/failure.ts';
 import type { Cgroup } from '../cgroup/cgroup.ts';
+import { childrenOf, isAlive, type ProcessIdentity } from '../processes/identity.ts';
+import type { ProcessWatch } from '../processes/watch.ts';
 import type {
   ImageDefaults,
   Keeping,
@@ -17,8 +19,6 @@ import type {
   Pausing,
   Saving,
 } from '../runtime.ts';
-import { childrenOf, isAlive, type ProcessIdentity } from './process-identity.ts';
-import type { ProcessWatch } from './process-watch.ts';
 import { insideProcess, readRecord, writeRecord } from './record.ts';
 
 const killDeadlineMs = 10_000;

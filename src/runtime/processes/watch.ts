@@ -1,6 +1,6 @@
 // Notices the end of processes that are not our children: those of machines that an earlier daemon started.
 // The kernel tells only parents, and Node.js has no pidfd, so all of them share one look a second.
-import { isAlive, type ProcessIdentity } from './process-identity.ts';
+import { isAlive, type ProcessIdentity } from './identity.ts';
 
 const everyMs = 1_000;
 
