@@ -22,6 +22,8 @@ export interface AuditEntry {
   by?: 'owner' | 'key' | 'token' | 'nobody';
   /** Where the connection came from. */
   address?: string;
+  /** The subject of the certificate that the client showed to the server, where it asks for one. */
+  certificate?: string;
   /** As the API description names it; `port` for a request to a port of a sandbox. */
   operation?: string;
   method?: string;
@@ -84,6 +86,7 @@ function entryOf(value: unknown, what: string): AuditEntry {
     value,
     {
       ...{ seq: 'number', at: 'date', event: 'string', 'by?': 'string', 'address?': 'string' },
+      'certificate?': 'string',
       ...{ 'operation?': 'string', 'method?': 'string', 'sandbox?': 'string', 'params?': 'object' },
       ...{ 'requestId?': 'string', 'status?': 'number', 'durationMs?': 'number', 'error?': 'string' },
       ...{ 'made?': 'string', 'mendedBytes?': 'number', 'damage?': 'string', 'count?': 'number' },

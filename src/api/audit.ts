@@ -5,10 +5,12 @@ import type { Answer, Exchange } from './exchange.ts';
 import type { ApiOptions, Handlers } from './handlers.ts';
 import { answerLog } from './logs.ts';
 import type { Target } from './router.ts';
+import { subjectOf } from './tls.ts';
 
 export interface AuditRequest {
   by: AuditCaller;
   address: string;
+  certificate?: string;
   operation: string;
   method: string;
   sandbox?: string;
@@ -47,6 +49,7 @@ export class Audited {
   readonly #audit: AuditService;
   readonly #exchange: Exchange;
   readonly #address: string;
+  readonly #certificate: string | undefined;
   #target: Target | undefined;
   #by: AuditCaller = 'nobody';
   #call: Awaited<ReturnType<AuditService['begin']>> | undefined;
@@ -56,8 +59,9 @@ export class Audited {
   constructor(audit: AuditService, exchange: Exchange) {
     this.#audit = audit;
     this.#exchange = exchange;
-    // Later the connection may be gone, and with it the address.
+    // Later the connection may be gone, and with it the address and the certificate.
     this.#address = exchange.request.socket.remoteAddress ?? 'unknown';
+    this.#certificate = subjectOf(exchange.request);
   }
 
   meant(target: Target): void {
@@ -117,6 +121,7 @@ export class Audited {
           : { sandboxId: target?.sandboxId };
     return {
       ...{ by: this.#by, address: this.#address, method: request.method ?? 'GET', requestId },
+      ...(this.#certificate === undefined ? {} : { certificate: this.#certificate }),
       operation: target === undefined ? 'unknown' : target.kind === 'route' ? target.id : target.kind,
       ...(sandboxId === undefined ? {} : { sandbox: sandboxId }),
       ...(Object.keys(params).length === 0 ? {} : { params }),

@@ -21,6 +21,8 @@ const request = {
   by: AuditCaller,
   /** Of the connection: a proxy's own, where one is in front. */
   address: z.string(),
+  /** The subject of the certificate that the client showed, where `server.tls.client_auth` asks for one. */
+  certificate: z.string().optional(),
   /** Of openapi.json; `port` for a request to a port of a guest, `unknown` for what was refused before it was understood. */
   operation: z.string(),
   method: z.string(),

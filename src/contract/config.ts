@@ -63,6 +63,28 @@ const server = z.strictObject({
   backlog: z.int().min(1).max(65_535).default(2048).describe('Connections that may wait to be accepted.'),
 });
 
+const serverTls = z.strictObject({
+  cert_file: path
+    .optional()
+    .describe(
+      'The certificate to serve HTTPS with (PEM): the server’s own first, then those between it and an authority. Read again when it changes.',
+    ),
+  key_file: path.optional().describe('Its key (PEM), which other users may not read.'),
+  client_ca_file: path
+    .optional()
+    .describe('Authorities whose certificates clients may show (PEM). For `client_auth`.'),
+  client_crl_file: path
+    .optional()
+    .describe('Certificates of clients that count no more (PEM), one list of each authority.'),
+  client_auth: z
+    .enum(['none', 'request', 'require'])
+    .default('none')
+    .describe(
+      '`require` lets in only who shows a certificate of `client_ca_file`; `request` asks for one. The API key is needed all the same.',
+    ),
+  min_version: z.enum(['1.2', '1.3']).default('1.2').describe('The oldest version of TLS that is spoken.'),
+});
+
 const log = z.strictObject({
   level: z
     .string()
@@ -275,6 +297,7 @@ const secureRuntime = z.strictObject({
 /** Every section that has keys with an effect. */
 export const configSections = {
   server,
+  'server.tls': serverTls,
   log,
   runtime,
   docker,
@@ -288,6 +311,7 @@ export const configSections = {
 
 export const ConfigFile = z.strictObject({
   server: server.prefault({}),
+  'server.tls': serverTls.prefault({}),
   log: log.prefault({}),
   runtime: runtime.prefault({}),
   docker: docker.prefault({}),
@@ -356,7 +380,15 @@ export const namedVariables: Readonly<Record<string, string>> = {
   DOCKER_HOST: 'docker.host',
 };
 
-export const variableOf = (section: string, key: string) => `GLOVEBOX_${section}_${key}`.toUpperCase();
+/** `GLOVEBOX_SERVER_TLS_CERT_FILE` for `server.tls` and `cert_file`. */
+export const variableOf = (section: string, key: string) =>
+  `GLOVEBOX_${section.replaceAll('.', '_')}_${key}`.toUpperCase();
+
+/** `server.tls.cert_file` is the key `cert_file` of the section `server.tls`. */
+export function partsOfKey(dotted: string): { section: string; key: string } {
+  const at = dotted.lastIndexOf('.');
+  return at < 0 ? { section: dotted, key: '' } : { section: dotted.slice(0, at), key: dotted.slice(at + 1) };
+}
 
 /** What kind of value a key takes, for conversions and for people. */
 export function kindOf(schema: z.ZodType): 'integer' | 'boolean' | 'list' | 'string' {

@@ -5,6 +5,7 @@ import { homedir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { parse, TomlError } from 'smol-toml';
 import { z } from 'zod';
+import type { TlsFiles } from '../api/tls.ts';
 import {
   ConfigFile,
   configSections,
@@ -12,6 +13,7 @@ import {
   inertKeys,
   kindOf,
   namedVariables,
+  partsOfKey,
   refusedKeys,
   variableOf,
 } from '../contract/config.ts';
@@ -64,6 +66,8 @@ export interface Config {
     /** Absent means no limit. */
     readonly requestsMax?: number;
     readonly backlog: number;
+    /** HTTPS instead of HTTP. */
+    readonly tls?: TlsFiles;
   };
   /** Without `file`, to standard error. */
   readonly log: { readonly level: LogLevel; readonly file?: string };
@@ -183,7 +187,7 @@ export function aboutKey(key: string): Omit<Setting, 'value' | 'source' | 'place
   const kind = kindOf(field);
   return {
     ...{ key, default: usual, kind, description: field.description ?? '' },
-    variable: variableOf(...(key.split('.') as [string, string])),
+    variable: variableOf(partsOfKey(key).section, partsOfKey(key).key),
     ...(Array.isArray(choices) ? { choices: choices.map(String) } : {}),
   };
 }
@@ -202,9 +206,8 @@ export function valueFor(key: string, text: string): unknown {
 }
 
 function fieldFor(dotted: string): z.ZodType {
-  const [section = '', key = '', ...more] = dotted.split('.');
-  const field =
-    more.length === 0 && Object.hasOwn(fieldsOf(section), key) ? fieldsOf(section)[key] : undefined;
+  const { section, key } = partsOfKey(dotted);
+  const field = Object.hasOwn(fieldsOf(section), key) ? fieldsOf(section)[key] : undefined;
   if (field !== undefined) return field;
   const foreign = foreignKey([...refusedKeys, ...inertKeys], dotted);
   if (foreign !== undefined)
@@ -287,8 +290,8 @@ class Settings {
       this.warnings.push(`${origin}: ${dotted} has no effect: ${inert.why}`);
       return;
     }
-    const [section = '', key = ''] = dotted.split('.');
-    if (!Object.hasOwn(fieldsOf(section), key) || dotted.split('.').length > 2) {
+    const { section, key } = partsOfKey(dotted);
+    if (!Object.hasOwn(fieldsOf(section), key)) {
       this.#problem(origin, `unknown key ${quoted(dotted)}${suggestionFor(section, key)}`);
       return;
     }
@@ -342,7 +345,10 @@ class Settings {
             : suggestionForSection(section);
         this.#problem(at(section), `${quoted(section)} is not a section${hint}`);
       } else if (known) {
-        for (const [key, value] of leavesOf(section, values)) this.set(key, value, at(key));
+        for (const [key, value] of leavesOf(section, values)) {
+          // A section of its own without keys says nothing.
+          if (!(sections.includes(key) && isTable(value))) this.set(key, value, at(key));
+        }
       } else {
         this.#problem(at(section), `unknown section [${section}]${suggestionForSection(section)}`);
       }
@@ -361,7 +367,10 @@ class Settings {
     for (const [name, text] of given) {
       if (!name.startsWith('GLOVEBOX_')) continue;
       const origin = variableOrigin(name);
-      const section = sections.find((it) => name.startsWith(variableOf(it, '')));
+      // The longest, because one may begin with another's name.
+      const section = sections
+        .filter((it) => name.startsWith(variableOf(it, '')))
+        .sort((a, b) => b.length - a.length)[0];
       if (section !== undefined) {
         const key = name.slice(variableOf(section, '').length).toLowerCase();
         this.set(`${section}.${key}`, converted(fieldsOf(section)[key], text), origin);
@@ -388,7 +397,10 @@ class Settings {
       const within = issue.path.length > 2 ? ` (item ${Number(issue.path[2]) + 1})` : '';
       this.#problem(this.#origins.get(key), `${key}${within}: ${plain(issue.message)}`);
     }
-    if (result.success) this.#checkSecureRuntime(result.data);
+    if (result.success) {
+      this.#checkSecureRuntime(result.data);
+      this.#checkTls(result.data['server.tls']);
+    }
     return this.#problems.length === 0 ? result.data : undefined;
   }
 
@@ -417,6 +429,26 @@ class Settings {
       );
     if (docker.runtime !== undefined)
       problem('type', 'secure_runtime.type and docker.runtime both name a runtime; leave one out');
+  }
+
+  /** Half of what TLS needs would be none, or lets in more than was meant. */
+  #checkTls(tls: ConfigFile['server.tls']): void {
+    const needs = (key: keyof typeof tls, needed: keyof typeof tls) =>
+      this.#problem(
+        this.#origins.get(`server.tls.${key}`),
+        `server.tls.${key} needs server.tls.${needed}, too`,
+      );
+    const { cert_file: cert, key_file: key, client_ca_file: ca, client_crl_file: crl } = tls;
+    if (cert !== undefined && key === undefined) needs('cert_file', 'key_file');
+    if (key !== undefined && cert === undefined) needs('key_file', 'cert_file');
+    if (cert === undefined && key === undefined)
+      for (const it of ['client_ca_file', 'client_crl_file', 'client_auth', 'min_version'] as const)
+        if (this.#origins.has(`server.tls.${it}`)) needs(it, 'cert_file');
+    if (tls.client_auth !== 'none' && ca === undefined) needs('client_auth', 'client_ca_file');
+    if (tls.client_auth === 'none') {
+      if (ca !== undefined) needs('client_ca_file', 'client_auth');
+      if (crl !== undefined) needs('client_crl_file', 'client_auth');
+    }
   }
 
   #problem(origin: string | undefined, text: string): void {
@@ -568,6 +600,7 @@ function configOf(
       keepAliveMs: server.timeout_keep_alive * 1000,
       ...(server.limit_concurrency > 0 && { requestsMax: server.limit_concurrency }),
       backlog: server.backlog,
+      ...tlsOf(parsed['server.tls'], absolute),
     },
     log: { level: logLevel(log.level), ...(log.file_enabled && { file: logFile }) },
     runtime: parsed.runtime,
@@ -610,6 +643,19 @@ function shortParentIn(env: ConfigSources['env']): string {
   const own = env.XDG_RUNTIME_DIR;
   if (own?.startsWith('/') && own.length <= 32) return join(own, 'glovebox');
   return `/tmp/glovebox-${process.getuid?.() ?? 0}`;
+}
+
+function tlsOf(tls: ConfigFile['server.tls'], absolute: (path: string) => string): { tls?: TlsFiles } {
+  const { cert_file: cert, key_file: key, client_ca_file: ca, client_crl_file: crl } = tls;
+  if (cert === undefined || key === undefined) return {};
+  return {
+    tls: {
+      ...{ certFile: absolute(cert), keyFile: absolute(key), clientAuth: tls.client_auth },
+      ...(ca !== undefined && { clientCaFile: absolute(ca) }),
+      ...(crl !== undefined && { clientCrlFile: absolute(crl) }),
+      minVersion: `TLSv${tls.min_version}`,
+    },
+  };
 }
 
 function egressOf(egress: ConfigFile['egress'], absolute: (path: string) => string): Config['egress'] {
@@ -659,9 +705,9 @@ function warnOfRisks(
     settings.warnings.push(
       'egress.dangerously_allow_metadata is on: rules can open the metadata services of clouds to sandboxes',
     );
-  if (!/^(127\.|localhost$|::1$)/.test(server.host))
+  if (server.tls === undefined && !/^(127\.|localhost$|::1$)/.test(server.host))
     settings.warnings.push(
-      `server.host is ${server.host}: other machines can reach the API, and without TLS the key can be read on the way; put a proxy with TLS in front`,
+      `server.host is ${server.host}: other machines can reach the API, and without TLS the key, files and output can be read on the way; set server.tls.cert_file and server.tls.key_file, or put a proxy with TLS in front`,
     );
   if (docker.network !== 'none')
     settings.warnings.push(

@@ -31,6 +31,8 @@ export interface DaemonAddress {
   pid: number;
   url: string;
   version: string;
+  /** PEM. With TLS, what the daemon may show to clients of this home, whoever has issued it and whatever names it holds. */
+  certificates?: string[];
 }
 
 /** Tells clients of this home where the daemon is. Removed by `forgetAddress` at a clean end. */

@@ -2,10 +2,11 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { createApi } from '../api/server.ts';
+import { ServerTls, type TlsCertificates } from '../api/tls.ts';
 import type { SystemInfo } from '../contract/admin.ts';
 import { type Log, openLog } from '../lib/log.ts';
 import type { Config } from './config.ts';
-import { forgetAddress, keyOf, prepareHome, writeAddress } from './home.ts';
+import { type DaemonAddress, forgetAddress, keyOf, prepareHome, writeAddress } from './home.ts';
 import { lockHome } from './lock.ts';
 import { Meters } from './meters.ts';
 import { openPlatform, type Platform } from './platform.ts';
@@ -16,6 +17,8 @@ const drainMs = 5_000;
 
 export interface Daemon {
   url: string;
+  /** Reads the files of TLS again; absent without TLS. Never rejects: what cannot be used is logged. */
+  reload?: () => Promise<void>;
   /** Stops listening, lets requests end, lets go of the sandboxes, which go on running. Idempotent. */
   stop(): Promise<void>;
 }
@@ -34,6 +37,14 @@ export async function startDaemon(config: Config): Promise<Daemon> {
   undo.use(lockHome(config.paths.lockFile));
   const log = openLog(config.log);
   for (const warning of config.warnings) log.warn({}, warning);
+  const known = new KnownAddress(config.paths.addressFile);
+  const tls =
+    config.server.tls &&
+    undo.use(
+      await ServerTls.open(config.server.tls, {
+        ...{ log, now: () => new Date(), onRenewed: (certificates) => known.renew(certificates) },
+      }),
+    );
   const meters = undo.use(new Meters(version));
   const platform = undo.use(await openPlatform(config, log, meters));
   const startedAt = new Date();
@@ -67,14 +78,45 @@ export async function startDaemon(config: Config): Promise<Daemon> {
     host: config.server.host,
     port: config.server.port,
     backlog: config.server.backlog,
+    ...(tls === undefined ? {} : { tls }),
   });
   undo.defer(() => listening.close(AbortSignal.timeout(drainMs)));
   undo.use(await openSandboxd(config, platform, version, log));
-  await writeAddress(config.paths.addressFile, { pid: process.pid, url: listening.url, version });
-  undo.defer(() => forgetAddress(config.paths.addressFile));
+  await known.tell({ pid: process.pid, url: listening.url, version }, tls?.certificates);
+  undo.defer(() => known.forget());
   log.info({ url: listening.url, home: config.home, version }, 'ready');
   const running = undo.move();
-  return { url: listening.url, stop: () => stop(running, log) };
+  return {
+    ...{ url: listening.url, stop: () => stop(running, log) },
+    ...(tls === undefined ? {} : { reload: () => tls.reload() }),
+  };
+}
+
+/** The note that tells clients of this home where the daemon is, and by which certificate they know it. */
+class KnownAddress {
+  readonly #path: string;
+  #address: DaemonAddress | undefined;
+
+  constructor(path: string) {
+    this.#path = path;
+  }
+
+  async tell(address: DaemonAddress, certificates: TlsCertificates | undefined): Promise<void> {
+    this.#address = address;
+    await (certificates === undefined ? writeAddress(this.#path, address) : this.renew(certificates));
+  }
+
+  /** The one before stays known, for who connects in the moment between. */
+  async renew({ current, previous }: TlsCertificates): Promise<void> {
+    if (this.#address === undefined) return;
+    const certificates = previous === undefined ? [current] : [current, previous];
+    await writeAddress(this.#path, { ...this.#address, certificates });
+  }
+
+  async forget(): Promise<void> {
+    this.#address = undefined;
+    await forgetAddress(this.#path);
+  }
 }
 
 async function stop(running: AsyncDisposableStack, log: Log): Promise<void> {

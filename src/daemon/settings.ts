@@ -4,6 +4,7 @@ import { type FileHandle, mkdir, open, readFile, realpath, rename, rm, stat } fr
 import { dirname } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
 import { parse } from 'smol-toml';
+import { partsOfKey } from '../contract/config.ts';
 import { Failure } from '../lib/failure.ts';
 import { withKey } from '../lib/toml.ts';
 import { aboutKey, type ConfigSources, loadConfig, loadSettings, type Setting, valueFor } from './config.ts';
@@ -97,18 +98,22 @@ function changed(
   text: string,
   { key: dotted, value, file }: { key: string; value: unknown; file: string },
 ): string {
-  const [section = '', key = ''] = dotted.split('.');
+  const { section, key } = partsOfKey(dotted);
   const before = parsed(text, file);
   const said = value === undefined ? undefined : tomlOf(value);
-  const there = isTable(before[section]) && Object.hasOwn(before[section], key);
-  if (value === undefined && !there) return text;
-  const wanted: Record<string, unknown> = { ...before, [section]: { ...(before[section] as object) } };
-  if (value === undefined) delete (wanted[section] as Record<string, unknown>)[key];
-  else (wanted[section] as Record<string, unknown>)[key] = value;
+  const wanted = structuredClone(before);
+  const table = tableAt(wanted, section.split('.'));
+  if (value === undefined && !(table !== undefined && Object.hasOwn(table, key))) return text;
+  if (value === undefined) delete table?.[key];
+  else if (table !== undefined) table[key] = value;
   const document = withKey(text, { section, key, value: said });
   // A section without keys says nothing, whether its header stays or not.
-  const plain = (it: Record<string, unknown>) =>
-    Object.fromEntries(Object.entries(it).filter(([, inner]) => !isEmpty(inner)));
+  const plain = (it: Record<string, unknown>): Record<string, unknown> =>
+    Object.fromEntries(
+      Object.entries(it)
+        .map(([name, inner]) => [name, isTable(inner) ? plain(inner) : inner] as const)
+        .filter(([, inner]) => !isEmpty(inner)),
+    );
   if (document !== undefined && isDeepStrictEqual(plain(parsedOrEmpty(document)), plain(wanted)))
     return document;
   throw new Failure(
@@ -118,6 +123,21 @@ function changed(
       hint: `Write it below a line [${section}], as ${key} = ${said ?? '…'}.`,
     },
   );
+}
+
+/** Made where it is missing; undefined where something else is in its place. */
+function tableAt(
+  root: Record<string, unknown>,
+  path: readonly string[],
+): Record<string, unknown> | undefined {
+  let table = root;
+  for (const name of path) {
+    if (!Object.hasOwn(table, name)) table[name] = {};
+    const inner = table[name];
+    if (!isTable(inner)) return undefined;
+    table = inner;
+  }
+  return table;
 }
 
 const isTable = (value: unknown): value is Record<string, unknown> =>

@@ -336,6 +336,7 @@ function cleanedRequest(it: AuditedRequest): AuditedRequest {
   const params = Object.entries(it.params ?? {}).slice(0, 8);
   return {
     ...{ by: it.by, address: plain(it.address, 64), operation: plain(it.operation, 64) },
+    ...(it.certificate === undefined ? {} : { certificate: plain(it.certificate, 256) }),
     method: plain(it.method, 16),
     ...(it.sandbox === undefined ? {} : { sandbox: plain(it.sandbox, 128) }),
     ...(params.length === 0

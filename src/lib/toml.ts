@@ -14,7 +14,8 @@ export function keyLines(document: string): Map<string, number> {
 }
 
 /**
- * The document with `section.key` set to `value` (as TOML writes it), or without it; all else stays, byte for byte. Undefined where it stands in a form
+ * The document with `section.key` set to `value` (as TOML writes it), or without it; all else stays, byte for byte. A section may be one inside another,
+ * `server.tls`. Undefined where it stands in a form
  * that takes a person, such as an inline table. Whoever calls parses the result, because this reads lines and no grammar.
  */
 export function withKey(
@@ -24,8 +25,10 @@ export function withKey(
   const statements = [...statementsOf(document)];
   const lines = document.split('\n');
   const isKey = (it: Statement) => it.value !== undefined;
-  if (statements.some((it) => isKey(it) && it.path.length === 1 && it.path[0] === section)) return undefined;
-  const there = statements.find((it) => isKey(it) && it.path.join('\0') === `${section}\0${key}`);
+  const isAt = (it: Statement, dotted: string) => it.path.join('\0') === dotted.replaceAll('.', '\0');
+  const outer = section.split('.').map((_, at, all) => all.slice(0, at + 1).join('.'));
+  if (statements.some((it) => isKey(it) && outer.some((name) => isAt(it, name)))) return undefined;
+  const there = statements.find((it) => isKey(it) && isAt(it, `${section}.${key}`));
   if (there !== undefined && value === undefined) {
     lines.splice(there.first, there.last - there.first + 1);
     return lines.join('\n');
@@ -38,10 +41,15 @@ export function withKey(
     return lines.join('\n');
   }
   if (value === undefined) return document;
-  const header = statements.findIndex((it) => !isKey(it) && it.path.length === 1 && it.path[0] === section);
+  const header = statements.findIndex((it) => !isKey(it) && isAt(it, section));
   const next = statements.findIndex((it, index) => index > header && !isKey(it));
   const inSection = header < 0 ? [] : statements.slice(header, next < 0 ? undefined : next);
-  const dotted = statements.filter((it) => it.table.length === 0 && it.path[0] === section && isKey(it));
+  const dotted = statements.filter(
+    (it) =>
+      it.table.length === 0 &&
+      isKey(it) &&
+      it.path.join('\0').startsWith(`${section.replaceAll('.', '\0')}\0`),
+  );
   const before = inSection.at(-1) ?? dotted.at(-1);
   const ending = document.includes('\r\n') ? '\r\n' : '\n';
   if (before === undefined) {

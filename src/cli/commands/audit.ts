@@ -44,12 +44,13 @@ async function here() {
 /** `2026-01-29T10:15:23Z #17 by=owner deleteSandbox sandbox=web 204 ms=812 address=127.0.0.1 request=…`. */
 export function entryLine(entry: Entry): string {
   const { seq, event, by, operation, sandbox, params, status, durationMs, error, made } = entry;
-  const { address, requestId, mendedBytes, damage, count, dropped } = entry;
+  const { address, certificate, requestId, mendedBytes, damage, count, dropped } = entry;
   const details: [string, string | number | undefined][] = [
     ['made', made],
     ['error', error],
     ['ms', event === 'call' && durationMs !== undefined ? Math.round(durationMs) : undefined],
     ['address', address],
+    ['certificate', certificate],
     ['request', requestId],
     ['mended_bytes', mendedBytes],
     ['damage', damage],

@@ -26,13 +26,18 @@ export async function serve(options: ServeOptions): Promise<void> {
   });
   const { closeInheritedDescriptors } = await import('../../daemon/descriptors.ts');
   closeInheritedDescriptors();
-  const stopping = stopSignal();
+  // A terminal that closes sends the same signal: who started us there wants us to end with it.
+  const hangUpReloads = config.server.tls !== undefined && process.stdin.isTTY !== true;
+  let reload: (() => Promise<void>) | undefined;
+  if (hangUpReloads) process.on('SIGHUP', () => void reload?.());
+  const stopping = stopSignal({ hangUp: !hangUpReloads });
   const { startDaemon } = await import('../../daemon/main.ts');
   const daemon = await startDaemon(config).catch((error: unknown) => {
     throw error instanceof Failure && error.code === 'conflict'
       ? anotherRuns(error, config.paths.addressFile)
       : failedToStart(error, { invalid: exitCodes.config });
   });
+  reload = daemon.reload;
   await print(`glovebox listens on ${daemon.url}`);
   await stopping;
   await daemon.stop();
@@ -65,10 +70,10 @@ export function failedToStart(error: unknown, codes: Partial<Record<Failure['cod
 }
 
 /** Resolves at the first signal that asks for the end; a second one does not wait for it. */
-export function stopSignal(): Promise<void> {
+export function stopSignal({ hangUp = true } = {}): Promise<void> {
   return new Promise((resolve) => {
     let asked = false;
-    for (const name of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) {
+    for (const name of ['SIGTERM', 'SIGINT', ...(hangUp ? (['SIGHUP'] as const) : [])] as const) {
       process.on(name, () => {
         if (asked && name === 'SIGINT') process.exit(exitCodes.interrupted);
         asked = true;
