@@ -27,6 +27,7 @@ import {
   transparentExtension,
   type Workspace,
 } from './wire.ts';
+import { Workers } from './workers.ts';
 
 interface Aborting {
   signal?: AbortSignal;
@@ -133,6 +134,8 @@ export interface CreateOptions {
    * More than what holds for all needs the key of the server's own user.
    */
   bell?: Readonly<Record<string, BellDecision>>;
+  /** The worker that it is to be on, or the labels that its worker must have; the host of the server when absent. */
+  worker?: string | { labels: Readonly<Record<string, string>> };
   /** What commands run as, and where, instead of what the image says. */
   user?: string;
   cwd?: string;
@@ -160,6 +163,7 @@ export class SandboxClient {
   readonly agents: Agents;
   readonly bell: Bell;
   readonly audit: Audit;
+  readonly workers: Workers;
 
   constructor(options: ConnectionOptions = {}) {
     this.#connection = new Connection(options);
@@ -171,6 +175,7 @@ export class SandboxClient {
     this.agents = new Agents(this.#connection);
     this.bell = new Bell(this.#connection);
     this.audit = new Audit(this.#connection);
+    this.workers = new Workers(this.#connection);
   }
 
   /**
@@ -235,10 +240,11 @@ export class SandboxClient {
     return new Sandbox({ connection: this.#connection, id, owned: false });
   }
 
-  /** The sandbox of this id, unique beginning of an id, or name. Throws NotFoundError, ConflictError when several begin like that. */
+  /** The sandbox of this id, unique beginning of an id, or name; with `worker:ID` the system of that worker. Throws NotFoundError, ConflictError when several begin like that. */
   async find(reference: string, options: Aborting = {}): Promise<SandboxInfo> {
     const doing = `look up sandbox '${reference}'`;
-    if (/^[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}$/.test(reference)) {
+    // The system of a worker is in no list of sandboxes.
+    if (/^([0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}$|worker:)/.test(reference)) {
       const path = `/v1/sandboxes/${encodeURIComponent(reference)}`;
       const asked = { doing, sandboxId: reference, signal: options.signal };
       const exact = await this.#connection.json('GET', path, asked).catch((error: unknown) => {
@@ -366,7 +372,8 @@ export class Images {
 
 /** What OpenSandbox has no field for; undefined where nothing of it is asked for, so that its own servers take the request. */
 function ownParts(options: CreateOptions): object | undefined {
-  const { rules, keep, autoStop, pull, agent, workspaces, ports, files, setup, bell, user, cwd } = options;
+  const { rules, keep, autoStop, pull, agent, workspaces, ports, files, setup, bell, user, cwd, worker } =
+    options;
   const parts = {
     ...(rules?.length ? { rules } : {}),
     ...(keep ? { keep } : {}),
@@ -382,6 +389,7 @@ function ownParts(options: CreateOptions): object | undefined {
     ...(files?.length ? { files } : {}),
     ...(setup?.length ? { setup } : {}),
     ...(bell === undefined ? {} : { bell }),
+    ...(worker === undefined ? {} : { worker }),
     ...(user === undefined ? {} : { user }),
     ...(cwd === undefined ? {} : { cwd }),
   };

@@ -107,12 +107,18 @@ export class CommandNotFoundError extends SandboxError {
   }
 }
 
+const endings: Partial<Record<RunResult['reason'], string>> = {
+  timeout: 'timed out',
+  oom: 'ran out of memory',
+  'output-limit': 'wrote more than it was to',
+};
+
 /** The command ended with another exit code than 0, and the caller had asked to be told so by an error. */
 export class CommandError extends SandboxError {
   readonly result: RunResult;
   constructor(command: string, result: RunResult, details?: ErrorDetails) {
     const last = result.stderr.trimEnd().split('\n').at(-1) ?? '';
-    const how = result.reason === 'timeout' ? 'timed out' : `exit code ${result.exitCode ?? 'unknown'}`;
+    const how = endings[result.reason] ?? `exit code ${result.exitCode ?? 'unknown'}`;
     super('command-failed', `${command}: ${how}${last === '' ? '' : `: ${last.slice(0, 500)}`}`, details);
     this.result = result;
   }

@@ -94,6 +94,17 @@ export type {
   Workspace,
 } from './wire.ts';
 export type {
+  BroadcastOptions,
+  BroadcastResult,
+  Enrolment,
+  WorkerCapability,
+  WorkerInfo,
+  WorkerSnapshot,
+  WorkerSnapshots,
+  WorkerStats,
+  Workers,
+} from './workers.ts';
+export type {
   ApplyOptions,
   ApplyResult,
   SyncedWorkspace,

@@ -46,10 +46,11 @@ export interface ExitStatus {
   exitCode: number | null;
   /** E.g. `SIGKILL`. */
   signal: string | null;
-  reason: 'exited' | 'signaled' | 'timeout' | 'killed' | 'unknown';
+  /** `oom` and `output-limit`: it was ended for want of the memory, or for more output, than it was given. */
+  reason: 'exited' | 'signaled' | 'timeout' | 'killed' | 'oom' | 'output-limit' | 'unknown';
 }
 
-const reasons: readonly string[] = ['exited', 'signaled', 'timeout', 'killed', 'unknown'];
+const reasons: readonly string[] = ['exited', 'signaled', 'timeout', 'killed', 'oom', 'output-limit', 'unknown'];
 
 export function exitStatusOf(value: unknown, what: string): ExitStatus {
   const wire = expectFields<{ code?: number; signal?: string; reason: ExitStatus['reason'] }>(

@@ -90,7 +90,7 @@ export function workerHandlers({ workers: taken }: ApiOptions): WorkerHandlers {
     },
     listWorkers: ({ query }) => ({ status: 200, json: { items: workers.list(labelsOf(query.label)) } }),
     workerStats: () => ({ status: 200, json: workers.stats() }),
-    broadcast: ({ body, exchange }) => sendLines(exchange, workers.broadcast(body, exchange.signal)),
+    broadcast: ({ body, exchange }) => sendLines(exchange, ended(workers.broadcast(body, exchange.signal))),
     getWorker: ({ params }) => ({ status: 200, json: workers.get(params.workerId ?? '') }),
     patchWorker: ({ params, body }) => ({ status: 200, json: workers.patch(params.workerId ?? '', body) }),
     removeWorker: ({ params }) => {
@@ -126,6 +126,14 @@ export function workerHandlers({ workers: taken }: ApiOptions): WorkerHandlers {
       ),
     }),
   };
+}
+
+/** With a last line that says it is whole, for a stream of lines can be cut off anywhere. */
+async function* ended(
+  results: AsyncIterable<BroadcastResult>,
+): AsyncIterable<BroadcastResult | { end: true }> {
+  yield* results;
+  yield { end: true };
 }
 
 function none(): WorkerService {

@@ -10,7 +10,7 @@
 //   GET    /v1/workers/{id}                 -> 200 WorkerInfo
 //   PATCH  /v1/workers/{id}                 PatchWorker -> 200 WorkerInfo
 //   DELETE /v1/workers/{id}                 -> 204: its key is worth nothing from now on, and its link is closed
-//   POST   /v1/workers/broadcast            Broadcast -> 200 NDJSON: one BroadcastResult a line, as they come
+//   POST   /v1/workers/broadcast            Broadcast -> 200 NDJSON: one BroadcastResult a line, as they come, then {"end":true}
 //   …      /v1/workers/{id}/proxy/{port}/…  as below /v1/sandboxes/{id}/proxy/{port}: commands, files and ports of the worker's own machine
 //   POST   /v1/workers/{id}/snapshots       NewSnapshot -> 201 SnapshotInfo;  GET -> 200 { items }
 //   GET, DELETE /v1/workers/{id}/snapshots/{snapshotId};  PATCH { tags };  POST …/{snapshotId}/restore RestoreSnapshot -> 200

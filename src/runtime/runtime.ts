@@ -113,6 +113,8 @@ export interface Machine {
   readonly pausing?: Pausing;
   readonly keeping?: Keeping;
   readonly saving?: Saving;
+  /** Of a machine that can be out of our reach while it is well, as one on a worker is: tells when that changes, and at once how it is. */
+  readonly reach?: { onChange(handler: (reachable: boolean) => void): void };
   /** A quick look at what its processes have used, also behind their end, until it is removed. Absent where the back end does not tell. */
   readonly memory?: () => MemoryUse;
 }
