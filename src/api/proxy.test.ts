@@ -239,11 +239,16 @@ test('what does not connect, answer, or speak HTTP in time is told so', async ()
     socket.end('SSH-2.0-whatever\r\n');
   }).listen(0, '127.0.0.1');
   await Promise.all([once(silent, 'listening'), once(babble, 'listening')]);
+  const ports = new Map([silent, babble].map((it, at) => [at + 1, (it.address() as AddressInfo).port]));
+  {
+    await using patient = await startTestApi();
+    for (const [port, real] of ports) patient.service.guests.get('s')?.ports.set(port, real);
+    expect((await patient.call('GET', '/sandboxes/s/proxy/2/')).status).toBe(502);
+  }
   await using api = await startTestApi({ limits: { proxyConnectMs: 50, proxyFirstByteMs: 50 } });
   const guest = api.service.guests.get('s') as NonNullable<ReturnType<typeof api.service.guests.get>>;
-  guest.ports.set(1, (silent.address() as AddressInfo).port).set(2, (babble.address() as AddressInfo).port);
+  for (const [port, real] of ports) guest.ports.set(port, real);
   expect((await api.call('GET', '/sandboxes/s/proxy/1/')).status).toBe(504);
-  expect((await api.call('GET', '/sandboxes/s/proxy/2/')).status).toBe(502);
   guest.deaf = true;
   expect((await api.call('GET', '/sandboxes/s/proxy/1/')).status).toBe(504);
   await api.call('POST', '/v1/sandboxes/s/pause');

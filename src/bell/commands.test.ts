@@ -69,6 +69,7 @@ test.each(cases)('%j and then %j: %j', (args, more, given, problem) => {
   else expect(said).toMatch(problem);
 });
 
+// Without a bound each of these takes longer than a test may.
 test.each([
   ['(a+)+b', 'a'.repeat(4000)],
   ['(a|a)*b', 'a'.repeat(4000)],
@@ -77,9 +78,7 @@ test.each([
   ['a*a*a*a*b', 'a'.repeat(4000)],
   ['(?=(a+))\\1*b(a|aa)+c', `b${'a'.repeat(4000)}`],
 ])('%s cannot hold the daemon up', (pattern, given) => {
-  const began = performance.now();
   expect(argumentProblem(template([pattern]), [given])).toMatch(/too long to match|not one that is allowed/);
-  expect(performance.now() - began).toBeLessThan(2_000);
 });
 
 test.each([

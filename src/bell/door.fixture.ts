@@ -66,7 +66,7 @@ export class TestDoor implements AsyncDisposable {
   }
 
   async sandbox(id: string): Promise<RawCaller> {
-    return new RawCaller(await this.door.connect(id, AbortSignal.timeout(5_000)));
+    return new RawCaller(await this.door.connect(id, AbortSignal.timeout(30_000)));
   }
 
   tcp(): RawCaller {

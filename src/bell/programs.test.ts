@@ -37,7 +37,7 @@ test('of the environment a program gets what a desktop needs and nothing else', 
   using desktop = testDesktop({ programs: { show: 'exec /usr/bin/env > "$1"' }, env });
   const shown = join(desktop.folder, 'shown');
   expect(
-    await desktop.programs.run(join(desktop.folder, 'show'), [shown], { timeoutMs: 5_000, signal: never }),
+    await desktop.programs.run(join(desktop.folder, 'show'), [shown], { timeoutMs: 60_000, signal: never }),
   ).toBe(0);
   const names = textOf(shown)
     .split('\n')
@@ -60,7 +60,7 @@ test("the session's bus is found at its usual place, unless the daemon was told 
 test('arguments reach the program as they are', async () => {
   using desktop = testDesktop({ programs: { show: '' } });
   const args = ['$(id)', '`id`', ';id', '--', '-x', '*', 'a b', '', '\n', '"\'\\'];
-  await desktop.programs.run(join(desktop.folder, 'show'), args, { timeoutMs: 5_000, signal: never });
+  await desktop.programs.run(join(desktop.folder, 'show'), args, { timeoutMs: 60_000, signal: never });
   expect(desktop.calls('show')).toEqual([args]);
 });
 
@@ -83,7 +83,7 @@ test('what cannot be started ends with 127', async () => {
 
 test('a program that does not read its input does no harm', async () => {
   using desktop = testDesktop({ programs: { deaf: 'exec 0<&-; exit 0' } });
-  const options = { input: 'x'.repeat(1_000_000), timeoutMs: 5_000, signal: never };
+  const options = { input: 'x'.repeat(1_000_000), timeoutMs: 60_000, signal: never };
   expect(await desktop.programs.run(join(desktop.folder, 'deaf'), [], options)).toBe(0);
 });
 
@@ -103,7 +103,7 @@ test.each(enders)('a program that %s ends with what it has started', async (_, o
 
 test('what is no longer wanted is not started', async () => {
   using desktop = testDesktop({ programs: { show: '' } });
-  const options = { timeoutMs: 5_000, signal: AbortSignal.abort() };
+  const options = { timeoutMs: 60_000, signal: AbortSignal.abort() };
   expect(await desktop.programs.run(join(desktop.folder, 'show'), [], options)).toBeUndefined();
   expect(desktop.calls('show')).toEqual([]);
 });

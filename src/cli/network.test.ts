@@ -584,8 +584,9 @@ test('a key that nobody waited for answers nothing, nor does what is pasted; Ctr
 });
 
 test('approval: no key in time is a no, and Ctrl-C ends with 130', async () => {
-  const soon = question('q1', { until: new Date(Date.now() + 3_000).toISOString() });
   server.on('GET', /^\/v1\/network\/questions$/, (_, response) => {
+    // From when it is asked for: the program takes its time to start.
+    const soon = question('q1', { until: new Date(Date.now() + 3_000).toISOString() });
     response.write(`${JSON.stringify(soon)}\n`);
   });
   const { child, shown, ended } = atTerminal('policy approval');

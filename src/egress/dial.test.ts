@@ -4,6 +4,7 @@ import { expect, onTestFinished, test, vi } from 'vitest';
 import { dnsServer } from '../../test/network/dns-server.ts';
 import { type Identity, makeAuthority, makeCertificate } from '../../test/network/pki.ts';
 import { Failure } from '../lib/failure.ts';
+import { useRunningTime } from '../lib/running-time.fixture.ts';
 import type { Decision, Host } from '../policy/policy.ts';
 import { createUpstream, type SharedUpstream } from './dial.ts';
 import { UpstreamError, type UpstreamOptions } from './upstream.ts';
@@ -19,6 +20,7 @@ const name = (text: string): Host => ({ kind: 'name', name: text });
 const address = (text: string, family: 4 | 6 = 4): Host => ({ kind: 'address', address: text, family });
 
 function upstream(options: Partial<UpstreamOptions> = {}): SharedUpstream {
+  useRunningTime();
   const made = createUpstream(
     {
       hosts: { 'good.test': ['127.0.0.1'], 'other.test': ['127.0.0.1'] },

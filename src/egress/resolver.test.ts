@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { expect, onTestFinished, test, vi } from 'vitest';
 import { type DnsServer, dnsServer, type Script } from '../../test/network/dns-server.ts';
 import { Failure } from '../lib/failure.ts';
+import { useRunningTime } from '../lib/running-time.fixture.ts';
 import { createResolver, parseHosts, type Resolver, type ResolverOptions } from './resolver.ts';
 import { UpstreamError } from './upstream.ts';
 
@@ -13,6 +14,7 @@ async function scripted(
   script: Script,
   options: Partial<ResolverOptions> = {},
 ): Promise<{ resolver: Resolver; dns: DnsServer }> {
+  useRunningTime();
   const dns = await dnsServer(script);
   const resolver = createResolver({
     hosts: {},

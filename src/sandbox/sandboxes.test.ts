@@ -7,6 +7,7 @@ import { nameLabel } from '../contract/admin.ts';
 import type { SandboxState } from '../contract/sandbox.ts';
 import { Failure } from '../lib/failure.ts';
 import type { Log } from '../lib/log.ts';
+import { useRunningTime } from '../lib/running-time.fixture.ts';
 import { openSqliteStore } from '../store/sqlite/sqlite.ts';
 import type { Store } from '../store/store.ts';
 import { nowhereElse } from './elsewhere.ts';
@@ -346,6 +347,7 @@ test('of two creations with one name at the same moment, one wins', async () => 
 });
 
 test('an expired sandbox that cannot be removed is not tried without a pause', async () => {
+  useRunningTime();
   const sandboxes = await start();
   const { id } = await sandboxes.create({ ...request, timeoutMs: 20 }, never);
   failing('remove', 'unavailable');
@@ -364,6 +366,7 @@ describe('a runtime that cannot be asked when the daemon starts', () => {
   }
 
   test('is not asked without a pause, though a sandbox of it has expired', async () => {
+    useRunningTime();
     const { sandboxes, id } = await downAtStart(1_000);
     now = () => new Date(Date.now() + 1e6);
     await sandboxes.create(request, never).catch(() => {});
@@ -587,6 +590,7 @@ describe('what is kept', () => {
   });
 
   test('left alone for long enough it stops by itself; a hold or a command keeps it', async () => {
+    useRunningTime();
     const sandboxes = await start();
     const { id } = await sandboxes.create({ ...kept, autoStopAfterMs: 200 }, never);
     const held = sandboxes.hold(id);

