@@ -1,5 +1,5 @@
 // The connection to one server: where it is, one request, one WebSocket, and how failures of both become errors.
-import { discover, type Where } from './environment.ts';
+import { discover, type Where as Server, tlsFor } from './environment.ts';
 import {
   abortErrorOf,
   CommandNotFoundError,
@@ -8,9 +8,10 @@ import {
   type ErrorDetails,
   errorOf,
   FileError,
-  type SandboxError,
+  SandboxError,
   throwIfAborted,
 } from './errors.ts';
+import { type TlsSettings, tlsTrouble } from './tls.ts';
 import { HandshakeRefused, type Reply, type Socket, type Transport, transportFor } from './transport.ts';
 
 export interface ConnectionOptions {
@@ -20,6 +21,14 @@ export interface ConnectionOptions {
   apiKey?: string;
   /** The home folder of a daemon on this machine (Node.js). Goes before the environment. Default: `GLOVEBOX_HOME`, else `~/.glovebox`. */
   home?: string;
+  /**
+   * With https (Node.js): authorities to trust instead of the platform's, as PEM or the path of a file. Default: `GLOVEBOX_CA_FILE`. A daemon found through
+   * its home is known without it.
+   */
+  ca?: string;
+  /** A certificate to show to a server that asks for one, and its key, as PEM or paths. Default: `GLOVEBOX_CLIENT_CERT_FILE` and `GLOVEBOX_CLIENT_KEY_FILE`. */
+  cert?: string;
+  key?: string;
   /** Used for every request instead of this package's own (Node.js) or the platform's. */
   fetch?: typeof fetch;
   /** Aborts everything that goes through this client. */
@@ -94,6 +103,11 @@ const neverConnected = new Set([
   'ConnectionRefused',
 ]);
 
+/** The server and the keys and certificates for it. */
+interface Where extends Server {
+  tls?: TlsSettings | undefined;
+}
+
 export class Connection {
   readonly #options: ConnectionOptions;
   #where: Promise<Where> | undefined;
@@ -129,12 +143,12 @@ export class Connection {
       else if (body === undefined && method !== 'GET') headers['content-length'] = '0';
       let response: Reply;
       try {
-        response = await transport.send(target, { method, headers, body, signal });
+        response = await transport.send(target, { method, headers, body, signal, tls: where.tls });
       } catch (cause) {
         if (signal?.aborted) throw abortErrorOf(signal, doing);
         if (attempt - refusals === 1 && !(body instanceof ReadableStream) && (await this.#moved(cause)))
           continue;
-        throw this.#connectionError(cause, method, target, options);
+        throw this.#connectionError(cause, method, target, { ...options, tls: where.tls });
       }
       if (response.status >= 200 && response.status < 300) return response;
       const error = await errorOfResponse(response, options);
@@ -196,12 +210,12 @@ export class Connection {
     for (const [name, value] of Object.entries(options.query ?? {}))
       target.searchParams.append(name, String(value));
     try {
-      return await transport.connect(target, { protocol, signal, headers: keysOf(where) });
+      return await transport.connect(target, { protocol, signal, headers: keysOf(where), tls: where.tls });
     } catch (cause) {
       if (signal?.aborted) throw abortErrorOf(signal, doing);
       if (cause instanceof HandshakeRefused) throw await errorOfResponse(cause.response, options);
       await this.#moved(cause);
-      throw this.#connectionError(cause, 'GET', target, options);
+      throw this.#connectionError(cause, 'GET', target, { ...options, tls: where.tls });
     }
   }
 
@@ -222,8 +236,13 @@ export class Connection {
       this.#where ??
       (url === undefined
         ? discover(home).then((it) => ({ ...it, apiKey: apiKey ?? it.apiKey }))
-        : Promise.resolve<Where>({ url, apiKey })
-      ).then((it) => ({ ...it, url: checkedUrl(it.url) }));
+        : Promise.resolve<Server>({ url, apiKey })
+      ).then(async (it) => {
+        const checked = { ...it, url: checkedUrl(it.url) };
+        return checked.url.startsWith('https:')
+          ? { ...checked, tls: await tlsFor(this.#options, it.certificates) }
+          : checked;
+      });
     this.#where = found;
     // What was not there may be there the next time.
     found.catch(() => {
@@ -232,18 +251,25 @@ export class Connection {
     return found;
   }
 
-  /** After a refused connection: whether the daemon has another address by now, as one that was restarted may. */
+  /** After a connection that did not come about: whether the daemon has another address or certificate by now, as one that was restarted may. */
   async #moved(cause: unknown): Promise<boolean> {
-    if (!neverConnected.has(systemCodeOf(cause))) return false;
-    const before = await this.url();
+    const before = await this.#server();
+    const system = systemCodeOf(cause);
+    if (!neverConnected.has(system) && tlsTrouble(system, new URL(before.url), before.tls) === undefined)
+      return false;
     this.#where = undefined;
-    return await this.url().then(
-      (now) => now !== before,
+    return await this.#server().then(
+      (now) => now.url !== before.url || String(now.certificates) !== String(before.certificates),
       () => false,
     );
   }
 
-  #connectionError(cause: unknown, method: string, url: URL, options: RequestOptions): SandboxError {
+  #connectionError(
+    cause: unknown,
+    method: string,
+    url: URL,
+    options: RequestOptions & Pick<Where, 'tls'>,
+  ): SandboxError {
     const system = systemCodeOf(cause);
     const details: ErrorDetails = { cause, sandboxId: options.sandboxId };
     if (neverConnected.has(system)) {
@@ -252,6 +278,12 @@ export class Connection {
         hint: 'Start one with `glovebox serve`, or check GLOVEBOX_URL.',
       });
     }
+    const trouble = tlsTrouble(system, url, options.tls);
+    if (trouble !== undefined) {
+      const { code, what, hint } = trouble;
+      return errorOf(code, `${options.doing}: ${what}`, { ...details, hint });
+    }
+    if (cause instanceof SandboxError) return cause;
     const message = cause instanceof Error ? cause.message : String(cause);
     // Reading twice does no harm; anything else may have happened already.
     if (method === 'GET') {
@@ -266,7 +298,10 @@ export class Connection {
       `${options.doing}: the connection to ${url.origin} dropped before the answer: ${message}`,
       {
         ...details,
-        hint: 'It may or may not have happened: look before trying again.',
+        hint:
+          options.tls?.cert === undefined
+            ? 'It may or may not have happened: look before trying again.'
+            : 'If the server does not accept the certificate of this client, its log says so; else it may or may not have happened: look before trying again.',
       },
     );
   }

@@ -1,6 +1,7 @@
 // Where the server is and what key it wants, when the caller does not say: environment variables first, then what a daemon of this
 // machine wrote into its home. The only file of this package that reads the environment. In a browser there is nothing to read.
-import { UnavailableError } from './errors.ts';
+import { UnavailableError, ValidationError } from './errors.ts';
+import type { TlsSettings } from './tls.ts';
 
 export interface Where {
   /** Without a slash at the end and without `/v1`. */
@@ -8,6 +9,8 @@ export interface Where {
   apiKey: string | undefined;
   /** What shows a daemon of this machine that the request comes from its own user. */
   ownerKey?: string | undefined;
+  /** PEM: what that daemon shows, one of these. */
+  certificates?: readonly string[] | undefined;
 }
 
 interface Platform {
@@ -39,8 +42,12 @@ function fromEnvironment(): Where | undefined {
 async function fromHome(home: string): Promise<Where> {
   const { readFile } = await import('node:fs/promises');
   try {
-    const { url } = JSON.parse(await readFile(`${home}/daemon.json`, 'utf8')) as { url?: unknown };
+    const { url, certificates } = JSON.parse(await readFile(`${home}/daemon.json`, 'utf8')) as {
+      url?: unknown;
+      certificates?: unknown;
+    };
     if (typeof url !== 'string') throw new Error('daemon.json has no url');
+    const pinned = Array.isArray(certificates) ? certificates.map(String) : undefined;
     const apiKey =
       platform.env?.GLOVEBOX_API_KEY ||
       (await readFile(`${home}/api-key`, 'utf8').catch((error: NodeJS.ErrnoException) => {
@@ -49,7 +56,7 @@ async function fromHome(home: string): Promise<Where> {
         throw error;
       }));
     const ownerKey = await readFile(`${home}/owner-key`, 'utf8').catch(() => undefined);
-    return { url, apiKey: apiKey?.trim(), ownerKey: ownerKey?.trim() };
+    return { url, apiKey: apiKey?.trim(), ownerKey: ownerKey?.trim(), certificates: pinned };
   } catch (cause) {
     const { code, message } = cause as NodeJS.ErrnoException;
     throw new UnavailableError(
@@ -68,4 +75,42 @@ export async function discover(home: string | undefined): Promise<Where> {
     throw new UnavailableError('unavailable', 'no server is named', { hint: 'Pass `url` and `apiKey`.' });
   }
   return await fromHome(home ?? (await defaultHome()));
+}
+
+/** PEM text, or the path of a file that holds it. */
+async function pemOf(given: string | undefined, what: string): Promise<string | undefined> {
+  if (given === undefined || given === '' || given.includes('-----BEGIN ')) return given || undefined;
+  try {
+    const { readFile } = await import('node:fs/promises');
+    return await readFile(given, 'utf8');
+  } catch (cause) {
+    throw new ValidationError('invalid', `${what}: read ${given}: ${(cause as Error).message}`, {
+      ...{ cause, hint: 'It is a file of PEM, or the text of one.' },
+    });
+  }
+}
+
+/** Undefined when there is nothing but what the platform does by itself. What is passed in goes before the environment. */
+export async function tlsFor(
+  given: { ca?: string | undefined; cert?: string | undefined; key?: string | undefined },
+  pinned: readonly string[] | undefined,
+): Promise<TlsSettings | undefined> {
+  const env = platform.env ?? {};
+  const [ca, cert, key] = await Promise.all([
+    pemOf(given.ca ?? (pinned === undefined ? env.GLOVEBOX_CA_FILE : undefined), 'ca'),
+    pemOf(given.cert ?? env.GLOVEBOX_CLIENT_CERT_FILE, 'cert'),
+    pemOf(given.key ?? env.GLOVEBOX_CLIENT_KEY_FILE, 'key'),
+  ]);
+  if ((cert === undefined) !== (key === undefined))
+    throw new ValidationError(
+      'invalid',
+      'a certificate of this client needs its key, and a key its certificate',
+      {
+        hint: 'Set both GLOVEBOX_CLIENT_CERT_FILE and GLOVEBOX_CLIENT_KEY_FILE, or pass both `cert` and `key`.',
+      },
+    );
+  const known = ca === undefined ? pinned : undefined;
+  return ca === undefined && cert === undefined && known === undefined
+    ? undefined
+    : { ca, cert, key, pinned: known };
 }

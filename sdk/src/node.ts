@@ -1,12 +1,14 @@
 // The transport on Node.js: requests over node:http without deadlines of its own, and a WebSocket client (RFC 6455) that lets a slow reader
 // slow the sender down and can tell what the other end has received. Zero dependencies is why it is written here.
-import { createHash, randomBytes } from 'node:crypto';
+import { createHash, randomBytes, X509Certificate } from 'node:crypto';
 import * as http from 'node:http';
 import * as https from 'node:https';
 import type { Socket as NetSocket } from 'node:net';
 import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { ReadableStream } from 'node:stream/web';
+import type { ConnectionOptions, PeerCertificate } from 'node:tls';
+import { notPinned, type TlsSettings } from './tls.ts';
 import {
   HandshakeRefused,
   MessageQueue,
@@ -26,13 +28,40 @@ const keepAliveAfterMs = 15_000;
 const signOfLifeEveryMs = 15_000;
 
 export function nodeTransport(): Transport {
-  const agents = {
-    'http:': new http.Agent({ keepAlive: true }),
-    'https:': new https.Agent({ keepAlive: true }),
-  };
+  const agents = new Agents();
   return {
     send: (url, init) => send(url, init, agents),
     connect,
+  };
+}
+
+class Agents {
+  readonly #http = new http.Agent({ keepAlive: true });
+  readonly #https = new https.Agent({ keepAlive: true });
+  /** Connections of one are of use to no other. */
+  readonly #own = new WeakMap<TlsSettings, https.Agent>();
+
+  for(url: URL, tls: TlsSettings | undefined): http.Agent {
+    if (url.protocol !== 'https:') return this.#http;
+    if (tls === undefined) return this.#https;
+    const agent = this.#own.get(tls) ?? new https.Agent({ keepAlive: true, ...tlsOptionsOf(tls) });
+    this.#own.set(tls, agent);
+    return agent;
+  }
+}
+
+function tlsOptionsOf({ ca, cert, key, pinned }: TlsSettings): ConnectionOptions {
+  const own = { ...(cert === undefined ? {} : { cert }), ...(key === undefined ? {} : { key }) };
+  if (pinned === undefined) return { ...own, ...(ca === undefined ? {} : { ca }) };
+  const known = pinned.map((pem) => new X509Certificate(pem).raw);
+  return {
+    ...own,
+    // One that an authority has issued is trusted by itself here, without that authority.
+    ...{ ca: [...pinned], allowPartialTrustChain: true },
+    checkServerIdentity: (_: string, { raw }: PeerCertificate) =>
+      known.some((it) => it.equals(raw))
+        ? undefined
+        : Object.assign(new Error('another certificate'), { code: notPinned }),
   };
 }
 
@@ -40,15 +69,11 @@ function requesterFor(url: URL): typeof http.request {
   return url.protocol === 'https:' ? https.request : http.request;
 }
 
-function send(
-  url: URL,
-  init: Parameters<Send>[1],
-  agents: Record<'http:' | 'https:', http.Agent>,
-): Promise<Reply> {
+function send(url: URL, init: Parameters<Send>[1], agents: Agents): Promise<Reply> {
   const { promise, resolve, reject } = Promise.withResolvers<Reply>();
-  const { method, headers, body, signal } = init;
+  const { method, headers, body, signal, tls } = init;
   const request = requesterFor(url)(url, {
-    ...{ method, headers, agent: agents[url.protocol as 'http:' | 'https:'] },
+    ...{ method, headers, agent: agents.for(url, tls) },
     ...(signal ? { signal } : {}),
   });
   request.on('response', (incoming) => resolve(new NodeReply(incoming)));
@@ -131,6 +156,7 @@ function connect(url: URL, options: SocketOptions): Promise<Socket> {
   target.protocol = url.protocol === 'wss:' ? 'https:' : 'http:';
   const request = requesterFor(target)(target, {
     agent: false,
+    ...(options.tls === undefined ? {} : tlsOptionsOf(options.tls)),
     headers: {
       ...options.headers,
       connection: 'Upgrade',

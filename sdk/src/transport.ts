@@ -1,6 +1,7 @@
 // How requests and WebSockets leave this process. Everywhere with the platform's own fetch and WebSocket; on Node.js with node:http
 // (node.ts), because fetch there gives up after five minutes without an answer and its WebSocket cannot make a fast sender wait.
-import { UnavailableError } from './errors.ts';
+import { UnavailableError, UnsupportedError } from './errors.ts';
+import type { TlsSettings } from './tls.ts';
 
 /** One WebSocket. `closed` says how the other end ended it; without that, iterating `messages` ends by throwing: the connection dropped. */
 export interface Socket {
@@ -32,6 +33,7 @@ export type Send = (
     headers: Record<string, string>;
     body?: Uint8Array | ReadableStream<Uint8Array> | undefined;
     signal?: AbortSignal | undefined;
+    tls?: TlsSettings | undefined;
   },
 ) => Promise<Reply>;
 
@@ -48,6 +50,7 @@ export interface SocketOptions {
   headers: Record<string, string>;
   protocol: string;
   signal?: AbortSignal | undefined;
+  tls?: TlsSettings | undefined;
 }
 
 export interface Transport {
@@ -119,7 +122,8 @@ export class MessageQueue implements AsyncIterableIterator<string | Uint8Array> 
 }
 
 /** With the platform's own WebSocket (Bun and Deno pass headers on; browsers cannot). */
-function connectWeb(url: URL, options: SocketOptions): Promise<Socket> {
+async function connectWeb(url: URL, options: SocketOptions): Promise<Socket> {
+  refuseTls(options.tls);
   return new Promise((resolve, reject) => {
     const Constructor = WebSocket as unknown as new (url: URL, init: object) => WebSocket;
     const socket = new Constructor(url, {
@@ -179,11 +183,23 @@ export async function transportFor(ownFetch?: typeof fetch): Promise<Transport> 
 }
 
 function sendWith(fetch: typeof globalThis.fetch): Send {
-  return ({ href }, { body, signal, ...init }) =>
-    fetch(href, {
+  return async ({ href }, { body, signal, tls, ...init }) => {
+    refuseTls(tls);
+    return await fetch(href, {
       ...{ ...init, redirect: 'manual' },
       // The types of `fetch` in the DOM's library lag behind streams and typed arrays over shared memory.
       ...(body === undefined ? {} : ({ body, duplex: 'half' } as RequestInit)),
       ...(signal ? { signal } : {}),
     });
+  };
+}
+
+/** What cannot be passed on must not be left out in silence. */
+function refuseTls(tls: TlsSettings | undefined): void {
+  if (tls === undefined) return;
+  throw new UnsupportedError(
+    'unsupported',
+    'authorities and certificates of this client are for Node.js and its own transport only',
+    { hint: 'Elsewhere, tell the platform, or the `fetch` that is passed in, which authorities to trust.' },
+  );
 }

@@ -15,6 +15,7 @@ import { addSettingsVerbs } from './verbs/settings.ts';
 import { addSshVerbs } from './verbs/ssh.ts';
 import { addTemplateVerbs } from './verbs/template.ts';
 import { addTuiVerb } from './verbs/tui.ts';
+import { addWorkersVerbs } from './verbs/workers.ts';
 import { addWorkspaceVerbs } from './verbs/workspace.ts';
 
 const exitCodesHelp = `
@@ -25,6 +26,9 @@ Environment:
   GLOVEBOX_HOME      where the daemon keeps everything (default ~/.glovebox)
   GLOVEBOX_URL       a server to use instead of this machine's daemon; then none is started
   GLOVEBOX_API_KEY   the key of that server
+  GLOVEBOX_CA_FILE   of an https server: authorities to trust instead of the system's (PEM)
+  GLOVEBOX_CLIENT_CERT_FILE, GLOVEBOX_CLIENT_KEY_FILE
+                     a certificate to show to a server that asks for one
   NO_COLOR           no colour, even on a terminal
 
 Sandboxes are named by name, by id, or by the beginning of an id.`;
@@ -123,6 +127,7 @@ export function makeProgram(args: readonly string[]): Command {
     .addHelpText('after', examples(['glovebox image rm debian', '']))
     .action(async (names) => (await import('./commands/image.ts')).removeImages(names));
 
+  addWorkersVerbs(program);
   addAuditVerbs(program);
   addBellVerbs(program);
   addCloneVerbs(program);
