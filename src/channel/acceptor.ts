@@ -13,7 +13,7 @@ import {
   type Welcome,
 } from './handshake.ts';
 import { Link } from './link.ts';
-import { Session } from './session.ts';
+import { Session, type StreamLimits } from './session.ts';
 
 export const helloWithinMs = 10_000;
 /** Connections that have not said hello; further ones are closed at once. A guest may open hundreds of connections to the world in one moment. */
@@ -41,6 +41,8 @@ export interface AcceptorOptions {
   takeOver?: (challenger: { instance: string; holder: string }) => Refusal | undefined;
   /** How long a channel waits for its agent to come back. Default 60,000; may be Infinity. */
   graceMs?: number;
+  /** Streams that may be open; default 1,024 of each end. */
+  limits?: StreamLimits;
   random?: () => number;
   /** A new channel, before it is connected and anything is delivered on it. `caps` are the agent's. */
   onChannel: (channel: Channel, hello: { instance: string; caps: string[] }) => void;
@@ -224,8 +226,16 @@ export class Acceptor {
   }
 
   #begin(hello: Hello): Session {
-    const { clock, random = Math.random, graceMs = 60_000, onHandlerError } = this.#options;
-    const session = new Session({ id: hello.fresh, side: 'daemon', clock, random, graceMs, onHandlerError });
+    const { clock, random = Math.random, graceMs = 60_000, limits, onHandlerError } = this.#options;
+    const session = new Session({
+      id: hello.fresh,
+      side: 'daemon',
+      clock,
+      random,
+      graceMs,
+      limits,
+      onHandlerError,
+    });
     if (this.#held) session.hold();
     this.#session = session;
     this.#instance = hello.instance;

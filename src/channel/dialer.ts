@@ -5,7 +5,7 @@ import type { Clock } from './clock.ts';
 import { channelProtocol, flagFinal, frameType } from './frame.ts';
 import { decodeReason, decodeWelcome, encodeJson, type Hello, type Welcome } from './handshake.ts';
 import { Link } from './link.ts';
-import { Session } from './session.ts';
+import { Session, type StreamLimits } from './session.ts';
 
 export const welcomeWithinMs = 10_000;
 
@@ -33,6 +33,8 @@ export interface DialerOptions {
   caps?: string[];
   /** Random, once for each process. Made up when absent. */
   instance?: string;
+  /** Streams that may be open; default 1,024 of each end. */
+  limits?: StreamLimits;
   random?: () => number;
   /**
    * A new channel, before it is connected and anything is delivered on it: once at the start, and again each time the other end has lost the
@@ -189,13 +191,14 @@ export class Dialer {
   }
 
   #begin(welcome: Welcome): Session {
-    const { clock, onChannel, onHandlerError } = this.#options;
+    const { clock, limits, onChannel, onHandlerError } = this.#options;
     const session = new Session({
       id: welcome.session,
       side: 'agent',
       clock,
       random: this.#random,
       graceMs: Number.POSITIVE_INFINITY,
+      limits,
       onHandlerError,
     });
     this.#fresh = crypto.randomUUID();

@@ -235,3 +235,24 @@ test('a million small writes are gathered', async () => {
   expect(bytes).toBe(30_000);
   expect(world.lastWire.down.deliveredBytes).toBeLessThan(36_000);
 });
+
+test('a channel whose ends agree on other figures has so many streams, and no more', async () => {
+  const world = new World({
+    dialer: { limits: { mine: 1_500, theirs: 2 } },
+    acceptor: { limits: { mine: 2, theirs: 1_500 } },
+    onDaemon: (channel) => {
+      channel.onStream = echo;
+    },
+  });
+  world.dial();
+  await world.connected();
+  for (let count = 0; count < 1_500; count++) world.agent.open();
+  expect(() => world.agent.open()).toThrow(/1500 are open/);
+  world.daemon.open();
+  world.daemon.open();
+  expect(() => world.daemon.open()).toThrow(/2 are open/);
+  await world.settled();
+  expect(world.agent.connected).toBe(true);
+  world.lastWire.cut('rst');
+  await world.until(() => world.agent.connected && world.daemon.connected);
+});

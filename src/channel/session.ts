@@ -25,6 +25,12 @@ import { ChannelStream, type StreamHost, windowBytesMin } from './stream.ts';
 
 /** For each end, the streams it has opened; those whose reset is not acknowledged yet count too. */
 export const streamsMax = 1024;
+
+/** Other figures for a channel; both together must fit into a handshake, which lists at most 4,096. */
+export interface StreamLimits {
+  mine: number;
+  theirs: number;
+}
 /** All receive windows together; beyond it no window grows. */
 const windowsBytesMax = 32 * 1024 * 1024;
 /** An honest end sends one in 12 seconds. */
@@ -40,6 +46,8 @@ export interface SessionOptions {
   random: () => number;
   /** How long the channel outlives its link. Infinity for the dialling end, which decides by itself. */
   graceMs: number;
+  /** Default: `streamsMax` each. */
+  limits?: StreamLimits | undefined;
   /** A handler of a stream threw. The stream has been reset; this is for the log. */
   onHandlerError?: ((error: unknown) => void) | undefined;
 }
@@ -97,8 +105,9 @@ export class Session implements Channel, FrameHandler, StreamHost {
     if (this.#endReason !== undefined) {
       throw new Failure('lost', `open a stream: the channel has ended: ${this.#endReason.message}`);
     }
-    if (this.#mine >= streamsMax) {
-      throw new Failure('exhausted', `open a stream: ${streamsMax} are open, the most one end may have`);
+    const most = this.#options.limits?.mine ?? streamsMax;
+    if (this.#mine >= most) {
+      throw new Failure('exhausted', `open a stream: ${most} are open, the most one end may have`);
     }
     if (this.#nextId > 0xffff_ffff) throw new Failure('exhausted', 'open a stream: every id has been used');
     const stream = this.#create(this.#nextId);
@@ -454,7 +463,8 @@ export class Session implements Channel, FrameHandler, StreamHost {
     if (this.#isMine(id))
       throw new Failure('protocol', `OPEN of stream ${id}, whose number is not theirs to give`);
     if (id <= this.#seen) throw new Failure('protocol', `OPEN of stream ${id}, which has been used`);
-    if (this.#theirs >= streamsMax) throw new Failure('protocol', `OPEN of more than ${streamsMax} streams`);
+    const most = this.#options.limits?.theirs ?? streamsMax;
+    if (this.#theirs >= most) throw new Failure('protocol', `OPEN of more than ${most} streams`);
     this.#seen = id;
     const stream = this.#create(id);
     stream.opened = true;
