@@ -9,8 +9,22 @@ export interface IncomingCall {
   reply(message: unknown): void;
   /** Messages that follow the first. */
   onMessage: (message: unknown) => void;
-  /** The bytes of both directions, with back-pressure; its end is the stream's. Asked for at most once. */
+  /** The bytes of both directions, with back-pressure; its end is the stream's. Asked for at most once, and not beside the following. */
   bytes(): Duplex;
+  /** Bytes on lane 1. False: wait for `onDrain`. They must not change afterwards. */
+  write(bytes: Uint8Array): boolean;
+  onDrain: () => void;
+  /** Takes bytes of lane 1 as they come, those from before first; `consumed` tells when they are used, and gives credit. */
+  set onBytes(handler: (bytes: Uint8Array) => void);
+  consumed(bytes: number): void;
+  /** The other end has ended its direction. */
+  set onEnd(handler: () => void);
+  /** As `signal`, and with the reason. */
+  set onGone(handler: (reason: EndReason) => void);
+  /** All of it on lane 1. Throws Failure('lost') when the other end has gone. */
+  writeAll(source: AsyncIterable<Uint8Array>): Promise<void>;
+  /** Bytes of lane 1 until `stop` says that no more follow, or the other end's direction ends. Reading throws Failure('lost') when it has gone. */
+  input(): { source: AsyncIterable<Uint8Array>; stop: () => void };
   /** Aborted when the other end has reset the stream or the channel has ended. */
   readonly signal: AbortSignal;
   end(): void;

@@ -4,13 +4,15 @@ import type { Duplex } from 'node:stream';
 import type { Channel, EndReason, Stream } from '../channel/channel.ts';
 import { streamDuplex } from '../channel/duplex.ts';
 import { encodeMessage, MessageReader } from '../channel/messages.ts';
+import type { StreamLimits } from '../channel/session.ts';
 import { Failure } from '../lib/failure.ts';
 import type { IncomingCall } from './link.ts';
 
 /** Of one message, either way. */
 export const linkMessageBytesMax = 1024 * 1024;
-/** Streams that each end of a link may have open; the worker's carry every connection of its guests. Both together fit into one handshake. */
-export const linkStreamsMax = { controller: 1_024, worker: 3_000 } as const;
+/** Streams that may be open on a link, for either end's channel: the worker's carry every connection of its guests. Both together fit into one handshake. */
+export const controllerLimits: StreamLimits = { mine: 1_024, theirs: 3_000 };
+export const workerLimits: StreamLimits = { mine: 3_000, theirs: 1_024 };
 
 const lane = { message: 0, bytes: 1 } as const;
 /** Handed to the stream at once, so that "enough" is heard in time. */
@@ -54,6 +56,7 @@ export class Call implements IncomingCall {
   #ended = false;
   #endedHere = false;
   #reason: EndReason | undefined;
+  #duplex: Duplex | undefined;
 
   constructor(stream: Stream, begin?: (call: Call) => void) {
     this.#stream = stream;
@@ -175,11 +178,14 @@ export class Call implements IncomingCall {
   }
 
   bytes(): Duplex {
+    if (this.#duplex !== undefined)
+      throw new Failure('internal', 'the bytes of a request are asked for twice');
     const stream = this.#stream;
     const duplex = streamDuplex(stream, {
       lane: lane.bytes,
       onOtherLane: (on, bytes) => this.#take(on, bytes),
     });
+    this.#duplex = duplex;
     const { onReset } = stream;
     stream.onReset = (reason) => {
       this.#leave(reason);
@@ -204,6 +210,8 @@ export class Call implements IncomingCall {
     if (this.#reason !== undefined) return;
     this.#stream.reset({ code: reason.code, message: reason.message.slice(0, 200) });
     this.#leave(reason);
+    // Its user hears of it as of any other end.
+    this.#duplex?.destroy();
   }
 
   #take(on: number, bytes: Uint8Array): void {
