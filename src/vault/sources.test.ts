@@ -19,7 +19,7 @@ beforeEach(() => {
 });
 afterEach(() => rmSync(folder, { recursive: true, force: true }));
 
-const soon = () => AbortSignal.timeout(10_000);
+const soon = () => AbortSignal.timeout(30_000);
 const read = (source: Source) => values.read(source, soon());
 const file = (name: string): Source => ({ type: 'file', path: join(folder, name) });
 const command = (script: string, refreshSeconds?: number): Source => ({
@@ -138,9 +138,8 @@ describe('a command', () => {
   });
 
   test('is over when it ends, whatever it leaves running', async () => {
-    const begun = performance.now();
-    expect(await read(command('sleep 8 & echo done'))).toBe('done');
-    expect(performance.now() - begun).toBeLessThan(7_000);
+    // To wait for it would take longer than reading may.
+    expect(await read(command('sleep 45 & echo done'))).toBe('done');
   });
 
   const failures: [string, Source, RegExp][] = [

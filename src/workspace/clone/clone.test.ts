@@ -25,7 +25,7 @@ import type { Place } from '../mode.ts';
 import { CloneMode, wordFor } from './clone.ts';
 import { isRemoteName, reachable } from './repository.ts';
 
-const signal = AbortSignal.timeout(120_000);
+const { signal } = new AbortController();
 const present = (process.env.GLOVEBOX_TEST_PRESENT ?? '').split(',');
 const root = process.getuid?.() === 0;
 

@@ -26,7 +26,7 @@ import type { SandboxInfo } from '../../sandbox/sandbox.ts';
 import type { Place } from '../mode.ts';
 import { SyncMode, type SyncOptions } from './sync.ts';
 
-const signal = AbortSignal.timeout(300_000);
+const { signal } = new AbortController();
 const root = process.getuid?.() === 0;
 
 let agent: AsyncDisposable & { guest: Guest };
