@@ -69,7 +69,7 @@ test('imports go down only', () => {
 });
 
 test('drivers do not know each other, and only daemon/ names them', () => {
-  const drivers = /^src\/(runtime\/(bubblewrap|docker|memory)|store\/sqlite)\//;
+  const drivers = /^src\/(runtime\/(bubblewrap|docker|memory|host)|store\/sqlite)\//;
   const wrong = sources.flatMap((file) =>
     importsOf(file)
       .filter(

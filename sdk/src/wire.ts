@@ -50,7 +50,15 @@ export interface ExitStatus {
   reason: 'exited' | 'signaled' | 'timeout' | 'killed' | 'oom' | 'output-limit' | 'unknown';
 }
 
-const reasons: readonly string[] = ['exited', 'signaled', 'timeout', 'killed', 'oom', 'output-limit', 'unknown'];
+const reasons: readonly string[] = [
+  'exited',
+  'signaled',
+  'timeout',
+  'killed',
+  'oom',
+  'output-limit',
+  'unknown',
+];
 
 export function exitStatusOf(value: unknown, what: string): ExitStatus {
   const wire = expectFields<{ code?: number; signal?: string; reason: ExitStatus['reason'] }>(

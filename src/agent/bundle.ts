@@ -55,6 +55,40 @@ export function mountsCommand(folder: string): string[] {
   ];
 }
 
+/**
+ * The agent as a process of the host itself, its run folder to be added to the command: on Bun, or where there is none for this platform on Node.js, from
+ * the sources. `version` changes with whatever it is made of.
+ */
+export async function hostAgent(fallback?: string): Promise<HostAgent> {
+  if (runtimePackages[process.arch] === undefined || process.platform !== 'linux') return nodeAgent();
+  const folder = await ensureAgentBundle(fallback);
+  const command = [
+    ...[`${folder}/ld.so`, '--library-path', `${folder}/lib`, `${folder}/bun`],
+    ...[`--config=${folder}/bunfig.toml`, '--no-env-file', `${folder}/agent.js`],
+  ];
+  return { command, environment: agentEnvironment(), version: basename(folder), users: 'all' };
+}
+
+export interface HostAgent {
+  command: readonly string[];
+  environment: Readonly<Record<string, string>>;
+  version: string;
+  /** Whether it can start commands as other users, where its own user may. */
+  users: 'all' | 'single';
+}
+
+/** The same on Node.js. */
+export async function nodeAgent(): Promise<HostAgent> {
+  const hash = createHash('sha256').update(process.version);
+  for (const path of agentSources()) hash.update(path).update(await readFile(join(root, path)));
+  return {
+    command: [process.execPath, join(root, 'src/agent/main-node.ts')],
+    environment: { NODE_OPTIONS: '' },
+    version: `node-${hash.digest('hex').slice(0, 16)}`,
+    users: 'single',
+  };
+}
+
 /** What the agent's own environment must hold, over whatever an image sets. Commands get the image's variables with each request. */
 export function agentEnvironment(): Record<string, string> {
   return {
@@ -159,12 +193,15 @@ async function runtimePath(): Promise<string> {
 /** Changes with whatever goes into the folder. */
 async function fingerprint(bun: string): Promise<string> {
   const hash = createHash('sha256').update(await readFile(join(dirname(bun), '../package.json')));
-  const sources = globSync('src/{agent,channel,contract,lib,runtime/mounts,bell/client}/**/*.ts', {
-    cwd: root,
-  }).filter((path) => !path.endsWith('.test.ts'));
-  for (const path of [...sources, bellClient].sort())
+  for (const path of [...agentSources(), bellClient].sort())
     hash.update(path).update(await readFile(join(root, path)));
   return hash.digest('hex').slice(0, 16);
+}
+
+function agentSources(): string[] {
+  return globSync('src/{agent,channel,contract,lib,runtime/mounts,bell/client}/**/*.ts', { cwd: root })
+    .filter((path) => !path.endsWith('.test.ts'))
+    .sort();
 }
 
 async function librariesOf(binary: string): Promise<string[]> {

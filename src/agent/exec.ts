@@ -1,14 +1,24 @@
 // Commands: started once, read by whoever is attached, outliving every connection, and killed with everything they started.
 //
 //   started ──process dead──▶ draining ──pipes empty, or 200 ms──▶ ended ──10 minutes──▶ forgotten
-import type { ExecControl, ExecExit, ExecRequest, ExecSummary } from '../contract/guest.ts';
+import type {
+  ExecControl,
+  ExecExit,
+  ExecLimits,
+  ExecRequest,
+  ExecSummary,
+  HostBoot,
+} from '../contract/guest.ts';
 import { laneOf } from '../contract/guest-wire.ts';
+import type { AllowedPrograms } from './allowed-programs.ts';
 import type { Call } from './call.ts';
+import { type ExecGroup, ExecGroups } from './exec-groups.ts';
 import { explain, prepare } from './lookup.ts';
 import { LogReader, OutputLog } from './output.ts';
 import type { Child, DirectSocket, Platform, Source } from './platform/platform.ts';
+import type { Receipt, Receipts } from './receipts.ts';
 import { Refusal } from './refusal.ts';
-import { type Command, membersOf, signalGroup, signalProcess } from './tree.ts';
+import { type Command, markOf, membersOf, signalGroup, signalProcess } from './tree.ts';
 
 /** How long after its death a command's pipes may still bring something: children that it left behind hold them open. */
 const drainMs = 200;
@@ -18,6 +28,11 @@ const runningMax = 1_024;
 /** Ended commands are kept so that nobody misses an end, or runs one twice. */
 const receiptsMax = 16_384;
 const receiptMs = 10 * 60_000;
+/** Of them all, the running ones and the newest: what fits into one message. */
+const listedMax = 8_192;
+/** An end that nobody has asked for yet keeps a retiring agent no longer than this. */
+const untoldMs = 60_000;
+const idlePollMs = 200;
 /** Output held of all ended commands together; the oldest is given up first. */
 const endedBytesMax = 16 * 1024 * 1024;
 const idCharsMax = 128;
@@ -28,10 +43,18 @@ export interface ExecsOptions {
   platform: Platform;
   own: { uid: number; gid: number };
   openDirect: (id: string) => DirectSocket;
+  /** Absent: any program may be started. */
+  allowed?: AllowedPrograms;
+  /** Absent: what was started is remembered by this process alone. */
+  receipts?: Receipts;
+  host?: HostBoot;
 }
 
 export class Execs {
   readonly #options: ExecsOptions;
+  readonly #groups: ExecGroups;
+  /** Ids that were signalled before their commands came, and when. */
+  readonly #fenced = new Map<string, number>();
   /** In the order of their start. */
   readonly #execs = new Map<string, Exec>();
   /** In the order of their end. */
@@ -44,13 +67,12 @@ export class Execs {
 
   constructor(options: ExecsOptions) {
     this.#options = options;
+    this.#groups = new ExecGroups(options.host?.groups);
   }
 
   start(call: Call, request: ExecRequest): void {
-    if (typeof request.execId !== 'string' || !/^[\w.:-]{1,128}$/.test(request.execId)) {
-      throw new Refusal('invalid', `execId: 1 to ${idCharsMax} letters, digits and . : - _`);
-    }
-    const content = contentOf(request);
+    checkId(request.execId);
+    const content = this.#contentOf(request);
     const known = this.#execs.get(request.execId);
     if (known !== undefined) {
       if (known.content !== content) {
@@ -59,6 +81,12 @@ export class Execs {
       known.attach(call, 0);
       return;
     }
+    const receipt = this.#options.receipts?.find(request.execId);
+    if (receipt !== undefined) {
+      tellPast(call, { id: request.execId, receipt, content, from: 0 });
+      return;
+    }
+    if (this.#fenced.has(request.execId)) throw canceled(request.execId);
     if (this.#stopping) throw new Refusal('conflict', 'the sandbox is stopping');
     if (this.#running >= runningMax) throw new Refusal('exhausted', `${runningMax} commands are running`);
     if (this.#execs.size >= receiptsMax) {
@@ -74,21 +102,63 @@ export class Execs {
   }
 
   attach(call: Call, request: { execId: string; from: number }): void {
-    this.#find(request.execId).attach(call, request.from);
+    const { execId, from } = request;
+    const receipt = this.#options.receipts?.find(execId);
+    if (receipt === undefined || this.#execs.has(execId)) this.#find(execId).attach(call, from);
+    else tellPast(call, { id: execId, receipt, from });
   }
 
   signal(request: { execId: string; signal: string; tree: boolean; graceMs?: number }): void {
-    this.#find(request.execId).signal(request);
+    const { execId } = request;
+    checkId(execId);
+    if (!this.#execs.has(execId)) {
+      const receipt = this.#options.receipts?.find(execId);
+      if (receipt?.ended) return;
+      if (receipt?.digest) throw unknownEnd(execId);
+      this.#fence(execId);
+    }
+    this.#find(execId).signal(request);
   }
 
+  /** Running ones first, then the newest of those that have ended. */
   list(): ExecSummary[] {
-    return [...this.#execs.values()].map((it) => it.summary());
+    const ended = [...this.#ended].reverse();
+    const running = [...this.#execs.values()].filter((it) => !this.#ended.has(it));
+    return [...running, ...ended].slice(0, listedMax).map((it) => it.summary());
+  }
+
+  /** Resolves when nothing runs and every end has been told, or has waited for long. */
+  async idle(): Promise<void> {
+    const needed = (it: Exec) => !it.told && it.endedAt + untoldMs > performance.now();
+    while (this.#running > 0 || [...this.#ended].some(needed)) await sleep(idlePollMs);
   }
 
   /** Kills everything and starts nothing more. */
   async stop(): Promise<void> {
     this.#stopping = true;
     await killAll(() => [...this.#execs.values()], this.#options.platform);
+  }
+
+  // Forgotten after as long as the end of a command, unless it is on the disk.
+  #fence(id: string): void {
+    const { receipts } = this.#options;
+    if (receipts) {
+      if (receipts.find(id) === undefined) receipts.add(id, '');
+      return;
+    }
+    const now = performance.now();
+    for (const [old, at] of this.#fenced) {
+      if (at + receiptMs > now) break;
+      this.#fenced.delete(old);
+    }
+    if (this.#fenced.size >= receiptsMax)
+      throw new Refusal('exhausted', `${receiptsMax} unknown commands have been signalled`);
+    this.#fenced.set(id, now);
+  }
+
+  #contentOf(request: ExecRequest): string {
+    const text = contentOf(request);
+    return this.#options.receipts?.digestOf(text) ?? sumOf(text);
   }
 
   #find(id: string): Exec {
@@ -102,27 +172,31 @@ export class Execs {
     const { platform, own } = this.#options;
     if (request.pty && !platform.abilities.pty)
       throw new Refusal('unsupported', 'no terminals in this runtime');
-    const { candidates, spec } = prepare(request, own);
+    if (request.limits?.outputBytes !== undefined && request.directStdout !== undefined)
+      throw new Refusal('unsupported', 'limits.outputBytes: not for output on a connection of its own');
+    const prepared = prepare(request, own, this.#options.host?.mark);
+    const candidates = this.#options.allowed?.check(prepared) ?? prepared.candidates;
+    const { spec } = prepared;
     if (spec.user && !platform.abilities.users)
       throw new Refusal('unsupported', 'no other users in this runtime');
-    const direct =
-      request.directStdout === undefined || request.pty
-        ? undefined
-        : this.#options.openDirect(request.directStdout);
+    const group = this.#groups.make(request.limits);
+    let direct: DirectSocket | undefined;
     try {
+      if (request.directStdout !== undefined && !request.pty)
+        direct = this.#options.openDirect(request.directStdout);
       const whole = { ...spec, ...(direct && { directStdout: direct }) };
-      let why: unknown;
-      for (const path of candidates) {
-        try {
-          const child = platform.spawn({ ...whole, path });
-          return new Exec({ child, request, content, platform, onEnd: (exec) => this.#onEnd(exec) });
-        } catch (thrown) {
-          why ??= explain(thrown, path);
-          // As the shells do: what cannot run does not hide what can, further along the PATH.
-          if ((why as Refusal).code !== 'not-executable') break;
-        }
-      }
-      throw why;
+      this.#options.receipts?.add(request.execId, content);
+      const child = startFirst(candidates, (path) => {
+        const start = () => platform.spawn({ ...whole, path });
+        return group === undefined ? start() : group.within(start);
+      });
+      const onEnd = (exec: Exec) => this.#onEnd(exec);
+      const mark = markOf(request.execId, this.#options.host?.mark);
+      return new Exec({ child, request, content, mark, group, platform, onEnd });
+    } catch (thrown) {
+      if (this.#options.receipts?.find(request.execId)) this.#options.receipts.takeBack(request.execId);
+      if (group) this.#groups.drop(group);
+      throw thrown;
     } finally {
       direct?.close();
     }
@@ -132,6 +206,13 @@ export class Execs {
     this.#running--;
     this.#ended.add(exec);
     this.#endedBytes += exec.heldBytes;
+    if (exec.group) this.#groups.drop(exec.group);
+    const { exit, end } = exec.summary();
+    try {
+      if (exit) this.#options.receipts?.ended(exec.id, exit, end);
+    } catch {
+      // A full disk: the end is told by this agent, and by a later one as unknown.
+    }
     for (const oldest of this.#ended) {
       if (this.#endedBytes <= endedBytesMax) break;
       const before = oldest.heldBytes;
@@ -171,11 +252,66 @@ export class Execs {
   }
 }
 
-/** What makes two requests the same command. Its hash alone is kept, for arguments may be large. */
+/** The first of the programs that the kernel starts. Throws why the first could not be. */
+function startFirst(candidates: string[], start: (path: string) => Child): Child {
+  let why: Refusal | undefined;
+  for (const path of candidates) {
+    try {
+      return start(path);
+    } catch (thrown) {
+      why ??= explain(thrown, path);
+      // As the shells do: what cannot run does not hide what can, further along the PATH.
+      if (why.code !== 'not-executable') break;
+    }
+  }
+  throw why;
+}
+
+/** The answer about a command of an agent that has ended since: what is known of it, and none of its output. */
+function tellPast(call: Call, past: { id: string; receipt: Receipt; content?: string; from: number }): void {
+  const { id, receipt, content, from } = past;
+  const { digest, at, ended } = receipt;
+  if (digest === '') throw canceled(id);
+  if (content !== undefined && content !== digest)
+    throw new Refusal('conflict', `${id} is the id of another command`);
+  if (ended === undefined) throw unknownEnd(id);
+  const { end, exit } = ended;
+  if (!Number.isSafeInteger(from) || from < 0 || from > end)
+    throw new Refusal('invalid', `from ${from}: its output ended at ${end}`);
+  call.reply({ type: 'started', pid: 0, startedAt: at, from });
+  if (from < end) call.reply({ type: 'gap', from, to: end });
+  call.reply({ type: 'exit', end, exit });
+  call.end();
+}
+
+function canceled(id: string): Refusal {
+  return new Refusal('canceled', `${id} was signalled before it came, and does not run any more`);
+}
+
+function unknownEnd(id: string): Refusal {
+  return new Refusal(
+    'unknown',
+    `${id} may have run: the agent that was to start it has ended, and nobody saw how; it is not run again`,
+  );
+}
+
+function checkId(id: unknown): void {
+  if (typeof id !== 'string' || !/^[\w.:-]{1,128}$/.test(id))
+    throw new Refusal('invalid', `execId: 1 to ${idCharsMax} letters, digits and . : - _`);
+}
+
+/** What makes two requests the same command. Also compared with what was written down by agents of other versions. */
 function contentOf(request: ExecRequest): string {
-  const { argv, shell, cwd, user, stdin, pty, timeoutMs, graceMs } = request;
+  const { argv, shell, cwd, user, stdin, pty, timeoutMs, graceMs, limits } = request;
   const env = Object.entries(request.env).sort(([a], [b]) => (a < b ? -1 : 1));
-  const text = JSON.stringify([argv, shell, env, cwd, user, stdin, pty, timeoutMs, graceMs]);
+  const size = pty && { cols: pty.cols, rows: pty.rows };
+  const content: unknown[] = [argv, shell, env, cwd, user, stdin, size, timeoutMs, graceMs];
+  if (limits) content.push([limits.memoryBytes, limits.pids, limits.cpu, limits.outputBytes]);
+  return JSON.stringify(content);
+}
+
+/** Of a content that is only compared with those of this process. Kept in its place, for arguments may be large. */
+function sumOf(text: string): string {
   // Two sums with different factors; an accident is out of the question, and the daemon has no reason to deceive itself.
   let a = 0x811c9dc5;
   let b = 0x1505;
@@ -190,8 +326,14 @@ function contentOf(request: ExecRequest): string {
 class Exec {
   readonly id: string;
   readonly content: string;
+  /** Absent: nothing but bytes is limited, if that. */
+  readonly group: ExecGroup | undefined;
   endedAt = 0;
+  /** Whether a reader has heard of its end. */
+  told = false;
   readonly #child: Child;
+  readonly #mark: string;
+  readonly #outputBytesMax: number;
   readonly #platform: Platform;
   readonly #startedAt = Date.now();
   readonly #onEnd: (exec: Exec) => void;
@@ -201,7 +343,7 @@ class Exec {
   #openSources: number;
   #status: { code: number | null; signal: string | null } | undefined;
   #exit: ExecExit | undefined;
-  #cause: 'timeout' | 'killed' | undefined;
+  #cause: Exclude<ExecExit['reason'], 'exited' | 'signaled' | 'unknown'> | undefined;
   #timeout: ReturnType<typeof setTimeout> | undefined;
   #call: Call | undefined;
   #reader: LogReader | undefined;
@@ -213,12 +355,17 @@ class Exec {
     child: Child;
     request: ExecRequest;
     content: string;
+    mark: string;
+    group: ExecGroup | undefined;
     platform: Platform;
     onEnd: (exec: Exec) => void;
   }) {
     const { child, request } = options;
     this.id = request.execId;
     this.content = options.content;
+    this.#mark = options.mark;
+    this.group = options.group;
+    this.#outputBytesMax = request.limits?.outputBytes ?? Number.POSITIVE_INFINITY;
     this.#child = child;
     this.#platform = options.platform;
     this.#onEnd = options.onEnd;
@@ -230,12 +377,23 @@ class Exec {
     for (const source of child.sources) void this.#pump(source);
     void child.exited.then((status) => this.#died(status));
     const timeoutMs = duration(request.timeoutMs);
-    if (timeoutMs !== undefined) {
-      this.#timeout = setTimeout(() => {
-        this.#cause ??= 'timeout';
-        void this.kill(this.#graceMs);
-      }, timeoutMs);
+    if (timeoutMs !== undefined)
+      this.#timeout = setTimeout(() => this.#endFor('timeout', this.#graceMs), timeoutMs);
+    this.#tighten(request.limits);
+  }
+
+  #tighten(limits: ExecLimits | undefined): void {
+    try {
+      if (limits && this.group && !this.group.tighten(limits)) this.#endFor('oom', 0);
+    } catch {
+      // Without its limits it must not go on.
+      this.#endFor('killed', 0);
     }
+  }
+
+  #endFor(cause: 'timeout' | 'killed' | 'oom' | 'output-limit', graceMs: number): void {
+    this.#cause ??= cause;
+    void this.kill(graceMs);
   }
 
   get heldBytes(): number {
@@ -329,7 +487,10 @@ class Exec {
   }
 
   get command(): Command {
-    return { mark: this.id, pid: this.#child.pid, buried: this.#status !== undefined };
+    return {
+      ...{ mark: this.#mark, pid: this.#child.pid, buried: this.#status !== undefined },
+      ...(this.group && { group: this.group.pids }),
+    };
   }
 
   async #pump(source: Source): Promise<void> {
@@ -343,7 +504,10 @@ class Exec {
         if (bytes === undefined) break;
         // Left-over children go on writing; closing their pipe would kill them.
         if (this.#exit !== undefined || bytes.length === 0) continue;
-        this.#log.push(source.lane, bytes);
+        const room = this.#outputBytesMax - this.#log.end;
+        if (bytes.length > room) this.#endFor('output-limit', this.#graceMs);
+        if (room <= 0) continue;
+        this.#log.push(source.lane, bytes.subarray(0, room));
         this.#reader?.wake();
       }
     } catch {
@@ -378,6 +542,8 @@ class Exec {
   #finish(): void {
     if (this.#exit !== undefined || this.#status === undefined) return;
     const { code, signal } = this.#status;
+    // The kernel kills the greediest process, and a shell that waits for it tells so by its own status.
+    if (code === 128 + 9 && this.group !== undefined && this.group.oomKills > 0) this.#cause ??= 'oom';
     const reason = this.#cause ?? (signal !== null ? 'signaled' : code === null ? 'unknown' : 'exited');
     this.#exit = { code, signal, reason };
     this.endedAt = performance.now();
@@ -391,6 +557,7 @@ class Exec {
     if (this.#exit === undefined) return false;
     call.reply({ type: 'exit', end: this.#log.end, exit: this.#exit });
     call.end();
+    this.told = true;
     if (this.#call === call) {
       this.#call = undefined;
       this.#reader = undefined;

@@ -5,7 +5,7 @@ import { defaultPath } from '../contract/guest-wire.ts';
 import { shown } from './paths.ts';
 import type { SpawnSpec, User } from './platform/platform.ts';
 import { errnoOf, Refusal } from './refusal.ts';
-import { markName } from './tree.ts';
+import { markName, markOf } from './tree.ts';
 import { type Account, Accounts } from './users.ts';
 
 /** Everything of a SpawnSpec but the program's path, of which there may be several to try. */
@@ -14,7 +14,11 @@ export interface Prepared {
   spec: Omit<SpawnSpec, 'path'>;
 }
 
-export function prepare(request: ExecRequest, own: { uid: number; gid: number }): Prepared {
+export function prepare(
+  request: ExecRequest,
+  own: { uid: number; gid: number },
+  hostMark: string | undefined,
+): Prepared {
   const accounts = new Accounts();
   const account =
     request.user === undefined ? accounts.own(own.uid, own.gid) : accounts.resolve(request.user);
@@ -25,7 +29,7 @@ export function prepare(request: ExecRequest, own: { uid: number; gid: number })
   env.USER ??= account.name;
   env.LOGNAME ??= account.name;
   if (request.pty) env.TERM ??= 'xterm-256color';
-  env[markName] = request.execId;
+  env[markName] = markOf(request.execId, hostMark);
   for (const [name, value] of Object.entries(env)) {
     if (
       name === '' ||

@@ -7,6 +7,7 @@ import type { AgentBoot } from '../contract/guest.ts';
 import { guestFolder, guestProtocol } from '../contract/guest-wire.ts';
 import { Call } from './call.ts';
 import { Egress } from './egress.ts';
+import { joinGroups } from './join-groups.ts';
 import { connect } from './platform/bun-connection.ts';
 import type { Agent } from './serve.ts';
 
@@ -19,19 +20,21 @@ void start();
 async function start(): Promise<void> {
   const boot = await readBoot(`${runFolder}/boot.json`);
   const parts: { agent?: Promise<Agent> } = {};
-  const egress = new Egress({ boot, socketPath });
+  if (boot.host?.groups) joinGroups(boot.host.groups);
+  // Without walls the network is the host's, and serve.ts says so.
+  const egress = boot.host ? undefined : new Egress({ boot, socketPath });
   const dialer = new Dialer({
     connect: (signal) => connect({ unix: socketPath }, signal),
     token: boot.token,
     clock: systemClock({ keepsProcessAlive: true }),
     backOff: localBackOff,
-    caps: ['pty', 'direct', 'users'],
+    caps: ['pty', 'direct', 'users', 'limits'],
     onChannel: (channel) => {
       // Starting has left memory behind that an idle agent does not need.
       setTimeout(() => Bun.shrink(), shrinkAfterMs).unref();
       channel.onStream = (stream) =>
         new Call(stream, (call, request) => {
-          if (request.op === 'egress') return egress.configure(call, request);
+          if (request.op === 'egress' && egress) return egress.configure(call, request);
           parts.agent ??= import('./work.js').then(({ begin }) => begin({ boot, socketPath }));
           void parts.agent.then(
             (agent) => agent.handle(call, request),
@@ -48,6 +51,14 @@ async function start(): Promise<void> {
       void stop().then(() => dialer.stop({ code: 'stopped', message: `the sandbox got ${signal}` }));
     });
   }
+  // The host runtime has a newer agent, which takes over once nobody needs this one.
+  if (boot.host)
+    process.on('SIGUSR2', () => {
+      void (async () => {
+        await (await parts.agent)?.idle();
+        dialer.stop({ code: 'stopped', message: 'it made room for a newer agent' });
+      })();
+    });
   const reason = await dialer.ended;
   await stop();
   process.exit(reason.code === 'stopped' ? 0 : 75);

@@ -1,6 +1,7 @@
 // Answers the daemon: one stream, one request, one handler. What commands there are outlives the channel that asked for them.
 // In a guest it is loaded with the first request, so that an idle agent stays small.
 import type { AgentBoot, GuestRequest } from '../contract/guest.ts';
+import { AllowedPrograms } from './allowed-programs.ts';
 import { bulkHello } from './bulk-hello.ts';
 import type { Call } from './call.ts';
 import { Dials } from './dial.ts';
@@ -9,28 +10,37 @@ import * as files from './files.ts';
 import { metrics } from './metrics.ts';
 import { ownerOf } from './owner.ts';
 import type { Platform } from './platform/platform.ts';
+import type { Receipts } from './receipts.ts';
 import { Refusal } from './refusal.ts';
+
+const idlePollMs = 200;
 
 export interface AgentOptions {
   platform: Platform;
   boot: AgentBoot;
   /** Of the daemon, for connections of their own. */
   socketPath: string;
+  receipts?: Receipts;
 }
 
 export class Agent {
   readonly #options: AgentOptions;
   readonly #execs: Execs;
   readonly #dials: Dials;
+  #answering = 0;
 
   constructor(options: AgentOptions) {
     this.#options = options;
-    const { platform } = options;
+    const { platform, boot, receipts } = options;
+    const { host, allowedCommands } = boot;
     const own = { uid: process.getuid?.() ?? 0, gid: process.getgid?.() ?? 0 };
     this.#dials = new Dials(platform);
     this.#execs = new Execs({
       platform,
       own,
+      ...(host && { host }),
+      ...(receipts && { receipts }),
+      ...(allowedCommands && { allowed: new AllowedPrograms(allowedCommands) }),
       openDirect: (id) => {
         this.#mustBeDirect();
         return platform.openDirect(options.socketPath, this.#bulkHello(id));
@@ -43,9 +53,21 @@ export class Agent {
     return this.#execs.stop();
   }
 
+  /** Resolves when nobody needs this agent any more: nothing runs, every end has been told, and no answer is under way. */
+  async idle(): Promise<void> {
+    for (;;) {
+      await this.#execs.idle();
+      if (this.#answering === 0) return;
+      await new Promise((resolve) => setTimeout(resolve, idlePollMs));
+    }
+  }
+
   /** Answers one request; whatever goes wrong is the answer. */
   handle(call: Call, request: GuestRequest): void {
-    this.#handle(call, request).catch((thrown) => call.fail(thrown, String(request?.op)));
+    this.#answering++;
+    void this.#handle(call, request)
+      .catch((thrown) => call.fail(thrown, String(request?.op)))
+      .finally(() => this.#answering--);
   }
 
   async #handle(call: Call, request: GuestRequest): Promise<void> {

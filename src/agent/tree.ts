@@ -6,6 +6,11 @@ import type { Platform } from './platform/platform.ts';
 /** In the environment of every command, inherited by whatever it starts. */
 export const markName = 'GLOVEBOX_EXEC_ID';
 
+/** What it says: without walls other agents' commands have ids, too. */
+export function markOf(execId: string, hostMark: string | undefined): string {
+  return hostMark === undefined ? execId : `${hostMark}.${execId}`;
+}
+
 /** A process that cannot be mistaken for a later one with the same number. */
 export interface ProcessId {
   pid: number;
@@ -27,6 +32,8 @@ export interface Command {
   mark: string;
   pid: number;
   buried: boolean;
+  /** Numbers of processes that are known to be of it, as of now. */
+  group?: number[];
 }
 
 /** The living processes of some commands, in one look. */
@@ -40,9 +47,11 @@ export function membersOf(commands: Command[], platform: Platform): ProcessId[] 
   // The number of a buried process may belong to another one now, and then so do the group and session of that name.
   const leaders = new Set(commands.filter((it) => !(it.buried && table.has(it.pid))).map((it) => it.pid));
   const marks = new Set(commands.map((it) => it.mark));
+  const grouped = new Set(commands.flatMap((it) => it.group ?? []));
   for (const process of table.values()) {
     const named = leaders.has(process.group) || leaders.has(process.session) || leaders.has(process.pid);
-    if (named || marks.has(markOf(process.pid, platform) ?? '')) members.set(process.pid, process);
+    if (named || grouped.has(process.pid) || marks.has(markIn(process.pid, platform) ?? ''))
+      members.set(process.pid, process);
   }
   for (let grown = true; grown; ) {
     grown = false;
@@ -87,7 +96,7 @@ function deliver(target: number, signal: NodeJS.Signals, platform: Platform): bo
   return true;
 }
 
-function markOf(pid: number, platform: Platform): string | undefined {
+function markIn(pid: number, platform: Platform): string | undefined {
   try {
     return readMark(pid);
   } catch (thrown) {

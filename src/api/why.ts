@@ -148,6 +148,8 @@ function commandExplained(history: SandboxHistory, { id, exit }: PastCommand): s
   if (exit === undefined)
     return history.state === 'Gone' ? 'It ran until the end of its sandbox.' : 'It still runs.';
   if (exit.reason === 'timeout') return 'It took longer than it was given, and was ended.';
+  if (exit.reason === 'oom') return 'It took more memory than it was given, and was ended.';
+  if (exit.reason === 'output-limit') return 'It wrote more than it was to, and was ended.';
   if (exit.reason === 'killed') return `It was ended on request, with ${exit.signal ?? 'a signal'}.`;
   if (exit.reason === 'unknown')
     return 'How it ended nobody saw: the daemon, or its way into the sandbox, was gone by then.';

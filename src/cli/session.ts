@@ -166,6 +166,10 @@ async function forwardOutput(running: Process, options: OutputOptions): Promise<
         sayError('the command took too long and was ended', undefined);
         return exitCodes.timeout;
       }
+      if (event.reason === 'oom')
+        sayError('the command took more memory than it was given and was ended', undefined);
+      if (event.reason === 'output-limit')
+        sayError('the command wrote more than it was to and was ended', undefined);
       if (event.exitCode === null) {
         sayError('the command is gone, and nobody knows how it ended', 'Look with `glovebox inspect`.');
         return exitCodes.execFailed;

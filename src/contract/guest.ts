@@ -30,6 +30,8 @@ export interface ExecRequest {
   timeoutMs?: number;
   /** Milliseconds between SIGTERM and SIGKILL. Default 5,000; 0 kills at once. */
   graceMs?: number;
+  /** What it may use, with all that it starts; `unsupported` where the agent cannot hold one of them. Older agents do not know limits. */
+  limits?: ExecLimits;
   /**
    * Hands the command's stdout (with pipes) to a connection of its own that the agent opens with this one-time id, so the agent never touches
    * the bytes. Such output is not kept and cannot be replayed.
@@ -37,11 +39,34 @@ export interface ExecRequest {
   directStdout?: string;
 }
 
+/**
+ * Of one command and all that it starts. Memory, processes and CPU are held by control groups, which an agent has only where it was given some (machines
+ * without walls, on hosts that let us); bytes of output everywhere.
+ */
+export const ExecLimits = z.strictObject({
+  /** Beyond it the kernel kills (reason `oom`). Swap included. */
+  memoryBytes: z
+    .int()
+    .min(4 * 1024 * 1024)
+    .max(Number.MAX_SAFE_INTEGER)
+    .optional(),
+  /** Processes and threads at one time. */
+  pids: z.int().min(1).max(4_194_304).optional(),
+  /** Processors: 0.5 is half of one. */
+  cpu: z.number().min(0.01).max(4_096).optional(),
+  /** Of stdout and stderr together. What is more is dropped, and the command ended (reason `output-limit`). Not with `directStdout`. */
+  outputBytes: z.int().min(0).max(Number.MAX_SAFE_INTEGER).optional(),
+});
+export type ExecLimits = z.infer<typeof ExecLimits>;
+
 export type GuestRequest =
   | ExecRequest
   /** The output from this offset on, then the exit. Offsets count bytes of all lanes together. */
   | { op: 'attach'; execId: string; from: number }
-  /** To the process group, or with `tree` to every process of the command, those that left its group included. */
+  /**
+   * To the process group, or with `tree` to every process of the command, those that left its group included. `not-found` for an id that was never seen; an
+   * `exec` with that id that comes later is refused (`canceled`).
+   */
   | { op: 'signal'; execId: string; signal: string; tree: boolean; graceMs?: number }
   | { op: 'execs' }
   /** A TCP connection to a port of the guest itself (127.0.0.1, then ::1). Bytes on lane `data` both ways. */
@@ -86,7 +111,15 @@ export type GuestRequest =
   | { op: 'whose'; port: number }
   | { op: 'ping' };
 
-export const ExitReason = z.enum(['exited', 'signaled', 'timeout', 'killed', 'unknown']);
+export const ExitReason = z.enum([
+  'exited',
+  'signaled',
+  'timeout',
+  'killed',
+  'oom',
+  'output-limit',
+  'unknown',
+]);
 
 /** `code` is what a shell would show: the exit status, or 128 + the signal's number. Null only with reason `unknown`. */
 export const ExecExit = z.object({
@@ -135,6 +168,8 @@ export const GuestErrorCode = z.enum([
   'unsupported',
   'timeout',
   'io',
+  'unknown', // it was to be started by an agent that has ended since: it may have run, and is not run again
+  'canceled', // the id was signalled before it came
 ]);
 export type GuestErrorCode = z.infer<typeof GuestErrorCode>;
 
@@ -205,4 +240,26 @@ export interface AgentBoot {
   sandboxId: string;
   /** Proves to the daemon that this is the sandbox's own agent. The daemon removes the file once the agent has said hello. */
   token: string;
+  /** Set on the machine itself rather than inside of walls. */
+  host?: HostBoot;
+  /**
+   * The only programs that may be started: absolute paths, or names looked up in the default PATH. Compared by what they really are and by the name they are
+   * called by; a shell line needs its shell on the list. Absent: any.
+   */
+  allowedCommands?: string[];
+  /** The only folders that file requests reach, links followed. Absolute. Absent: any. */
+  folders?: string[];
+}
+
+/** For an agent without walls. */
+export interface HostBoot {
+  /** In the environment of all that it starts, and in nobody else's. */
+  mark: string;
+  /**
+   * A file, made when missing, in which each command is noted, on the disk, before it starts, and its end: so that none runs twice, whatever became of the
+   * agent meanwhile.
+   */
+  receipts?: string;
+  /** Control groups of its own: it joins `agent` and makes one beside that for each command with limits. Absolute folders, one for each hierarchy. */
+  groups?: { version: 1 | 2; folders: string[] };
 }

@@ -19,6 +19,8 @@ const codes: Record<GuestErrorCode, FailureCode> = {
   unsupported: 'unsupported',
   timeout: 'timeout',
   io: 'io',
+  unknown: 'unknown',
+  canceled: 'conflict',
 };
 
 /** What a shell would exit with when it cannot start a command. */

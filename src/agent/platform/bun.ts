@@ -14,12 +14,16 @@ const reapAfterMs = 10;
 const connectWithinMs = 10_000;
 
 export class BunPlatform implements Platform {
-  readonly abilities = { pty: true, direct: true, users: true, walls: true };
+  readonly abilities: Platform['abilities'];
   #libc: LibC | undefined;
   /** Children that Bun itself buries. */
   readonly #children = new Set<number>();
   readonly #terminals = new Set<number>();
   #reaping: ReturnType<typeof setTimeout> | undefined;
+
+  constructor({ walls }: { walls: boolean }) {
+    this.abilities = { pty: true, direct: true, users: true, walls };
+  }
 
   connectUnix(path: string, signal: AbortSignal): Promise<Connection> {
     return connect({ unix: path }, signal);

@@ -166,6 +166,8 @@ function outcomeOf(exit: ExecExit): { code: number | null; error?: string } {
   if (code === null || reason === 'unknown')
     return { code: null, error: 'the end of the command is unknown' };
   if (reason === 'timeout') return { code: code === 0 ? 124 : code, error: 'timed out' };
+  if (reason === 'oom') return { code, error: 'out of memory' };
+  if (reason === 'output-limit') return { code: code === 0 ? 137 : code, error: 'too much output' };
   if (code === 0) return { code };
   return { code, error: signal === null ? `exit status ${code}` : `signal: ${signal}` };
 }

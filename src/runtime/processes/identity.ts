@@ -31,6 +31,19 @@ export function childrenOf(pid: number): number[] {
     .filter((child) => statOf(child)?.parent === pid);
 }
 
+/** The children of every process of the host, in one look. */
+export function childrenByParent(): Map<number, number[]> {
+  const found = new Map<number, number[]>();
+  for (const name of readdirSync('/proc')) {
+    const stat = /^\d+$/.test(name) ? statOf(Number(name)) : undefined;
+    if (stat === undefined) continue;
+    const siblings = found.get(stat.parent);
+    if (siblings) siblings.push(Number(name));
+    else found.set(stat.parent, [Number(name)]);
+  }
+  return found;
+}
+
 /** Changes with every start of the host. */
 export function bootId(): string {
   return readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim();
