@@ -47,6 +47,8 @@ export interface CreationFlags extends ModeFlags, EnvironmentFlags {
   denyNetwork?: string[];
   networkPolicyFile?: string;
   install?: boolean;
+  worker?: string;
+  workerLabel?: string[];
   bell?: boolean;
   bellAction?: string[];
 }
@@ -129,9 +131,17 @@ export async function creationOf(wanted: Wanted, flags: CreationFlags): Promise<
     ...(flags.user === undefined ? {} : { user: flags.user }),
     ...(flags.workdir === undefined ? {} : { cwd: flags.workdir }),
     ...(flags.install && agent !== undefined ? { setup: agent.install } : {}),
+    ...workerWish(flags),
     ...(flags.bell || flags.bellAction ? { bell: bellDecisionsOf(flags.bellAction ?? []) } : {}),
   };
   return { options, policyFile };
+}
+
+function workerWish({ worker, workerLabel }: CreationFlags): Pick<CreateOptions, 'worker'> {
+  if (worker !== undefined && workerLabel !== undefined)
+    throw usageError('give --worker or --worker-label, not both');
+  if (worker !== undefined) return { worker };
+  return workerLabel === undefined ? {} : { worker: { labels: pairsOf('--worker-label', workerLabel) } };
 }
 
 /** Who commits are from: nothing of our configuration of git is seen inside. */

@@ -9,6 +9,7 @@ const groups: Readonly<Record<string, readonly string[]>> = {
   'Workspaces:': ['discard', 'checkpoint', 'undo', 'fetch'],
   'Network, secrets and the bell:': ['network', 'policy', 'secret', 'bell'],
   'Images:': ['template', 'image'],
+  'Other machines:': ['workers', 'worker'],
   'This machine:': ['settings', 'setup', 'doctor', 'audit', 'serve', 'version', 'completion'],
 };
 

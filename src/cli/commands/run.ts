@@ -206,6 +206,6 @@ function warnOfIgnored(name: string, options: RunOptions, paths: readonly string
   );
 }
 
-const onlyAtCreation = new Set(['clone', 'overlay', 'sync', 'install', 'bell']);
+const onlyAtCreation = new Set(['clone', 'overlay', 'sync', 'install', 'bell', 'worker', 'workerLabel']);
 /** Those that are true unless `--no-…` is given. */
 const negated = new Set(['transparent', 'autoStop', 'keep']);

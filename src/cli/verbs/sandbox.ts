@@ -123,6 +123,8 @@ function withCreationOptions(command: Command): Command {
     .option('--allow <resources>', 'what it may reach, e.g. pypi.org,*.npmjs.org:443 (repeatable)', collect)
     .option('--deny <resources>', 'what it may not reach, whatever else is allowed (repeatable)', collect)
     .option('--deny-network <resources>', 'the same as --deny (repeatable)', collect)
+    .option('--worker <id>', 'on this machine that dials in, rather than here; see `glovebox workers`')
+    .option('--worker-label <KEY=VALUE>', 'on a worker with this label (repeatable)', collect)
     .option('--bell', 'let it ask this host for what `glovebox bell status` lists, e.g. to notify you')
     .option(
       '--bell-action <ACTION=DECISION>',
