@@ -33,6 +33,8 @@ const withoutData = [
   ...['policy rm', 'policy reset', 'policy approval watch', 'policy approval answer', 'secret rm'],
   ...['secret import', 'settings set', 'settings unset', 'bell token rm', 'bell client', 'bell unit'],
   ...['env run', 'env exec', 'env rm'],
+  ...['workers unenrol', 'workers cordon', 'workers uncordon', 'workers rm'],
+  ...['workers snapshot restore', 'workers snapshot tag', 'workers snapshot rm'],
 ];
 
 test.each(all)('glovebox %s says what it does, with examples', (_path, verb) => {

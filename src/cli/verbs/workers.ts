@@ -63,8 +63,9 @@ export function addWorkersVerbs(program: Command): void {
     .action(async (options) => (await load()).ls(options));
 
   verb('inspect', 'show all that is known of a worker')
-    .usage('WORKER')
+    .usage('[options] WORKER')
     .argument('<worker>')
+    .option('--json', 'as JSON, which it is anyway')
     .addHelpText('after', examples(['glovebox workers inspect gpu-1', 'as JSON']))
     .action(async (id) => (await load()).inspect(id));
 
