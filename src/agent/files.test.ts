@@ -65,11 +65,11 @@ describe.each([
     expect(await guest.write(at('a/b/c'), once(bytes.subarray(0, 10), bytes.subarray(10)))).toBe(
       bytes.length,
     );
-    expect(await content(at('a/b/c'))).toEqual(bytes);
+    // To compare millions of bytes one by one takes a busy machine a minute.
+    expect(bytes.equals(await content(at('a/b/c')))).toBe(true);
     expect(await content(at('a/b/c'), { offset: 5, length: 7 })).toEqual(bytes.subarray(5, 12));
-    expect(await content(at('a/b/c'), { offset: 1_000_000, length: 1_500_000 })).toEqual(
-      bytes.subarray(1_000_000, 2_500_000),
-    );
+    const middle = await content(at('a/b/c'), { offset: 1_000_000, length: 1_500_000 });
+    expect(bytes.subarray(1_000_000, 2_500_000).equals(middle)).toBe(true);
     expect(await content(at('a/b/c'), { offset: 9_000_000 })).toHaveLength(0);
     expect((await content('/proc/self/stat')).length).toBeGreaterThan(0);
   });
