@@ -272,6 +272,7 @@ class ApiServer {
       },
       takeOver: () => {
         if (upgrade === undefined) throw new Failure('internal', `${target.id} is no WebSocket`);
+        exchange.response.detachSocket(upgrade.socket as never);
         return upgrade;
       },
     };

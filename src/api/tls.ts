@@ -181,7 +181,9 @@ export class ServerTls implements Disposable {
     // Gone by itself, as scanners and health checks do.
     if (String(why) === 'ECONNRESET') return;
     if (!this.#refusals.take(this.#options.now().getTime())) return;
-    const from = socket.remoteAddress ?? 'unknown';
+    // One that has failed no longer tells, but the connection below still does.
+    const below = (socket as { _parent?: Socket })._parent;
+    const from = socket.remoteAddress ?? below?.remoteAddress ?? 'unknown';
     this.#options.log.warn({ from, error: plain(String(why), 128) }, 'a TLS connection was refused');
   }
 }

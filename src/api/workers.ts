@@ -1,5 +1,6 @@
 // Our own routes about machines that dial in: who may, who is there, and what can be done on many of them at once.
 import type { IncomingMessage } from 'node:http';
+import { webSocketProtocol } from '../contract/guest-wire.ts';
 import type {
   Broadcast,
   BroadcastResult,
@@ -18,6 +19,7 @@ import type {
 import { Failure } from '../lib/failure.ts';
 import type { ApiOptions, Handlers } from './handlers.ts';
 import { sendLines } from './lines.ts';
+import { Refusal } from './refusal.ts';
 import type { Upgrade } from './wire.ts';
 
 /** Snapshots of folders of one worker, kept there. Failure('unavailable') while it is not connected, Failure('not-found') for ids unknown. */
@@ -48,7 +50,7 @@ export interface WorkerService {
   broadcast(request: Broadcast, signal: AbortSignal): AsyncIterable<BroadcastResult>;
   snapshots(id: string): WorkerSnapshots;
   /** Whose handshake it is, checked before it is answered; then answers it. Resolves when the connection is over. */
-  connect(request: IncomingMessage, upgrade: Upgrade, signal: AbortSignal): Promise<void>;
+  connect(request: IncomingMessage, takeOver: () => Upgrade, signal: AbortSignal): Promise<void>;
 }
 
 /** Of pairs `k=v`. Failure('invalid'). */
@@ -75,7 +77,8 @@ export function workerHandlers({ workers: taken }: ApiOptions): WorkerHandlers {
   const snapshots = (params: Record<string, string>) => workers.snapshots(params.workerId ?? '');
   return {
     connectWorker: async ({ exchange, takeOver }) => {
-      await workers.connect(exchange.request, takeOver(), exchange.signal);
+      refuseOtherProtocols(exchange.request);
+      await workers.connect(exchange.request, takeOver, exchange.signal);
       return 'taken' as const;
     },
     enrolWorker: ({ body, exchange }) => ({
@@ -126,6 +129,21 @@ export function workerHandlers({ workers: taken }: ApiOptions): WorkerHandlers {
       ),
     }),
   };
+}
+
+/** Another generation of workers hears which one this is, rather than a connection that closes. */
+function refuseOtherProtocols(request: IncomingMessage): void {
+  const offered = (request.headers['sec-websocket-protocol'] ?? '').split(',').map((it) => it.trim());
+  if (offered.includes(webSocketProtocol)) return;
+  throw new Refusal(
+    'invalid',
+    `workers of this controller speak ${webSocketProtocol}; ${offered.join(', ').slice(0, 200) || 'nothing'} was offered`,
+    {
+      status: 426,
+      headers: { Upgrade: 'websocket', 'Sec-WebSocket-Protocol': webSocketProtocol },
+      hint: 'Upgrade the older of the two.',
+    },
+  );
 }
 
 /** With a last line that says it is whole, for a stream of lines can be cut off anywhere. */

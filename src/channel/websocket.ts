@@ -1,6 +1,7 @@
 // WebSockets as carriers: the `ws` package where connections come in, the global WebSocket where they are dialled.
 // The borders of messages mean nothing; only binary messages are taken.
 import type { WebSocket as ServerWebSocket } from 'ws';
+import { webSocketProtocol } from '../contract/guest-wire.ts';
 import { Failure } from '../lib/failure.ts';
 import type { Carrier } from './channel.ts';
 import { handshakeBytesMax, headerBytes } from './frame.ts';
@@ -11,8 +12,7 @@ const lingerMs = 1_000;
 const lookEveryMs = 2;
 const lookedAtBytesMax = 1024 * 1024;
 
-/** The name to offer and to pick as Sec-WebSocket-Protocol. */
-export const webSocketProtocol = 'glovebox.channel.1';
+export { webSocketProtocol };
 
 /** For the `WebSocketServer` that takes in agents. Compression would cost memory and let secrets leak through sizes. */
 export const webSocketServerOptions = {

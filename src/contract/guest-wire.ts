@@ -24,3 +24,6 @@ export const defaultPath = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 
 /** The id of bulk connections that carry what a guest sends to the world; they are not asked for. */
 export const egressBulkId = 'egress';
+
+/** The name to offer and to pick as Sec-WebSocket-Protocol. */
+export const webSocketProtocol = 'glovebox.channel.1';
