@@ -1,9 +1,7 @@
 // The commands of sandbox-comm's README, as written there, from a sandbox in bubblewrap, one in Docker, and a container that is none of ours; what they do
 // arrives on a real desktop, and the record tells each of them. Also with curl, which is no client of ours at all.
 import { execFile, execFileSync, spawn } from 'node:child_process';
-import { once } from 'node:events';
 import { chmodSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
-import { type AddressInfo, createServer } from 'node:net';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
@@ -12,6 +10,7 @@ import { commandLine, environmentOf } from '../command-line.ts';
 import { expectNothingLeft, makeHome, startDaemon, type TestDaemon, until } from '../daemon.ts';
 import { startDesktop, type TestDesktop, toneOf } from '../desktop.ts';
 import { dockerImage } from '../images.ts';
+import { freePort } from '../ports.ts';
 import { imageFor, runtimes } from '../runtimes.ts';
 
 const here = runtimes.length > 0;
@@ -37,7 +36,7 @@ beforeAll(async () => {
     join(project, 'Makefile'),
     'test:\n\t@echo tests passed; echo a warning >&2; exit 0\nfail:\n\t@exit 3\n',
   );
-}, 120_000);
+});
 
 afterAll(async () => {
   await desktop?.[Symbol.asyncDispose]();
@@ -116,7 +115,7 @@ describe.each(runtimes)('from a sandbox in %s', (runtime) => {
     daemon = await startDaemon({ home, runtime, env: desktop.env });
     const image = { uri: await imageFor(runtime, daemon, 'debian') };
     id = await create(daemon, { image, metadata: { 'glovebox.name': 'web' } });
-  }, 180_000);
+  });
 
   afterAll(async () => {
     await remove(daemon, id);
@@ -138,7 +137,7 @@ describe.each(runtimes)('from a sandbox in %s', (runtime) => {
 
   test('every command of the README works as written', async () => {
     await everyCommandOfTheReadme(guest, { url: 'http://host.docker.internal:9999', from: 'web' });
-  }, 180_000);
+  });
 
   test('so do curl, Claude Code’s http hooks, and scripts that know nothing of a bell', async () => {
     const url = 'http://host.docker.internal:9999';
@@ -164,7 +163,7 @@ describe.each(runtimes)('from a sandbox in %s', (runtime) => {
     expect(lines[0]).toMatchObject({ type: 'start' });
     expect(lines).toContainEqual({ type: 'stdout', data: 'tests passed\n', encoding: 'utf8' });
     expect(lines.at(-1)).toMatchObject({ type: 'exit', code: 0 });
-  }, 120_000);
+  });
 
   test('the record tells each call: who, what, by which decision, with what outcome', async () => {
     const { entries } = JSON.parse((await owner('bell', 'log', '--json', '--limit', '1000')).stdout);
@@ -233,15 +232,6 @@ async function startBell(
   };
 }
 
-async function freePort(address: string): Promise<number> {
-  const server = createServer().listen(0, address);
-  await once(server, 'listening');
-  const { port } = server.address() as AddressInfo;
-  server.close();
-  await once(server, 'close');
-  return port;
-}
-
 describe.skipIf(!runtimes.includes('docker'))('from a container that is none of ours', () => {
   let home: string;
   let stop: () => Promise<void>;
@@ -283,7 +273,7 @@ describe.skipIf(!runtimes.includes('docker'))('from a container that is none of 
       ],
       { encoding: 'utf8' },
     ).trim();
-  }, 180_000);
+  });
 
   afterAll(async () => {
     if (container) execFileSync('docker', ['rm', '-f', container], { stdio: 'ignore' });
@@ -300,7 +290,7 @@ describe.skipIf(!runtimes.includes('docker'))('from a container that is none of 
 
   test('every command of the README works as written, with a token', async () => {
     await everyCommandOfTheReadme(guest, { url, from: 'token container' });
-  }, 180_000);
+  });
 
   test('without its token nothing is done, and the answer says how to get one', async () => {
     const said = await guest('SANDBOX_COMM_TOKEN= sandbox-comm ping');

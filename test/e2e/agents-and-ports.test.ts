@@ -2,13 +2,13 @@
 // that was killed and over stop and start.
 import { execFile } from 'node:child_process';
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { call, create, list, remove, run } from '../client.ts';
 import { expectNothingLeft, startDaemon, type TestDaemon, until } from '../daemon.ts';
+import { freePort } from '../ports.ts';
 import { runtimes } from '../runtimes.ts';
 
 const server = `import http.server
@@ -19,14 +19,6 @@ class Answer(http.server.BaseHTTPRequestHandler):
         self.wfile.write(b"from inside")
 http.server.HTTPServer(("127.0.0.1", 7000), Answer).serve_forever()`;
 const none = ['tail', '-f', '/dev/null'];
-
-async function freePort(): Promise<number> {
-  const listener = createServer();
-  await new Promise<void>((resolve) => listener.listen(0, '127.0.0.1', resolve));
-  const { port } = listener.address() as { port: number };
-  await new Promise((resolve) => listener.close(resolve));
-  return port;
-}
 
 describe.skipIf(!runtimes.includes('bubblewrap'))('bubblewrap', () => {
   let daemon: TestDaemon;

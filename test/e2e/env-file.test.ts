@@ -10,12 +10,12 @@ import {
   symlinkSync,
   writeFileSync,
 } from 'node:fs';
-import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { commandLine, environmentOf, shellLine } from '../command-line.ts';
 import { expectNothingLeft, makeHome, until } from '../daemon.ts';
+import { freePort } from '../ports.ts';
 import { runtimes } from '../runtimes.ts';
 import { Tmux } from '../tmux.ts';
 
@@ -25,14 +25,6 @@ class Answer(http.server.BaseHTTPRequestHandler):
         self.send_response(200); self.end_headers(); self.wfile.write(b"from inside")
     def log_message(self, *_): pass
 http.server.HTTPServer(("127.0.0.1", 7000), Answer).serve_forever()'`;
-
-async function freePort(): Promise<number> {
-  const listener = createServer();
-  await new Promise<void>((resolve) => listener.listen(0, '127.0.0.1', resolve));
-  const { port } = listener.address() as { port: number };
-  await new Promise((resolve) => listener.close(resolve));
-  return port;
-}
 
 describe.skipIf(!runtimes.includes('bubblewrap'))('a project with an env file', () => {
   let home: string;
