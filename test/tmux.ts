@@ -1,15 +1,17 @@
 // Terminals as a person has them, in a tmux server of the test's own: typed to by keys, read by what is on the screen.
 import { execFileSync } from 'node:child_process';
+import { randomBytes } from 'node:crypto';
 import { join } from 'node:path';
 import { until } from './daemon.ts';
 
-const shownMs = 60_000;
+const shownMs = 120_000;
 
 export interface Terminal {
   /** A line, with Enter. */
   type(line: string): void;
   /** In tmux's words: `C-p`, `Enter`, `q`. */
   press(...keys: string[]): void;
+  resize(columns: number, rows: number): void;
   /** All that it shows and has shown, wrapped lines joined. */
   text(): string;
   /** Resolves with all that is shown once this is there. */
@@ -22,7 +24,8 @@ export class Tmux {
 
   /** `folder`: for its socket; `environment`: of every terminal. */
   constructor(folder: string, environment: NodeJS.ProcessEnv) {
-    this.#socket = join(folder, 'tmux.sock');
+    // Of this server alone: one that is about to end may still listen on the socket that it had.
+    this.#socket = join(folder, `tmux-${randomBytes(4).toString('hex')}.sock`);
     this.#environment = { ...environment, PS1: '$ ', ENV: '', TMUX: '' };
   }
 
@@ -37,6 +40,8 @@ export class Tmux {
         this.#tmux('send-keys', '-t', name, 'Enter');
       },
       press: (...keys) => void this.#tmux('send-keys', '-t', name, ...keys),
+      resize: (columns, rows) =>
+        void this.#tmux('resize-window', '-t', name, '-x', String(columns), '-y', String(rows)),
       text,
       shows: (expected, deadlineMs = shownMs) =>
         until(
