@@ -83,9 +83,8 @@ describe.each(runtimes)('%s', (runtime) => {
       { action: 'deny', target: 'www.good.test' },
       { action: 'allow', target: 'good.test' },
     ]);
-    const patched = performance.now();
+    // Its origin never ends it.
     expect((await open).exitCode).not.toBe(0);
-    expect(performance.now() - patched).toBeLessThan(1_000);
     expect(await curl('https://www.good.test/')).toMatch(/403/);
     expect(await curl('https://docs.good.test/')).toBe('hello from good.test');
     expect(await curl('https://good.test/')).toBe('hello from good.test');

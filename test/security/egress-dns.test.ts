@@ -157,7 +157,9 @@ fromHostileGuests(
     test('D9 names that nobody answers for hold up nobody but themselves', async () => {
       const { guest } = scene;
       const slow = await Promise.all(Array.from({ length: 60 }, () => guest.proxy()));
+      const heldUp = new Set<unknown>(slow);
       slow.forEach((socket, index) => {
+        socket.once('data', () => heldUp.delete(socket));
         const name = `n${index}-${runtime}.slow.test`;
         socket.write(get(`http://${name}/`, name));
       });
@@ -166,9 +168,9 @@ fromHostileGuests(
         () => server.questions.filter((it) => it.includes(`-${runtime}.slow.test`)).length,
         (count) => count >= 8,
       );
-      const startedAt = performance.now();
       expect((await ask('good.test'))?.status).toBe(200);
-      expect(performance.now() - startedAt).toBeLessThan(2_000);
+      // The question for it did not wait in the line of the others.
+      expect(heldUp.size).toBeGreaterThan(0);
       for (const socket of slow) socket.destroy();
     });
   },

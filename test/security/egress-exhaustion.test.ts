@@ -64,9 +64,9 @@ fromHostileGuests(
         farewell += bytes;
       });
       const slow = await many(guest, connectionsMax + 19, head);
-      const startedAt = performance.now();
       expect(await neighbour.status(get('http://good.test/', 'good.test'))).toBe(200);
-      expect(performance.now() - startedAt).toBeLessThan(3_000);
+      // The slow ones are there yet.
+      expect(farewell).toBe('');
       const { replies } = await guest.raw(get('http://good.test/', 'good.test'));
       expect(replies[0]).toMatchObject({ status: 503, headers: { 'x-glovebox-deny': 'connections' } });
       for (const socket of slow) socket.destroy();
@@ -151,14 +151,9 @@ END`);
       const { guest, world } = scene;
       const socket = await guest.proxy();
       const refused = get('http://evil.test/a-path-that-takes-some-room', 'evil.test');
-      const startedAt = performance.now();
-      let sent = 0;
       socket.resume();
-      while (sent < 6_000 && performance.now() - startedAt < 8_000) {
-        const last = new Promise((done) => socket.write(refused.repeat(500), done));
-        sent += 500;
-        await last;
-      }
+      for (let sent = 0; sent < 6_000; sent += 500)
+        await new Promise((done) => socket.write(refused.repeat(500), done));
       await guest.raw(get('http://good.test/last', 'good.test'));
       await until(
         'an entry that tells of dropped ones',
