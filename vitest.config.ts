@@ -24,9 +24,9 @@ export default defineConfig({
   test: {
     include: ['src/**/*.test.ts', 'sdk/**/*.test.ts', 'test/**/*.test.ts'],
     // Tests wait on conditions; these limits only end what hangs, on a slow and shared machine.
-    testTimeout: 60_000,
-    hookTimeout: 180_000,
-    expect: { poll: { timeout: 20_000 } },
+    testTimeout: 300_000,
+    hookTimeout: 300_000,
+    expect: { poll: { timeout: 60_000 } },
     setupFiles: ['test/patience.ts'],
     // Real machines and engines are shared by the files: two at a time fits two cores.
     maxWorkers: 2,

@@ -9,6 +9,7 @@ import { join } from 'node:path';
 import { agentCommand, agentEnvironment, ensureAgentBundle } from '../src/agent/bundle.ts';
 import { Call } from '../src/agent/call.ts';
 import { NodePlatform } from '../src/agent/platform/node.ts';
+import type { Receipts } from '../src/agent/receipts.ts';
 import { Agent } from '../src/agent/serve.ts';
 import { Acceptor } from '../src/channel/acceptor.ts';
 import { systemClock } from '../src/channel/clock.ts';
@@ -34,6 +35,8 @@ export interface BundledOptions {
   prefix?: string[];
   env?: Record<string, string>;
   cwd?: string;
+  /** Over what its boot file says otherwise. */
+  boot?: Partial<AgentBoot>;
   /** Takes what the agent sends to the world. */
   onEgress?: (socket: Socket) => void;
   /** In place of the whole command: gets the bundle's folder and the run folder. */
@@ -54,6 +57,7 @@ export async function startBundledAgent(options: BundledOptions = {}): Promise<B
     protocol: guestProtocol,
     sandboxId: 'test',
     token: randomBytes(16).toString('hex'),
+    ...options.boot,
   };
   // The guest may run as anybody.
   await chmod(folder, 0o755);
@@ -87,7 +91,7 @@ export async function startBundledAgent(options: BundledOptions = {}): Promise<B
   try {
     const early = exited.then(() => Promise.reject(new Error(`the agent ended before its hello: ${stderr}`)));
     early.catch(() => {});
-    const guest = await Promise.race([door.connected(AbortSignal.timeout(20_000)), early]);
+    const guest = await Promise.race([door.connected(AbortSignal.timeout(60_000)), early]);
     const helloMs = performance.now() - startedAt;
     return {
       guest,
@@ -110,11 +114,14 @@ export interface LocalAgent extends AsyncDisposable {
 }
 
 /** The agent inside this process, over a pair of carriers in memory. */
-export async function startLocalAgent(): Promise<LocalAgent> {
+export async function startLocalAgent(
+  options: { boot?: Partial<AgentBoot>; receipts?: Receipts } = {},
+): Promise<LocalAgent> {
   const agent = new Agent({
     platform: new NodePlatform(),
-    boot: { protocol: guestProtocol, sandboxId: 'test', token: 'token' },
+    boot: { protocol: guestProtocol, sandboxId: 'test', token: 'token', ...options.boot },
     socketPath: '/nonexistent',
+    ...(options.receipts && { receipts: options.receipts }),
   });
   const clock = systemClock({ keepsProcessAlive: false });
   const guest = Promise.withResolvers<Guest>();
@@ -177,9 +184,9 @@ export function nextExecId(): string {
 
 /** Waits until a condition holds, with a bound. */
 export async function until(what: string, holds: () => boolean | Promise<boolean>): Promise<void> {
-  const deadline = performance.now() + 15_000;
+  const deadline = performance.now() + 60_000;
   while (!(await holds())) {
-    if (performance.now() > deadline) throw new Error(`not within 15 seconds: ${what}`);
+    if (performance.now() > deadline) throw new Error(`not within a minute: ${what}`);
     await new Promise((resolve) => setTimeout(resolve, 10));
   }
 }

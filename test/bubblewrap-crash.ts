@@ -45,7 +45,7 @@ const runtime = new BubblewrapRuntime({
     environment: {},
   },
 });
-const soon = AbortSignal.timeout(30_000);
+const soon = AbortSignal.timeout(60_000);
 // As a daemon's sockets do: machines alone keep no process alive.
 setInterval(() => {}, 1_000);
 const spec = {

@@ -22,7 +22,7 @@ import type { Machine, MachineSpec } from '../src/runtime/runtime.ts';
 import { until } from './daemon.ts';
 import { rootfsTar, type TestImage } from './images.ts';
 
-const settleMs = 30_000;
+const settleMs = 60_000;
 const shell = '/.glovebox/agent/busybox';
 /** Runs the job, leaves its output and the word that it is done, and stays. */
 const agentScript = `${shell} sh /.glovebox/run/job >/output 2>&1; echo done >/done; exec ${shell} sleep 100000`;

@@ -8,7 +8,7 @@ import { createInterface } from 'node:readline';
 import { setTimeout as delay } from 'node:timers/promises';
 
 const binary = join(import.meta.dirname, '../bin/glovebox');
-const readyDeadlineMs = 60_000;
+const readyDeadlineMs = 120_000;
 
 export interface TestDaemon {
   url: string;
@@ -153,7 +153,7 @@ export async function until<T>(
   what: string,
   look: () => T | Promise<T>,
   holds: (seen: T) => boolean,
-  deadlineMs = 30_000,
+  deadlineMs = 60_000,
 ): Promise<T> {
   const deadline = performance.now() + deadlineMs;
   for (;;) {

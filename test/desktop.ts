@@ -97,7 +97,7 @@ export async function startDesktop(): Promise<TestDesktop> {
       env,
       encoding: 'utf8',
       stdio: ['ignore', 'pipe', 'pipe'],
-      timeout: 20_000,
+      timeout: 60_000,
     });
   const succeeds = (program: string, ...args: string[]): boolean => {
     try {

@@ -37,7 +37,7 @@ using runtime = new DockerRuntime({
   agent: { folder: join(folder, 'agent'), command: ['/bin/sleep', '3600'], environment: {} },
   folder: join(folder, 'docker'),
 });
-const soon = AbortSignal.timeout(45_000);
+const soon = AbortSignal.timeout(60_000);
 const spec = {
   ...{ id: 'crash', image, limits: {}, mounts: [], labels: {} },
   ...{ runFolder: join(folder, 'run'), stateFolder: join(folder, 'machines/crash') },

@@ -39,7 +39,7 @@ export async function outcomeOf(
     const child = execFile(
       program,
       args,
-      { env: { PATH: process.env.PATH, HOME: '/nonexistent', ...environment }, timeout: 50_000 },
+      { env: { PATH: process.env.PATH, HOME: '/nonexistent', ...environment }, timeout: 200_000 },
       (error, stdout, stderr) => {
         resolve({ code: error === null ? 0 : Number(error.code ?? 1), output: stdout + stderr });
       },

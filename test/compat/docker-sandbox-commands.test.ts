@@ -10,7 +10,7 @@ import { type Lab, openLab } from '../network/lab.ts';
 import { imageFor, runtimes } from '../runtimes.ts';
 
 // Each test is many commands, and each of those a process.
-describe.each(runtimes)('docker sandbox, in %s', { timeout: 240_000 }, (runtime) => {
+describe.each(runtimes)('docker sandbox, in %s', (runtime) => {
   let daemon: TestDaemon;
   let lab: Lab;
   let folder: string;
@@ -37,7 +37,7 @@ describe.each(runtimes)('docker sandbox, in %s', { timeout: 240_000 }, (runtime)
     folder = join(realpathSync(mkdtempSync(join(tmpdir(), 'glovebox-commands-'))), 'project');
     mkdirSync(folder);
     writeFileSync(join(folder, 'file'), 'of the host\n');
-  }, 180_000);
+  });
 
   afterAll(async () => {
     await line('docker sandbox reset -f');

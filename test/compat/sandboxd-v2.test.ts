@@ -28,7 +28,7 @@ interface Attached {
   execId: string;
 }
 
-describe.each(runtimes)('sandboxd in %s', { timeout: 120_000 }, (runtime) => {
+describe.each(runtimes)('sandboxd in %s', (runtime) => {
   let daemon: TestDaemon;
   let folder: string;
   let image: string;
@@ -121,7 +121,7 @@ describe.each(runtimes)('sandboxd in %s', { timeout: 120_000 }, (runtime) => {
       memory: '512m',
     });
     await create('other');
-  }, 180_000);
+  });
 
   afterAll(async () => {
     for (const socket of opened) socket.destroy();

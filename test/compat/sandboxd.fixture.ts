@@ -12,7 +12,7 @@ export function run(command: string, args: string[], cwd?: string): Promise<Ran>
     execFile(
       command,
       args,
-      { encoding: 'utf8', timeout: 60_000, ...(cwd === undefined ? {} : { cwd }) },
+      { encoding: 'utf8', timeout: 200_000, ...(cwd === undefined ? {} : { cwd }) },
       (error, stdout, stderr) =>
         resolve({ code: error === null ? 0 : ((error.code as number | undefined) ?? -1), stdout, stderr }),
     ).stdin?.end();

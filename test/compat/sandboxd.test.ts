@@ -152,7 +152,6 @@ test.runIf(present)('what is wrong is told in a message', async () => {
 
 test.runIf(present)(
   'docker on the socket loads, runs, executes and reads, as a client of the first version does it',
-  { timeout: 180_000 },
   async () => {
     const lab = place.lab as Lab;
     const workspace = makeFolder('work');
@@ -228,7 +227,6 @@ test.runIf(present)(
 
 test.runIf(present)(
   'credentials of the host are put into requests on their way out, and are nowhere inside',
-  { timeout: 180_000 },
   async () => {
     const lab = place.lab as Lab;
     const ofFile = `file-${randomUUID()}`;

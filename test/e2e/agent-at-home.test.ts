@@ -28,7 +28,7 @@ const isRoot = process.getuid?.() === 0;
 /** Whose the repository is. Only root can make it somebody's else than its own. */
 const owner = isRoot ? 4242 : (process.getuid?.() ?? 0);
 const key = 'sk-standin-0123456789abcdef-true';
-const autoStopMs = 90_000;
+const autoStopMs = 240_000;
 
 // Docker overlays a folder only where the daemon is root.
 describe.each(runtimes.filter((it) => it !== 'docker' || isRoot))('an agent at home, in %s', (runtime) => {
@@ -113,7 +113,7 @@ describe.each(runtimes.filter((it) => it !== 'docker' || isRoot))('an agent at h
     tmux = new Tmux(folder, environment());
     one = tmux.open('one', repository);
     two = tmux.open('two', folder);
-  }, 180_000);
+  });
 
   afterAll(async () => {
     tmux[Symbol.dispose]();
@@ -214,7 +214,7 @@ describe.each(runtimes.filter((it) => it !== 'docker' || isRoot))('an agent at h
       expect(statSync(join(repository, name)), name).toMatchObject({ uid: owner, gid: owner });
     expect(asOwner('git', 'status', '--short').stdout).toBe(' M calc.py\n?? NOTES.md\n');
     expect(await good('diff', 'standin-sums')).toBe('');
-  }, 120_000);
+  });
 
   test('it stops by itself, keeps what it has, and is removed with everything', async () => {
     const status = async () => JSON.parse(await good('ls', '--json')).sandboxes[0]?.status;
@@ -225,5 +225,5 @@ describe.each(runtimes.filter((it) => it !== 'docker' || isRoot))('an agent at h
     expect(await good('ls', '-q')).toBe('');
     expect(readFileSync(join(repository, '.env'), 'utf8')).toBe('TOKEN=of-the-host\n');
     expect(readdirSync(join(home, 'workspaces'))).toEqual([]);
-  }, 180_000);
+  });
 });

@@ -67,5 +67,4 @@ test.skipIf(!runtimes.includes('bubblewrap'))(
     }
     await expectNothingLeft(daemon.home);
   },
-  180_000,
 );

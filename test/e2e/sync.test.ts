@@ -110,5 +110,5 @@ describe.each(runtimes)('a synchronised folder in %s', (runtime) => {
     expect(readdirSync(host).filter((it) => it.startsWith('.glovebox-'))).toEqual([]);
     await daemon.stop();
     await expectNothingLeft(home);
-  }, 180_000);
+  });
 });

@@ -61,7 +61,7 @@ describe.each(runtimes)('the screen, in %s', (runtime) => {
     return (await list(daemon)).find((it) => it.id === id)?.state;
   };
   const fetched = async (host: string) =>
-    (await run(daemon, await idOf('web'), `curl -sS -m 25 https://${host}/ 2>&1`)).stdout;
+    (await run(daemon, await idOf('web'), `curl -sS -m 150 https://${host}/ 2>&1`)).stdout;
   /** A shell of its own, and the screen in it. */
   const open = async (cols: number, rows: number, line = binary) => {
     server += 1;
@@ -102,7 +102,7 @@ describe.each(runtimes)('the screen, in %s', (runtime) => {
     lab = await openLab({ hosts: Object.fromEntries(names.map((it) => [it, goodHost])) });
     folder = mkdtempSync(join(tmpdir(), 'glovebox-tui-'));
     const home = makeHome();
-    writeFileSync(join(home, 'config.toml'), `${lab.config}ask_seconds = 20\n`);
+    writeFileSync(join(home, 'config.toml'), `${lab.config}ask_seconds = 120\n`);
     daemon = await startDaemon({ home, runtime });
     image = runtime === 'docker' ? dockerImage('debian') : 'host';
     await glovebox('policy', 'allow', 'network', '-g', lab.network);

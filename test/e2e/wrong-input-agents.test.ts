@@ -26,7 +26,7 @@ dpkg-deb --root-owner-group -b p nothing-much.deb
   echo "SHA256: $(sha256sum nothing-much.deb | cut -d' ' -f1)"; } >Packages
 rm -rf /etc/apt/sources.list.d/* && echo 'deb [trusted=yes] file:/repo ./' >/etc/apt/sources.list`;
 
-describe.skipIf(!runtimes.includes('bubblewrap'))('wrong input', { timeout: 240_000 }, () => {
+describe.skipIf(!runtimes.includes('bubblewrap'))('wrong input', () => {
   let daemon: TestDaemon;
   let top: string;
   const glovebox = (...args: string[]) =>

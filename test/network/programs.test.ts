@@ -90,8 +90,8 @@ const speakers: [name: string, command: string, prints: string | RegExp, refused
     'gRPC, one message and a stream of them',
     python(`import grpc
 channel = grpc.secure_channel("HOST:443", grpc.ssl_channel_credentials())
-print(channel.unary_unary("/lab.Echo/Unary")(b"one", timeout=20))
-print(list(channel.stream_stream("/lab.Echo/Stream")(iter([b"two", b"three"]), timeout=20)))`),
+print(channel.unary_unary("/lab.Echo/Unary")(b"one", timeout=60))
+print(list(channel.stream_stream("/lab.Echo/Stream")(iter([b"two", b"three"]), timeout=60)))`),
     "b'one'\n[b'two', b'three']\n",
     /StatusCode.UNAVAILABLE/,
   ],
@@ -371,7 +371,7 @@ print(connection.makefile().readline(), end="")`).concat(` ${place}`),
       python(`import socket, time
 began = time.monotonic()
 connection = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-connection.settimeout(10)
+connection.settimeout(60)
 connection.connect(("good.test", 443))
 try:
   for _ in range(3): connection.send(bytes(1200)); connection.recv(1)

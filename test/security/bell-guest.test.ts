@@ -126,7 +126,7 @@ concurrency = 8
     guests.one = await guest('one', { bell: {}, workspaces: [{ path: workspace }] });
     guests.two = await guest('two', { bell: {} });
     guests.walled = await guest('walled', {});
-  }, 120_000);
+  });
 
   afterAll(async () => {
     await using last = new AsyncDisposableStack();
@@ -306,7 +306,7 @@ concurrency = 8
       });
       expect(honest.filter((it) => it.outcome === 'ok').length).toBeGreaterThanOrEqual(ways().length);
       for (const entry of honest) expect(entry).toMatchObject({ sandbox: guests.two, sandboxName: 'two' });
-    }, 120_000);
+    });
 
     test('lines of a token, a second Host, HTTP/2 and a second request change nothing of that', async () => {
       await decide('exec', 'deny', 'one');
@@ -338,7 +338,7 @@ concurrency = 8
         for (const [index, { text }] of told.entries()) expect(text, strange[index]?.[0]).not.toContain(done);
       });
       for (const entry of entries) expect(entry).toMatchObject({ sandbox: guests.one, outcome: 'refused' });
-    }, 120_000);
+    });
 
     test('a call of one guest never stands under the name of another that rings at the same time', async () => {
       const words = (name: string) =>
@@ -359,7 +359,7 @@ concurrency = 8
       expect(finished).toHaveLength(50);
       for (const { detail, sandbox } of finished)
         expect([detail, sandbox]).toEqual([detail, detail.startsWith('show one-') ? guests.one : guests.two]);
-    }, 120_000);
+    });
   });
 
   describe('commands (J3 to J9)', () => {
@@ -500,7 +500,7 @@ concurrency = 8
         else expect(status).toBe(400);
       }
       expect(replies.filter(({ status }) => status === 200).length).toBeGreaterThan(1);
-    }, 60_000);
+    });
   });
 
   describe('persons (J16)', () => {
@@ -538,7 +538,7 @@ concurrency = 8
       expect(next.id).not.toBe(ofFirst.id);
       expect(await answer(next.id, false)).toBe(204);
       expect((await again)[0]?.status).toBe(403);
-    }, 60_000);
+    });
 
     test('J16 nobody is asked any more for a caller that has gone', async () => {
       const gone = run(daemon, guests.one, 'sandbox-comm exec asked nobody & echo $! >/tmp/asker; wait');
@@ -550,7 +550,7 @@ concurrency = 8
       expect(await answer(id, true)).toBe(404);
       const about = (await record()).filter((it) => it.detail === 'asked nobody');
       expect(about).toMatchObject([{ decision: 'deny', outcome: 'refused' }]);
-    }, 60_000);
+    });
   });
 
   describe('bodies (J14)', () => {
@@ -592,7 +592,7 @@ concurrency = 8
       );
       for (const [index, [body, status]] of cases.entries())
         expect([body, replies[index]?.status]).toEqual([body, status]);
-    }, 60_000);
+    });
 
     test('a guest with as many unfinished requests as it may have holds up itself alone', async () => {
       const text = post('/', JSON.stringify(exec(['show', 'a']))).slice(0, -10);
@@ -616,7 +616,7 @@ concurrency = 8
       await run(daemon, guests.two, 'kill -9 $(cat /tmp/holder)');
       await holding;
       expect((await ringAll(guests.two, [{ action: 'ping' }]))[0]?.status).toBe(200);
-    }, 60_000);
+    });
   });
 
   describe('walls', () => {
@@ -666,14 +666,14 @@ concurrency = 8
       const attempts = body.items as LogEntry[];
       expect(attempts.length).toBeGreaterThan(20);
       expect(attempts.filter((it) => it.decision === 'allow')).toEqual([]);
-    }, 120_000);
+    });
 
     test('with a rule for the bell, every way leads to the bell or nowhere', async () => {
       const told = await talk(guests.one, everyWay());
       const rung = told.filter(({ text }) => text.includes('"action":"ping"'));
       expect(rung.length).toBeGreaterThan(4);
       expect(trapped).toEqual([]);
-    }, 120_000);
+    });
 
     test('the bell’s socket and files lie in no place that a guest can name', async () => {
       const socket = join(home, 'bell/bell.sock');
@@ -697,7 +697,7 @@ concurrency = 8
         `for p in / /proc/[0-9]*/root /proc/[0-9]*/cwd; do ls "$p${home}/bell" "$p${owned}"; done 2>/dev/null; grep -c bell.sock /proc/net/unix; find / -xdev -name 'bell.sock*' 2>/dev/null`,
       );
       expect(files.stdout.trim()).toBe('0');
-    }, 60_000);
+    });
   });
 
   test('J11 a flood costs its guest, and nobody else', async () => {
@@ -791,18 +791,14 @@ concurrency = 8
         // As if the time were over.
         'kill -ALRM $(cat /tmp/client)',
       ],
-    ])(
-      'the command of a client %s ends with all that it has started',
-      async (_, tag, line, end) => {
-        const ringing = run(daemon, guests.one, line);
-        const pids = await started(tag);
-        await run(daemon, guests.one, end);
-        await ended(pids);
-        await ringing;
-        expect(await outcomeOf(`linger ${tag}`)).toBe('cancelled');
-      },
-      60_000,
-    );
+    ])('the command of a client %s ends with all that it has started', async (_, tag, line, end) => {
+      const ringing = run(daemon, guests.one, line);
+      const pids = await started(tag);
+      await run(daemon, guests.one, end);
+      await ended(pids);
+      await ringing;
+      expect(await outcomeOf(`linger ${tag}`)).toBe('cancelled');
+    });
 
     test('one that says nothing ends as soon, for a client that is killed', async () => {
       const ringing = run(daemon, guests.one, 'sandbox-comm exec quiet quiet & echo $! >/tmp/client; wait');
@@ -811,7 +807,7 @@ concurrency = 8
       await ended(pids);
       await ringing;
       expect(await outcomeOf('quiet quiet')).toBe('cancelled');
-    }, 60_000);
+    });
 
     test('removing a sandbox ends its commands, and nobody else’s', async () => {
       const other = run(daemon, guests.one, 'sandbox-comm exec linger other & echo $! >/tmp/client; wait');
@@ -827,7 +823,7 @@ concurrency = 8
       await run(daemon, guests.one, 'kill -9 $(cat /tmp/client)');
       await ended(others);
       await other;
-    }, 60_000);
+    });
 
     test('a daemon that stops ends the commands, and the next one serves the same guests', async () => {
       const ringing = run(daemon, guests.one, 'sandbox-comm exec linger stopped').catch(() => undefined);
@@ -841,7 +837,7 @@ concurrency = 8
         expect((await ringAll(guests.one, [{ action: 'ping' }]))[0]?.status).toBe(200);
       });
       expect(entries).toMatchObject([{ sandbox: guests.one, sandboxName: 'one', action: 'ping' }]);
-    }, 60_000);
+    });
 
     test('what a killed daemon has left running is ended by the next one', async () => {
       const ringing = run(daemon, guests.one, 'sandbox-comm exec linger orphaned').catch(() => undefined);
@@ -852,7 +848,7 @@ concurrency = 8
       daemon = await startDaemon({ home, runtime: 'bubblewrap' });
       await ended(pids);
       expect((await ringAll(guests.one, [{ action: 'ping' }]))[0]?.status).toBe(200);
-    }, 60_000);
+    });
   });
 });
 

@@ -28,7 +28,7 @@ export const bun = (() => {
 const relayPort = 9_000;
 const socksAnswers: Record<number, string> = { 0: 'granted', 2: 'not allowed', 8: 'no such address' };
 /** An answer that takes longer than this does not come. */
-const patienceMs = 15_000;
+const patienceMs = 60_000;
 
 export interface Reply {
   status: number;

@@ -210,7 +210,6 @@ async function askEverything(id: string): Promise<void> {
 
 test.skipIf(!usable).for([...Object.keys(attacks), ...Object.keys(rawAttacks)])(
   'an agent that sends %s harms nobody else',
-  { timeout: 60_000 },
   async (name) => {
     const before = residentBytes(daemon.pid);
     const attacked = askEverything(victims.get(name) as string);

@@ -183,7 +183,7 @@ describe.skipIf(!isRoot).each(runtimes)('%s', (runtime) => {
     await sandbox.workspaces.discard().catch(() => {});
     expect([...seen].some((path) => path.startsWith('d') || path.startsWith('old'))).toBe(true);
     intact();
-  }, 180_000);
+  });
 
   test('nor does one that has the same folder mounted and swaps what the changes of another go to', async () => {
     mkdirSync(join(project, 'd'));
@@ -209,7 +209,7 @@ describe.skipIf(!isRoot).each(runtimes)('%s', (runtime) => {
     }
     expect(applied).toBeGreaterThan(0);
     intact();
-  }, 180_000);
+  });
 
   test('names and contents that play with a terminal are told without playing', async () => {
     const sandbox = await make('overlay', 'names');
