@@ -1,5 +1,6 @@
 // The home folder: its rights, the API key, and the note that tells clients where the daemon is.
-import { randomBytes } from 'node:crypto';
+import { createHash, randomBytes } from 'node:crypto';
+import { realpathSync } from 'node:fs';
 import { chmod, mkdir, open, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { Failure } from '../lib/failure.ts';
@@ -12,6 +13,11 @@ export async function prepareHome(home: string): Promise<void> {
   } catch (error) {
     throw Failure.from(error, `prepare GLOVEBOX_HOME ${home}`);
   }
+}
+
+/** A few characters that mark what belongs to a home on the host: control groups, containers. */
+export function homeIdOf(home: string): string {
+  return createHash('sha256').update(realpathSync(home)).digest('hex').slice(0, 12);
 }
 
 /** A key of this home (`api-key`, `owner-key`), made at the first start. */
