@@ -18,8 +18,11 @@ export interface AuditEntry {
   at: Date;
   /** `opened`: the server began to write; `omitted`: refused calls that were too many for a line each. */
   event: 'opened' | 'call' | 'refused' | 'omitted';
-  /** The server's own user, whoever has the API key, whoever has the sandbox's access token, or none of them. */
-  by?: 'owner' | 'key' | 'token' | 'nobody';
+  /** The server's own user, whoever has the API key, a key of a project, whoever has the sandbox's access token, or none of them. */
+  by?: 'owner' | 'key' | 'project' | 'token' | 'nobody';
+  /** Of a project's key, and of a token that was given to one: the project's name, and the key's id. */
+  project?: string;
+  key?: string;
   /** Where the connection came from. */
   address?: string;
   /** The subject of the certificate that the client showed to the server, where it asks for one. */

@@ -6,6 +6,7 @@ import { Connection, type ConnectionOptions } from './connection.ts';
 import { ConflictError, errorOf, NotFoundError, SandboxError } from './errors.ts';
 import { Network } from './network.ts';
 import { type NewRule, Policy } from './policy.ts';
+import { Projects } from './projects.ts';
 import { Sandbox } from './sandbox.ts';
 import { Secrets } from './secrets.ts';
 import { Templates } from './templates.ts';
@@ -164,6 +165,7 @@ export class SandboxClient {
   readonly bell: Bell;
   readonly audit: Audit;
   readonly workers: Workers;
+  readonly projects: Projects;
 
   constructor(options: ConnectionOptions = {}) {
     this.#connection = new Connection(options);
@@ -176,6 +178,7 @@ export class SandboxClient {
     this.bell = new Bell(this.#connection);
     this.audit = new Audit(this.#connection);
     this.workers = new Workers(this.#connection);
+    this.projects = new Projects(this.#connection);
   }
 
   /**
@@ -256,7 +259,10 @@ export class SandboxClient {
     const live = (it: SandboxInfo) => it.state !== 'Terminated' && it.state !== 'Failed';
     const named = all.filter((it) => it.name === reference);
     // A name is unique among live sandboxes only; of the others the newest, which the server lists first, is meant.
-    const found = all.find((it) => it.id === reference) ?? named.find(live) ?? named[0];
+    // Names of projects come last: nobody is to take one for what the owner means by an own name, or by the beginning of an id.
+    const ofOne = new Set(all.map((it) => it.project)).size <= 1;
+    const own = ofOne ? named : named.filter((it) => it.project === undefined);
+    const found = all.find((it) => it.id === reference) ?? own.find(live) ?? own[0];
     if (found) return found;
     const beginning = reference === '' ? [] : all.filter((it) => it.id.startsWith(reference));
     if (beginning.length === 1 && beginning[0]) return beginning[0];
@@ -269,6 +275,11 @@ export class SandboxClient {
         },
       );
     }
+    if (named.length > 1)
+      throw new ConflictError('conflict', `${doing}: ${named.length} sandboxes of projects are called that`, {
+        hint: 'Give the id.',
+      });
+    if (named[0]) return named[0];
     throw new NotFoundError('not-found', `no sandbox is called '${reference}'`, {
       hint: 'It may have been removed or have expired; `glovebox ls` shows those that exist.',
     });

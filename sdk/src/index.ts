@@ -70,6 +70,15 @@ export {
   type StartOptions,
   type TerminalSize,
 } from './process.ts';
+export type {
+  NewProjectKey,
+  NewQuotas,
+  ProjectInfo,
+  ProjectKey,
+  Projects,
+  Quotas,
+  Role,
+} from './projects.ts';
 export type { Published, PublishedPort, UnpublishPort } from './published.ts';
 export type { RunOptions, RunResult } from './run.ts';
 export { type Command, Sandbox } from './sandbox.ts';

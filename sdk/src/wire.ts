@@ -145,7 +145,9 @@ export interface SandboxLimits {
 
 export interface SandboxInfo {
   id: string;
-  /** Metadata `glovebox.name`: unique among live sandboxes. */
+  /** Whose it is, on a server that several share; absent: its owner's. */
+  project?: string;
+  /** Metadata `glovebox.name`: unique among live sandboxes of one project. */
   name?: string;
   state: SandboxState;
   /** A word for programs, e.g. `running`, `exited`, `out-of-memory`. */
@@ -266,7 +268,8 @@ interface WireSandbox {
   glovebox?: Partial<
     Pick<
       SandboxInfo,
-      'runtime' | 'limits' | 'exitCode' | 'keep' | 'autoStopAfterSeconds' | 'agent' | 'workspaces' | 'ports'
+      | ('project' | 'runtime' | 'limits' | 'exitCode' | 'keep' | 'autoStopAfterSeconds')
+      | ('agent' | 'workspaces' | 'ports')
     > & { lastUsedAt: string; holds: number; commands: number }
   >;
 }
@@ -287,10 +290,12 @@ export function sandboxInfoOf(value: unknown, what: string): SandboxInfo {
   );
   const name = wire.metadata?.[nameLabel];
   // A server of OpenSandbox's own has none of this.
-  const { runtime, limits, exitCode, lastUsedAt, autoStopAfterSeconds, agent, ...own } = wire.glovebox ?? {};
+  const { project, runtime, limits, exitCode, lastUsedAt, autoStopAfterSeconds, agent, ...own } =
+    wire.glovebox ?? {};
   const image = wire.image?.uri;
   return {
     id: wire.id,
+    ...(project === undefined ? {} : { project }),
     ...(name ? { name } : {}),
     state,
     ...(reason ? { reason } : {}),

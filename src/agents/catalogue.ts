@@ -67,7 +67,9 @@ export class AgentCatalogue {
     signal: AbortSignal,
   ): Promise<CreateRequest> {
     const definition = typeof agent === 'string' ? this.#named(agent) : agent;
-    const { placeholderOf, defaultRuntime, hasImage = async () => false, defaultImage } = this.#options;
+    const { defaultRuntime, hasImage = async () => false, defaultImage } = this.#options;
+    // What the owner keeps for all sandboxes is not for those of projects.
+    const placeholderOf = request.project === undefined ? this.#options.placeholderOf : () => undefined;
     const runtime = request.runtime ?? defaultRuntime;
     const image =
       request.image !== ''

@@ -5,10 +5,13 @@ import type { Answer, Exchange } from './exchange.ts';
 import type { ApiOptions, Handlers } from './handlers.ts';
 import { answerLog } from './logs.ts';
 import type { Target } from './router.ts';
+import type { Tenant } from './tenants.ts';
 import { subjectOf } from './tls.ts';
 
 export interface AuditRequest {
   by: AuditCaller;
+  project?: string;
+  key?: string;
   address: string;
   certificate?: string;
   operation: string;
@@ -52,6 +55,7 @@ export class Audited {
   readonly #certificate: string | undefined;
   #target: Target | undefined;
   #by: AuditCaller = 'nobody';
+  #tenant: Tenant | undefined;
   #call: Awaited<ReturnType<AuditService['begin']>> | undefined;
   #made: string | undefined;
   #error: string | undefined;
@@ -64,6 +68,11 @@ export class Audited {
     this.#certificate = subjectOf(exchange.request);
   }
 
+  letIn(by: AuditCaller, tenant: Tenant | undefined): void {
+    this.#by = by;
+    this.#tenant = tenant;
+  }
+
   meant(target: Target): void {
     this.#target = target;
   }
@@ -72,8 +81,7 @@ export class Audited {
    * Done without are reading (GET and HEAD that stay what they are) and what goes to a port of a guest, which is between the two. Throws what `AuditService.begin` does, and when the client has gone
    * meanwhile.
    */
-  async begin(by: AuditCaller, upgrade: boolean): Promise<void> {
-    this.#by = by;
+  async begin(upgrade: boolean): Promise<void> {
     const { method } = this.#exchange.request;
     if (this.#target?.kind === 'port' || (!upgrade && (method === 'GET' || method === 'HEAD'))) return;
     this.#call = await this.#audit.begin(this.#request(), { makesRoom: method === 'DELETE' });
@@ -121,6 +129,7 @@ export class Audited {
           : { sandboxId: target?.sandboxId };
     return {
       ...{ by: this.#by, address: this.#address, method: request.method ?? 'GET', requestId },
+      ...(this.#tenant === undefined ? {} : { project: this.#tenant.project.name, key: this.#tenant.keyId }),
       ...(this.#certificate === undefined ? {} : { certificate: this.#certificate }),
       operation: target === undefined ? 'unknown' : target.kind === 'route' ? target.id : target.kind,
       ...(sandboxId === undefined ? {} : { sandbox: sandboxId }),

@@ -10,8 +10,10 @@ import type { CredentialVaultState } from '../contract/credential-vault.ts';
 import type { ExecExit, FileEntry } from '../contract/guest.ts';
 import type { LogEntry, Question, Rule, SecretInfo } from '../contract/network.ts';
 import type { NetworkPolicy } from '../contract/opensandbox.ts';
+import type { KeyRecord, ProjectRecord, Usage } from '../contract/tenant.ts';
 import type { Guest, Output } from '../guest/guest.ts';
 import { Failure } from '../lib/failure.ts';
+import { usageOf } from '../sandbox/quotas.ts';
 import type {
   CreateRequest,
   Execution,
@@ -27,6 +29,7 @@ import type { BellService } from './bell.ts';
 import type { ApiOptions } from './handlers.ts';
 import type { CredentialVault, NetworkService } from './network.ts';
 import { createApi, type Listening } from './server.ts';
+import { type Records, Tenants, type TenantsOptions } from './tenants.ts';
 
 export const exited = (code: number): ExecExit => ({ code, signal: null, reason: 'exited' });
 
@@ -321,6 +324,14 @@ export class FakeService implements SandboxService {
     return guest;
   }
 
+  projectOf(id: string): string | undefined {
+    return this.sandboxes.get(id)?.project?.id;
+  }
+
+  usage(projectId: string): Usage {
+    return usageOf(this.list({ project: projectId }), new Map());
+  }
+
   get(id: string): SandboxInfo {
     const info = this.sandboxes.get(id);
     if (info === undefined)
@@ -358,10 +369,11 @@ export class FakeService implements SandboxService {
     if (request.image === 'missing') throw new Failure('not-found', 'there is no image missing');
     this.created.push(request);
     const id = `made-${this.created.length}`;
-    const { image, entrypoint, metadata, extensions, limits, timeoutMs, platform } = request;
+    const { image, entrypoint, metadata, extensions, limits, timeoutMs, platform, project } = request;
     const { keep = false, workspaces = [], published = [], autoStopAfterMs } = request;
     this.add(id, {
       ...{ image, entrypoint, metadata, extensions, limits, keep, workspaces, published },
+      ...(project === undefined ? {} : { project }),
       ...(autoStopAfterMs == null ? {} : { autoStopAfterMs }),
       ...(platform ? { platform } : {}),
       ...(timeoutMs === undefined ? {} : { expiresAt: new Date(this.now.getTime() + timeoutMs) }),
@@ -371,6 +383,7 @@ export class FakeService implements SandboxService {
 
   list(filter: SandboxFilter = {}): SandboxInfo[] {
     return [...this.sandboxes.values()]
+      .filter((it) => filter.project === undefined || it.project?.id === filter.project)
       .filter((it) => filter.states?.includes(it.state) ?? true)
       .filter((it) =>
         Object.entries(filter.metadata ?? {}).every(([key, value]) => it.metadata[key] === value),
@@ -383,10 +396,12 @@ export class FakeService implements SandboxService {
     this.sandboxes.delete(id);
   }
 
-  history(reference: string): SandboxHistory {
-    const info = this.sandboxes.get(reference);
+  history(reference: string, projectId?: string): SandboxHistory {
+    const mine = (it: { project?: { id: string } }) =>
+      projectId === undefined || it.project?.id === projectId;
+    const info = [...this.sandboxes.values()].find((it) => it.id === reference && mine(it));
     if (info === undefined) {
-      const gone = this.gone.find((it) => it.id === reference || it.name === reference);
+      const gone = this.gone.find((it) => (it.id === reference || it.name === reference) && mine(it));
       if (gone === undefined) throw new Failure('not-found', `nothing is known of ${reference}`);
       return gone;
     }
@@ -517,8 +532,8 @@ export class FakeNetwork implements NetworkService {
     return entry;
   }
 
-  ask(id: string): void {
-    const question = { id, at, until: at, sandbox: 's', host: 'example.com', port: 443, protocol: 'https' };
+  ask(id: string, sandbox = 's'): void {
+    const question = { id, at, until: at, sandbox, host: 'example.com', port: 443, protocol: 'https' };
     this.open.set(id, question);
     this.#events.emit('question', question);
   }
@@ -850,6 +865,28 @@ export interface TestAnswer {
 export const testKey = 'the-key-of-this-test';
 export const testOwnerKey = 'the-owner-of-this-test';
 
+/** Records as a store keeps them: what comes back is another object. */
+export function records<T>(): Records<T> & { kept: Map<string, string> } {
+  const kept = new Map<string, string>();
+  return {
+    kept,
+    all: () => [...kept.values()].map((it) => JSON.parse(it) as T),
+    save: (id, record) => void kept.set(id, JSON.stringify(record)),
+    drop: (id) => kept.delete(id),
+  };
+}
+
+/** A registry in memory. Failures are not limited unless a test says so: many a test fails often. */
+export function fakeTenants(options: Partial<TenantsOptions> = {}): Tenants {
+  const { limits, ...rest } = options;
+  const many = { perMinute: 1_000_000, burst: 1_000_000 };
+  return new Tenants({
+    ...{ projects: records<ProjectRecord>(), keys: records<KeyRecord>(), now: () => new Date() },
+    limits: { key: many, failures: many, ...limits },
+    ...rest,
+  });
+}
+
 /** An API on a port of its own with one running sandbox, `s`. */
 export async function startTestApi(options: Partial<ApiOptions> = {}): Promise<TestApi> {
   const service = new FakeService();
@@ -866,6 +903,7 @@ export async function startTestApi(options: Partial<ApiOptions> = {}): Promise<T
     bell,
     audit,
     ...fakeDoors(service),
+    tenants: fakeTenants(),
     images: fakeImages(),
     apiKey: testKey,
     ownerKey: testOwnerKey,

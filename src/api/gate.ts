@@ -9,6 +9,7 @@ import { apiKeyHeader, egressAuthHeader, secureAccessHeader } from '../contract/
 import type { Access } from '../contract/routes.ts';
 import { Failure } from '../lib/failure.ts';
 import { Refusal } from './refusal.ts';
+import type { Tenant, Tenants } from './tenants.ts';
 
 /** execd's own name for the token, sent by clients that know nothing of the daemon in front of it. */
 const execdTokenHeader = 'x-execd-access-token';
@@ -59,11 +60,19 @@ export function callerOf(request: IncomingMessage, ownerKey: string): string {
   return isOwner(request, ownerKey) ? `the daemon's own user${from}` : `a caller of the API${from}`;
 }
 
+export interface Admitted {
+  by: Exclude<AuditCaller, 'owner'>;
+  /** With a key of a project, or with a token that was given to one. */
+  tenant?: Tenant;
+}
+
 export interface GateOptions {
   /** No key is asked for when undefined; only the configuration may decide so. */
   apiKey: string | undefined;
   /** Throws for sandboxes unknown. */
   accessToken: (sandboxId: string) => string;
+  projectOf: (sandboxId: string) => string | undefined;
+  tenants: Tenants;
 }
 
 /** Who it is. Throws a 401 unless the request may call what needs this access. An unknown sandbox and a wrong token look the same. */
@@ -72,14 +81,23 @@ export function admit(
   access: Access,
   sandboxId: string | undefined,
   options: GateOptions,
-): Exclude<AuditCaller, 'owner'> {
-  if (access === 'open' || options.apiKey === undefined) return 'nobody';
+): Admitted {
+  if (access === 'open') return { by: 'nobody' };
   const key = headerOf(request, apiKeyHeader.toLowerCase()) ?? bearerOf(request, access);
-  if (key !== undefined && equal(key, options.apiKey)) return 'key';
+  if (key !== undefined && options.apiKey !== undefined && equal(key, options.apiKey)) return { by: 'key' };
+  // Who shows a key of a project is that, also where no key is asked for.
+  const tenant = key === undefined ? undefined : options.tenants.holderOf(key);
+  if (tenant !== undefined) return { by: 'project', tenant };
+  if (options.apiKey === undefined) return { by: 'nobody' };
   const token = tokenHeaders.map((name) => headerOf(request, name)).find((it) => it !== undefined);
   if (access === 'sandbox' && sandboxId !== undefined && token !== undefined) {
     const secret = tokenOf(sandboxId, options);
-    if (secret !== undefined && equal(token, secret)) return 'token';
+    if (secret !== undefined) {
+      if (equal(token, secret)) return { by: 'token' };
+      const projectId = options.projectOf(sandboxId);
+      const holder = options.tenants.endpointHolderOf(token, { secret, projectId });
+      if (holder !== undefined) return { by: 'token', tenant: holder };
+    }
     throw new Refusal('unauthenticated', `${secureAccessHeader} does not fit this sandbox`, {
       wireCode: 'INVALID_API_KEY',
       hint: 'Ask GET /v1/sandboxes/{id}/endpoints/{port} for the headers to send.',

@@ -12,6 +12,7 @@ import type { ApiMeters } from './metrics.ts';
 import type { NetworkService } from './network.ts';
 import type { PortService } from './ports.ts';
 import type { TemplateService } from './templates.ts';
+import type { Tenants } from './tenants.ts';
 import type { Upgrade, Wire } from './wire.ts';
 import type { WorkerService } from './workers.ts';
 import type { WorkspaceService } from './workspaces.ts';
@@ -84,6 +85,7 @@ export interface ApiOptions {
   ports: PortService;
   /** Absent where the configuration takes none. */
   workers?: WorkerService;
+  tenants: Tenants;
   images: Images;
   /** Undefined serves everybody who can connect; only the configuration may decide so. */
   apiKey: string | undefined;

@@ -8,8 +8,9 @@ import {
   ServerResponse,
 } from 'node:http';
 import type { AddressInfo, Socket } from 'node:net';
+import { ownerHeader } from '../contract/admin.ts';
 import { type Area, httpStatusOf } from '../contract/errors.ts';
-import type { OperationId, Route } from '../contract/routes.ts';
+import type { Access, Route } from '../contract/routes.ts';
 import { Failure } from '../lib/failure.ts';
 import { adminHandlers } from './admin.ts';
 import { agentHandlers } from './agents.ts';
@@ -23,7 +24,7 @@ import { metricsHandlers } from './execd/metrics.ts';
 import { processHandlers } from './execd/processes.ts';
 import { ptyHandlers } from './execd/pty.ts';
 import { transferHandlers } from './execd/transfer.ts';
-import { admit, isLoopback, isOwner, refuseForeignPage } from './gate.ts';
+import { type Admitted, admit, isLoopback, isOwner, refuseForeignPage } from './gate.ts';
 import { type ApiLimits, type ApiOptions, defaultLimits, type Handlers } from './handlers.ts';
 import { keepingHandlers } from './keeping.ts';
 import { daemonMetricsHandlers } from './metrics.ts';
@@ -31,11 +32,14 @@ import { networkHandlers } from './network.ts';
 import { egressHandlers } from './opensandbox/egress.ts';
 import { lifecycleHandlers } from './opensandbox/lifecycle.ts';
 import { portHandlers } from './ports.ts';
+import { projectHandlers } from './projects.ts';
 import { proxyRequest, proxyUpgrade } from './proxy.ts';
 import { parseQuery } from './query.ts';
 import { Refusal } from './refusal.ts';
 import { find, parsePort, type Target } from './router.ts';
+import { refuseToTenant, scopedTo } from './scope.ts';
 import { templateHandlers } from './templates.ts';
+import type { Tenant } from './tenants.ts';
 import type { ServerTls } from './tls.ts';
 import { whyHandlers } from './why.ts';
 import { type Upgrade, WireServer } from './wire.ts';
@@ -89,6 +93,7 @@ export function createApi(options: ApiOptions): Api {
     ...portHandlers(options),
     ...whyHandlers(options),
     ...workerHandlers(options),
+    ...projectHandlers(options),
     ...daemonMetricsHandlers(options),
   };
   return { listen: (where) => new ApiServer(options, limits, handlers, where.tls).listen(where) };
@@ -195,6 +200,7 @@ class ApiServer {
     let area: Area = 'request';
     let operation = 'unknown';
     const audited = new Audited(this.#options.audit, exchange);
+    let held: Disposable | undefined;
     try {
       const { request } = exchange;
       if (this.#closing) exchange.response.setHeader('Connection', 'close');
@@ -206,8 +212,16 @@ class ApiServer {
       const access =
         target.kind === 'route' ? target.route.access : target.kind === 'port' ? 'sandbox' : 'key';
       const sandboxId = target.kind === 'route' ? target.params.sandboxId : target.sandboxId;
-      const { apiKey, ownerKey, service } = this.#options;
-      const by = admit(request, access, sandboxId, { apiKey, accessToken: (id) => service.accessToken(id) });
+      const { ownerKey, service, tenants } = this.#options;
+      const { by, tenant } = this.#admit(request, access, sandboxId);
+      audited.letIn(tenant === undefined && isOwner(request, ownerKey) ? 'owner' : by, tenant);
+      if (access !== 'open') tenants.admit(tenant);
+      if (tenant !== undefined) {
+        // A key of a project is never the owner's, whoever uses it.
+        delete request.headers[ownerHeader.toLowerCase()];
+        held = tenants.follow(tenant, exchange);
+        refuseToTenant(tenant, target, service);
+      }
       // This one is not counted yet.
       const { concurrency } = this.#limits;
       if (access !== 'open' && concurrency > 0 && this.#active.size >= concurrency)
@@ -215,14 +229,15 @@ class ApiServer {
           headers: { 'Retry-After': '1' },
           hint: 'Try again in a moment, or raise server.limit_concurrency.',
         });
-      await audited.begin(isOwner(request, ownerKey) ? 'owner' : by, upgrade !== undefined);
-      const answer = await this.#dispatch(exchange, target, upgrade);
+      await audited.begin(upgrade !== undefined);
+      const answer = await this.#dispatch(exchange, target, upgrade, tenant);
       audited.answered(answer);
       await exchange.send(answer);
     } catch (thrown) {
       audited.failed(Failure.from(thrown, operation));
       await this.#fail(exchange, thrown, area, operation);
     } finally {
+      held?.[Symbol.dispose]();
       audited.over();
       const { requestId, response } = exchange;
       const took = performance.now() - startedAt;
@@ -233,7 +248,46 @@ class ApiServer {
     }
   }
 
-  async #dispatch(exchange: Exchange, target: Target, upgrade: Upgrade | undefined): Promise<Answer> {
+  /** Throws a 401; or a 429, where too many of these went before. */
+  #admit(request: IncomingMessage, access: Access, sandboxId: string | undefined): Admitted {
+    const { apiKey, service, tenants } = this.#options;
+    try {
+      return admit(request, access, sandboxId, {
+        ...{ apiKey, tenants },
+        accessToken: (id) => service.accessToken(id),
+        projectOf: (id) => service.projectOf(id),
+      });
+    } catch (error) {
+      if (error instanceof Failure && error.code === 'unauthenticated')
+        tenants.failed(request.socket.remoteAddress ?? 'unknown');
+      throw error;
+    }
+  }
+
+  /** What the handlers of a tenant see is its project's. What the path names has been found to be already. */
+  #handlersFor(tenant: Tenant | undefined): Handlers {
+    if (tenant === undefined) return this.#handlers;
+    const scoped = scopedTo(tenant, this.#options);
+    return {
+      ...this.#handlers,
+      ...lifecycleHandlers(scoped, this.#limits),
+      ...networkHandlers(scoped),
+      ...agentHandlers(scoped),
+      ...templateHandlers(scoped),
+      ...portHandlers(scoped),
+      ...whyHandlers(scoped),
+      ...projectHandlers(scoped, tenant),
+    };
+  }
+
+  async #dispatch(
+    exchange: Exchange,
+    target: Target,
+    upgrade: Upgrade | undefined,
+    tenant: Tenant | undefined,
+  ): Promise<Answer> {
+    // Its key may have been revoked while the audit log was written.
+    if (tenant !== undefined) exchange.signal.throwIfAborted();
     if (target.kind === 'absent')
       throw new Failure('unsupported', `${target.what} are not part of this version of Glovebox`);
     if (target.kind === 'port') {
@@ -276,12 +330,11 @@ class ApiServer {
         return upgrade;
       },
     };
-    return this.#handler(target.id)(call);
-  }
-
-  /** The schemas of the table have made sure that the call fits its own handler, which the compiler cannot follow. */
-  #handler(id: OperationId): (call: unknown) => Answer | Promise<Answer> {
-    return this.#handlers[id] as (call: unknown) => Answer | Promise<Answer>;
+    // Or while the body came.
+    if (tenant !== undefined) exchange.signal.throwIfAborted();
+    const handlers = this.#handlersFor(tenant);
+    // The schemas of the table have made sure that the call fits its own handler, which the compiler cannot follow.
+    return (handlers[target.id] as (call: unknown) => Answer | Promise<Answer>)(call);
   }
 
   async #fail(exchange: Exchange, thrown: unknown, area: Area, operation: string): Promise<void> {

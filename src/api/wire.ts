@@ -32,7 +32,11 @@ export class Wire {
       this.#alive = true;
     });
     socket.on('error', () => socket.terminate());
-    const stopped = () => this.close(1001, 'the daemon stops');
+    // 1001: going away. 1008: policy violation; the key holds no more.
+    const stopped = () => {
+      const reason = Failure.from(exchange.signal.reason, 'stop');
+      this.close(reason.code === 'unauthenticated' ? 1008 : 1001, reason.message);
+    };
     exchange.signal.addEventListener('abort', stopped);
     socket.once('close', () => {
       clearInterval(heartbeat);

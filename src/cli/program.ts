@@ -9,6 +9,7 @@ import { addCloneVerbs } from './verbs/clone.ts';
 import { addEnvVerbs } from './verbs/env.ts';
 import { addNetworkVerbs } from './verbs/network.ts';
 import { addPolicyVerbs } from './verbs/policy.ts';
+import { addProjectVerbs } from './verbs/project.ts';
 import { addSandboxVerbs } from './verbs/sandbox.ts';
 import { addSecretVerbs } from './verbs/secret.ts';
 import { addSettingsVerbs } from './verbs/settings.ts';
@@ -134,6 +135,7 @@ export function makeProgram(args: readonly string[]): Command {
   addEnvVerbs(program, args);
   addNetworkVerbs(program);
   addPolicyVerbs(program);
+  addProjectVerbs(program);
   addSecretVerbs(program);
   addSettingsVerbs(program);
   addSshVerbs(program);

@@ -13,12 +13,15 @@ const seq = z.int().positive();
 /** What `prev` is in the first line of all. */
 export const auditOrigin = '0'.repeat(64);
 
-/** The daemon's own user, shown by the owner key; the API key; the access token of the sandbox that is named; none of them. */
-export const AuditCaller = z.enum(['owner', 'key', 'token', 'nobody']);
+/** The daemon's own user, shown by the owner key; the API key; a key of a project; the access token of the sandbox that is named; none of them. */
+export const AuditCaller = z.enum(['owner', 'key', 'project', 'token', 'nobody']);
 export type AuditCaller = z.infer<typeof AuditCaller>;
 
 const request = {
   by: AuditCaller,
+  /** Of a project's key, and of a token that was given to one: the project's name, and the key's id. */
+  project: z.string().optional(),
+  key: z.string().optional(),
   /** Of the connection: a proxy's own, where one is in front. */
   address: z.string(),
   /** The subject of the certificate that the client showed, where `server.tls.client_auth` asks for one. */

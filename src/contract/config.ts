@@ -85,6 +85,26 @@ const serverTls = z.strictObject({
   min_version: z.enum(['1.2', '1.3']).default('1.2').describe('The oldest version of TLS that is spoken.'),
 });
 
+const perMinute = (most = 1_000_000) => z.int().min(1).max(most);
+
+const rateLimit = z.strictObject({
+  key_per_minute: perMinute()
+    .default(1_200)
+    .describe('Requests of each key of a project; more are answered with 429 and `Retry-After`.'),
+  key_burst: perMinute().default(200).describe('How many of them may come at once.'),
+  failures_per_minute: perMinute()
+    .default(30)
+    .describe(
+      'Requests of one address (of IPv6, one network of 64 bits) that are refused for a wrong key or none; more are answered with 429.',
+    ),
+  administrator_per_minute: z
+    .int()
+    .min(0)
+    .max(1_000_000)
+    .default(0)
+    .describe('Requests with the key of the server itself; 0 for no limit.'),
+});
+
 const log = z.strictObject({
   level: z
     .string()
@@ -298,6 +318,7 @@ const secureRuntime = z.strictObject({
 export const configSections = {
   server,
   'server.tls': serverTls,
+  'server.rate_limit': rateLimit,
   log,
   runtime,
   docker,
@@ -312,6 +333,7 @@ export const configSections = {
 export const ConfigFile = z.strictObject({
   server: server.prefault({}),
   'server.tls': serverTls.prefault({}),
+  'server.rate_limit': rateLimit.prefault({}),
   log: log.prefault({}),
   runtime: runtime.prefault({}),
   docker: docker.prefault({}),

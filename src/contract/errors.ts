@@ -24,6 +24,7 @@ export type Area =
   | 'bell'
   | 'audit'
   | 'worker'
+  | 'project'
   | 'proxy'
   | 'request';
 

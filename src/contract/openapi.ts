@@ -10,6 +10,7 @@ import * as network from './network.ts';
 import * as lifecycle from './opensandbox.ts';
 import * as processes from './process.ts';
 import { fullPathOf, type Route, routes } from './routes.ts';
+import * as tenant from './tenant.ts';
 import * as why from './why.ts';
 
 type Json = Record<string, unknown>;
@@ -17,7 +18,7 @@ type Json = Record<string, unknown>;
 /** Schemas with a name are written once, below components; the name is that of the export. */
 function named(): ReturnType<typeof z.registry<{ id: string }>> {
   const registry = z.registry<{ id: string }>();
-  for (const module of [lifecycle, execd, processes, network, vault, bell, audit, admin, why])
+  for (const module of [lifecycle, execd, processes, network, vault, bell, audit, admin, why, tenant])
     for (const [id, schema] of Object.entries(module))
       if (schema instanceof z.ZodType && /^[A-Z]/.test(id)) registry.add(schema, { id });
   registry.add(ErrorBody, { id: 'ErrorBody' });

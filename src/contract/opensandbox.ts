@@ -188,6 +188,8 @@ export const SandboxStatus = z.object({
 
 /** What OpenSandbox has no field for. */
 export const SandboxExtras = z.object({
+  /** Of those that a project has; absent for the owner's. */
+  project: z.string().optional(),
   runtime: z.string(),
   limits: z.object({
     cpu: z.number().optional(),

@@ -32,9 +32,17 @@ export type SandboxState =
   | 'Terminated'
   | 'Failed';
 
+/** Whose a sandbox is: made by a key of this project, rather than by the daemon's owner. Names can be used again, ids never are. */
+export interface ProjectOfSandbox {
+  id: string;
+  name: string;
+}
+
 /** Everything about a sandbox that outlives the daemon. Dates are absolute; a sandbox without `expiresAt` is cleaned up by hand. */
 export interface SandboxInfo {
   id: string;
+  /** Absent: the owner's of the daemon. */
+  project?: ProjectOfSandbox;
   runtime: string;
   state: SandboxState;
   /** A word for programs, e.g. `running`, `exited`, `out-of-memory`, `lost`. */
@@ -101,7 +109,7 @@ export interface PastCommand {
 export interface SandboxPast
   extends Pick<
     SandboxInfo,
-    'runtime' | 'image' | 'agent' | 'limits' | 'createdAt' | 'expiresAt' | 'autoStopAfterMs'
+    'project' | 'runtime' | 'image' | 'agent' | 'limits' | 'createdAt' | 'expiresAt' | 'autoStopAfterMs'
   > {
   ending?: Ending;
   /** Who asked for its removal. */

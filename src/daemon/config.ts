@@ -5,6 +5,7 @@ import { homedir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { parse, TomlError } from 'smol-toml';
 import { z } from 'zod';
+import type { RateLimits } from '../api/tenants.ts';
 import type { TlsFiles } from '../api/tls.ts';
 import {
   ConfigFile,
@@ -68,6 +69,7 @@ export interface Config {
     readonly backlog: number;
     /** HTTPS instead of HTTP. */
     readonly tls?: TlsFiles;
+    readonly rateLimits: RateLimits;
   };
   /** Without `file`, to standard error. */
   readonly log: { readonly level: LogLevel; readonly file?: string };
@@ -601,6 +603,7 @@ function configOf(
       ...(server.limit_concurrency > 0 && { requestsMax: server.limit_concurrency }),
       backlog: server.backlog,
       ...tlsOf(parsed['server.tls'], absolute),
+      rateLimits: rateLimitsOf(parsed['server.rate_limit']),
     },
     log: { level: logLevel(log.level), ...(log.file_enabled && { file: logFile }) },
     runtime: parsed.runtime,
@@ -643,6 +646,15 @@ function shortParentIn(env: ConfigSources['env']): string {
   const own = env.XDG_RUNTIME_DIR;
   if (own?.startsWith('/') && own.length <= 32) return join(own, 'glovebox');
   return `/tmp/glovebox-${process.getuid?.() ?? 0}`;
+}
+
+function rateLimitsOf(it: ConfigFile['server.rate_limit']): RateLimits {
+  const { administrator_per_minute: administrator, failures_per_minute: failures } = it;
+  return {
+    key: { perMinute: it.key_per_minute, burst: it.key_burst },
+    failures: { perMinute: failures, burst: failures },
+    ...(administrator === 0 ? {} : { administrator: { perMinute: administrator, burst: administrator } }),
+  };
 }
 
 function tlsOf(tls: ConfigFile['server.tls'], absolute: (path: string) => string): { tls?: TlsFiles } {

@@ -56,6 +56,7 @@ export async function startDaemon(config: Config): Promise<Daemon> {
     agents: platform.agents,
     templates: platform.templates,
     ports: platform.ports,
+    tenants: platform.tenants,
     bell: platform.bell,
     audit: platform.audit,
     ownerKey: await keyOf(config.paths.ownerKeyFile),

@@ -98,6 +98,7 @@ export async function openNetwork(
     templateFile: paths.proxyConfigFile,
     dangerouslyAllowMetadata: egress.dangerouslyAllowMetadata,
     nameOf: (sandboxId) => networks.nameOf(sandboxId),
+    mayOpenGuarded: (sandboxId) => networks.isOwners(sandboxId),
     log,
     now,
     onChange: (sandboxId) => networks.changed(sandboxId),

@@ -10,6 +10,7 @@ import type { BellService } from '../api/bell.ts';
 import type { NetworkService } from '../api/network.ts';
 import type { PortService } from '../api/ports.ts';
 import type { TemplateService } from '../api/templates.ts';
+import { Tenants } from '../api/tenants.ts';
 import type { WorkspaceService } from '../api/workspaces.ts';
 import type { SandboxInfo } from '../contract/sandbox.ts';
 import type { Guest } from '../guest/guest.ts';
@@ -40,6 +41,7 @@ export interface Platform extends AsyncDisposable {
   agents: AgentService;
   templates: TemplateService;
   ports: PortService;
+  tenants: Tenants;
   bell: BellService;
   audit: AuditService;
 }
@@ -103,6 +105,12 @@ export async function openPlatform(config: Config, log: Log, meters: Meters): Pr
     log,
     now: () => new Date(),
   });
+  const tenants = new Tenants({
+    projects: store.collection('project'),
+    keys: store.collection('key'),
+    limits: config.server.rateLimits,
+    now: () => new Date(),
+  });
   const sandboxes = await Sandboxes.open({
     runtimes,
     defaultRuntime: config.runtime.type,
@@ -117,6 +125,7 @@ export async function openPlatform(config: Config, log: Log, meters: Meters): Pr
       logs: join(dirname(config.paths.runFolder), 'logs'),
     },
     allowedHostPaths: [...config.storage.allowedHostPaths],
+    quotasOf: (projectId) => tenants.quotasOf(projectId),
     log,
     now: () => new Date(),
     onEvent: (event) => meters.sandbox(event),
@@ -149,7 +158,7 @@ export async function openPlatform(config: Config, log: Log, meters: Meters): Pr
   });
   const all = undo.move();
   return {
-    ...{ sandboxes, images, workspaces, agents, templates, ports },
+    ...{ sandboxes, images, workspaces, agents, templates, ports, tenants },
     network: network.service,
     bell: bell.service,
     audit,

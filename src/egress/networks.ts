@@ -10,7 +10,7 @@ import { Failure } from '../lib/failure.ts';
 import type { Log } from '../lib/log.ts';
 import type { NetworkRequest, SandboxNetwork } from '../sandbox/network.ts';
 import type { SandboxInfo } from '../sandbox/sandbox.ts';
-import type { Vault } from '../vault/vault.ts';
+import type { SandboxSecrets, Vault } from '../vault/vault.ts';
 import type { CertificateAuthority, SandboxAuthority } from './certificates/certificates.ts';
 import type { EgressSandbox, EgressSession } from './egress.ts';
 import type { Policies } from './policies.ts';
@@ -106,7 +106,7 @@ export class Networks implements SandboxNetwork {
     return {
       ...trustEnvironment(),
       ...bellEnvironment(this.#options.bell, image),
-      ...this.#options.vault.forSandbox(sandboxId).environment,
+      ...this.#secretsOf(this.#of(sandboxId).info).environment,
     };
   }
 
@@ -196,9 +196,19 @@ export class Networks implements SandboxNetwork {
     return it;
   }
 
+  /** What the owner keeps for all sandboxes is for the owner's. */
+  #secretsOf({ id, project }: SandboxInfo): SandboxSecrets {
+    return this.#options.vault.forSandbox(id, { shared: project === undefined });
+  }
+
+  /** Whether its own rules and policy may open what only the owner may: this host and private networks. */
+  isOwners(sandboxId: string): boolean {
+    return this.#all.get(sandboxId)?.info.project === undefined;
+  }
+
   #add(info: SandboxInfo): void {
     const { id } = info;
-    const { policies, vault, authority, open, inspect } = this.#options;
+    const { policies, authority, open, inspect } = this.#options;
     this.detach(id);
     const sandbox: EgressSandbox = {
       id,
@@ -206,7 +216,7 @@ export class Networks implements SandboxNetwork {
         return info.metadata[nameLabel];
       },
       policy: () => policies.of(id),
-      secrets: vault.forSandbox(id),
+      secrets: this.#secretsOf(info),
       inspect,
       processOf: async (port) => this.#all.get(id)?.inside?.guest.whose(port, AbortSignal.timeout(agentMs)),
     };

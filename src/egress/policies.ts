@@ -39,6 +39,8 @@ export interface PoliciesOptions {
   /** What new sandboxes get, if it is there. */
   templateFile: string;
   dangerouslyAllowMetadata: boolean;
+  /** Whether what a sandbox has of its own may open guarded places: not where a stranger decides about it. */
+  mayOpenGuarded?: (sandboxId: string) => boolean;
   /** How a person calls a sandbox. */
   nameOf: (sandboxId: string) => string | undefined;
   log: Log;
@@ -282,13 +284,14 @@ export class Policies {
     sandboxId: string | undefined,
     { own, rules }: { own: Own | undefined; rules: readonly Rule[] },
   ): Policy {
-    const { dangerouslyAllowMetadata, nameOf } = this.#options;
+    const { dangerouslyAllowMetadata, nameOf, mayOpenGuarded } = this.#options;
     const sandboxName = sandboxId === undefined ? undefined : (nameOf(sandboxId) ?? sandboxId);
     return compilePolicy({
       rules,
       ...(own === undefined ? {} : { own }),
       hostAddresses: this.#addresses(),
       dangerouslyAllowMetadata,
+      ...(sandboxId !== undefined && mayOpenGuarded?.(sandboxId) === false ? { strange: true } : {}),
       ...(sandboxName === undefined ? {} : { sandboxName }),
     });
   }

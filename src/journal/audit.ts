@@ -337,6 +337,8 @@ function cleanedRequest(it: AuditedRequest): AuditedRequest {
   return {
     ...{ by: it.by, address: plain(it.address, 64), operation: plain(it.operation, 64) },
     ...(it.certificate === undefined ? {} : { certificate: plain(it.certificate, 256) }),
+    ...(it.project === undefined ? {} : { project: plain(it.project, 64) }),
+    ...(it.key === undefined ? {} : { key: plain(it.key, 32) }),
     method: plain(it.method, 16),
     ...(it.sandbox === undefined ? {} : { sandbox: plain(it.sandbox, 128) }),
     ...(params.length === 0

@@ -64,6 +64,7 @@ class CompiledPolicy implements Policy {
   readonly #fallback: 'allow' | 'deny';
   readonly #hostAddresses: ReadonlySet<string>;
   readonly #metadata: boolean;
+  readonly #strange: boolean;
   readonly #naming: Naming;
 
   constructor(sources: PolicySources) {
@@ -73,6 +74,7 @@ class CompiledPolicy implements Policy {
     this.#fallback = defaultOf(sources.own);
     this.#hostAddresses = new Set(sources.hostAddresses.map(canonicalAddress));
     this.#metadata = sources.dangerouslyAllowMetadata === true;
+    this.#strange = sources.strange === true;
     this.#naming = { sandboxName: sources.sandboxName, fallback: sources.own?.kind ?? 'global' };
     this.ports = portsOf(decide);
     this.opens = this.#fallback === 'allow' || decide.some(({ effect }) => effect !== 'deny');
@@ -150,7 +152,7 @@ class CompiledPolicy implements Policy {
     const fallback = protocol === 'udp' ? 'deny' : this.#fallback;
     if (ground.kind === 'public') return judge(entries, request, fallback);
     return judge(
-      entries.filter((entry) => entry.effect === 'deny' || ground.opens(entry)),
+      entries.filter((entry) => entry.effect === 'deny' || this.#opensGround(ground, entry)),
       request,
       ground.byDefault ? fallback : 'deny',
     );
@@ -191,6 +193,12 @@ class CompiledPolicy implements Policy {
     }
   }
 
+  #opensGround(ground: Exclude<Ground, { kind: 'closed' }>, entry: Entry): boolean {
+    if (ground.kind === 'public') return true;
+    const { source } = entry.rule;
+    return ground.opens(entry) && (!this.#strange || source === 'global' || source === 'proxy-config');
+  }
+
   /** Why an address must not be dialled for this attempt. */
   #denialOf(
     attempt: Attempt,
@@ -215,7 +223,7 @@ class CompiledPolicy implements Policy {
       .filter((it) => holdsAt(it, attempt.port, attempt.protocol))
       .filter((it) => !(explicit.any && it.effect === 'deny' && it.rule.source === 'proxy-config'))
       // A rule about some requests to an address opens it to none that were meant for a name.
-      .find((it) => it.effect === 'deny' || (it.request === undefined && opensGround(ground, it)));
+      .find((it) => it.effect === 'deny' || (it.request === undefined && this.#opensGround(ground, it)));
     if (entry?.effect === 'deny') return this.#resolvedTo(attempt, 'rule', entry);
     if (ground.kind === 'public' || entry !== undefined) return undefined;
     if (host.name === 'localhost') return undefined;
@@ -314,9 +322,6 @@ function names({ pattern }: Entry): boolean {
 /** This host is named by its very address, or by the range that is always the host; a network around it does not name it. */
 const namesHost = ({ pattern }: Entry): boolean =>
   pattern.kind === 'address' || (pattern.kind === 'range' && isLoopback(pattern.range));
-
-const opensGround = (ground: Exclude<Ground, { kind: 'closed' }>, entry: Entry): boolean =>
-  ground.kind === 'public' || ground.opens(entry);
 
 /**
  * A rule that names a host and a port means whatever is spoken there; on the web's own ports it means the web, so that an allowed site is no

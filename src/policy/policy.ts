@@ -100,6 +100,8 @@ export interface PolicySources {
   hostAddresses: readonly string[];
   /** Lets rules that name a metadata address have their way. */
   dangerouslyAllowMetadata?: boolean;
+  /** It is a stranger's: only global rules and the proxy configuration, which are the operator's, open this host, private networks and metadata services. */
+  strange?: boolean;
   /** How a person names this sandbox on the command line, for remedies. */
   sandboxName?: string;
 }

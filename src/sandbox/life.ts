@@ -194,10 +194,11 @@ export class Life {
 
   /** What is to be remembered of it, as far as it is known by now. */
   get past(): SandboxPast {
-    const { runtime, image, agent, limits, createdAt, expiresAt, autoStopAfterMs } = this.info;
+    const { project, runtime, image, agent, limits, createdAt, expiresAt, autoStopAfterMs } = this.info;
     const { ending, removedBy } = this.#record;
     return {
       ...{ runtime, image, limits, createdAt, commands: this.executions.past(pastCommandsMax) },
+      ...(project === undefined ? {} : { project }),
       ...(agent === undefined ? {} : { agent }),
       ...(expiresAt === undefined ? {} : { expiresAt }),
       ...(autoStopAfterMs === undefined ? {} : { autoStopAfterMs }),

@@ -10,10 +10,12 @@ import type {
   Limits,
   MemoryUse,
   PlainMount,
+  ProjectOfSandbox,
   SandboxInfo,
   SandboxPast,
   SandboxState,
 } from '../contract/sandbox.ts';
+import type { Usage } from '../contract/tenant.ts';
 import type { WorkerWish } from '../contract/worker.ts';
 import type { WorkspaceRequest } from '../contract/workspace.ts';
 import type { ExecSpec, Guest, Output } from '../guest/guest.ts';
@@ -35,6 +37,8 @@ export interface RequiredProgram {
 }
 
 export interface CreateRequest {
+  /** Whose it is to be. Never what a caller says of itself: the key that it called with decides. */
+  project?: ProjectOfSandbox;
   image: string;
   /** See MachineSpec. */
   pull?: 'always' | 'missing' | 'never';
@@ -102,6 +106,8 @@ export type SandboxEvent = { runtime: string } & (
 export type CommandOutcome = 'ok' | 'failed' | Exclude<ExecExit['reason'], 'exited'>;
 
 export interface SandboxFilter {
+  /** Id of a project. */
+  project?: string;
   states?: SandboxState[];
   metadata?: Record<string, string>;
 }
@@ -162,7 +168,7 @@ export interface Executions {
 }
 
 export interface SandboxService {
-  /** Resolves when the sandbox is Running and its agent has answered. */
+  /** Resolves when the sandbox is Running and its agent has answered. Failure('exhausted') beyond a quota of its project. */
   create(request: CreateRequest, signal: AbortSignal): Promise<SandboxInfo>;
   /** Failure('not-found') for ids unknown or removed, here and everywhere below. */
   get(id: string): SandboxInfo;
@@ -170,8 +176,12 @@ export interface SandboxService {
   list(filter?: SandboxFilter): SandboxInfo[];
   /** Resolves when nothing of it is left. `by`: who asks for it, in words. */
   remove(id: string, signal: AbortSignal, by?: string): Promise<void>;
-  /** What is known of its life and its end, also when it is gone: then also by name, or the beginning of its id. Failure('not-found'). */
-  history(reference: string): SandboxHistory;
+  /** What is known of its life and its end, also when it is gone: then also by name, or the beginning of its id. With a project, of its own only. Failure('not-found'). */
+  history(reference: string, projectId?: string): SandboxHistory;
+  /** Id of the project that it belongs to; undefined for those of none and for ids unknown alike, by the same work. */
+  projectOf(id: string): string | undefined;
+  /** What the sandboxes of a project have at the moment. */
+  usage(projectId: string): Usage;
   /** Failure('conflict') unless Running; Failure('unsupported') where the runtime cannot. */
   pause(id: string, signal: AbortSignal): Promise<void>;
   resume(id: string, signal: AbortSignal): Promise<void>;

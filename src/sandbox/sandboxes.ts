@@ -6,6 +6,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { nameLabel } from '../contract/admin.ts';
 import type { PublishPort } from '../contract/ports.ts';
 import type { PlainMount } from '../contract/sandbox.ts';
+import type { Quotas, Usage } from '../contract/tenant.ts';
 import type { Guest } from '../guest/guest.ts';
 import { Failure } from '../lib/failure.ts';
 import type { Log } from '../lib/log.ts';
@@ -14,6 +15,7 @@ import type { SandboxRecord, Store } from '../store/store.ts';
 import type { Elsewhere } from './elsewhere.ts';
 import { type Folders, Life } from './life.ts';
 import type { SandboxNetwork } from './network.ts';
+import { refuseBeyond, usageOf, type Wanted } from './quotas.ts';
 import type {
   CreateRequest,
   Executions,
@@ -45,6 +47,8 @@ export interface SandboxesOptions {
   folders: Folders;
   /** Host folders below which a sandbox may mount; none when empty. */
   allowedHostPaths: string[];
+  /** Of a project, by its id. Failure('not-found') for one that is being removed: nothing more may be made in it. */
+  quotasOf?: (projectId: string) => Quotas;
   log: Log;
   now: () => Date;
   /** Hears of what happens, for meters. */
@@ -59,6 +63,8 @@ export class Sandboxes implements SandboxService {
   /** What is under way, so that it is done once: comparisons by the name of the runtime, removals by the sandbox's id. */
   readonly #comparing = new Map<string, Promise<void>>();
   readonly #ending = new Map<string, Promise<void>>();
+  /** Of projects, with how many ask for it: they count as running before they say so. */
+  readonly #starting = new Map<string, number>();
   #timer: NodeJS.Timeout | undefined;
   #closed = false;
 
@@ -97,12 +103,15 @@ export class Sandboxes implements SandboxService {
     const mounts = await Promise.all(request.mounts.map((mount) => this.#allowedMount(mount)));
     const { byOwner = false, workspaces: wanted = [], setup = [], user, cwd } = request;
     const workspaces = await this.#options.workspaces.check(wanted, { byOwner, runtime }, signal);
-    // From here to the record nothing waits, so that nobody else takes the name meanwhile.
+    // From here to the record nothing waits, so that nobody else takes the name, or what is left of a quota, meanwhile.
+    const { project, limits, published = [] } = request;
     const name = request.metadata[nameLabel];
-    if (name !== undefined) this.#refuseTakenName(name);
+    if (name !== undefined) this.#refuseTakenName(name, project?.id);
+    this.#refuseBeyondQuotas(project, { sandboxes: 1, limits, ports: published.length });
     const now = this.#options.now();
     const info: SandboxInfo = {
       id: randomUUID(),
+      ...(project === undefined ? {} : { project }),
       runtime: runtimeName,
       state: 'Pending',
       reason: 'starting',
@@ -112,11 +121,11 @@ export class Sandboxes implements SandboxService {
       entrypoint: request.entrypoint,
       metadata: request.metadata,
       extensions: request.extensions,
-      limits: request.limits,
+      limits,
       createdAt: now,
       keep: request.keep ?? false,
       workspaces,
-      published: request.published ?? [],
+      published,
       ...(request.autoStopAfterMs == null ? {} : { autoStopAfterMs: request.autoStopAfterMs }),
       ...(request.agent === undefined ? {} : { agent: request.agent }),
       ...(request.platform ? { platform: request.platform } : {}),
@@ -146,6 +155,7 @@ export class Sandboxes implements SandboxService {
     const wanted = Object.entries(filter.metadata ?? {});
     return [...this.#lives.values()]
       .map((life) => life.info)
+      .filter((info) => filter.project === undefined || info.project?.id === filter.project)
       .filter((info) => filter.states === undefined || filter.states.includes(info.state))
       .filter((info) => wanted.every(([key, value]) => info.metadata[key] === value))
       .sort((a, b) => b.createdAt.getTime() - a.createdAt.getTime());
@@ -161,10 +171,11 @@ export class Sandboxes implements SandboxService {
     }
   }
 
-  history(reference: string): SandboxHistory {
+  history(reference: string, projectId?: string): SandboxHistory {
     const life = this.#lives.get(reference);
-    if (life !== undefined) return historyOf(life);
-    const death = this.#options.store.findDeath(reference);
+    if (life !== undefined && (projectId === undefined || life.info.project?.id === projectId))
+      return historyOf(life);
+    const death = this.#options.store.findDeath(reference, projectId);
     if (death === undefined)
       throw new Failure('not-found', `nothing is known of a sandbox ${JSON.stringify(reference)}`, {
         hint: 'See `glovebox ls --all` for what there is; of those that are gone the last 10,000 are remembered.',
@@ -186,7 +197,19 @@ export class Sandboxes implements SandboxService {
   }
 
   async start(id: string, signal: AbortSignal): Promise<void> {
-    await this.#life(id).start(signal);
+    const life = this.#life(id);
+    const { project, limits, state } = life.info;
+    if (project === undefined) return await life.start(signal);
+    const others = this.#starting.get(id) ?? 0;
+    if (state === 'Stopped' && others === 0) this.#refuseBeyondQuotas(project, { limits });
+    this.#starting.set(id, others + 1);
+    try {
+      await life.start(signal);
+    } finally {
+      const left = (this.#starting.get(id) ?? 1) - 1;
+      if (left > 0) this.#starting.set(id, left);
+      else this.#starting.delete(id);
+    }
   }
 
   async save(
@@ -209,7 +232,10 @@ export class Sandboxes implements SandboxService {
 
   /** What it has published on the host, for later starts. */
   setPublished(id: string, published: PublishPort[]): void {
-    this.#life(id).setPublished(published);
+    const life = this.#life(id);
+    const more = published.length - life.info.published.length;
+    this.#refuseBeyondQuotas(life.info.project, { ports: more });
+    life.setPublished(published);
   }
 
   renew(id: string, expiresAt: Date): SandboxInfo {
@@ -230,10 +256,19 @@ export class Sandboxes implements SandboxService {
   patchMetadata(id: string, patch: Record<string, string | null>): SandboxInfo {
     const life = this.#life(id);
     const name = patch[nameLabel];
-    if (typeof name === 'string' && name !== life.info.metadata[nameLabel]) this.#refuseTakenName(name);
+    if (typeof name === 'string' && name !== life.info.metadata[nameLabel])
+      this.#refuseTakenName(name, life.info.project?.id);
     const merged = Object.entries({ ...life.info.metadata, ...patch }).filter(([, value]) => value !== null);
     life.setMetadata(Object.fromEntries(merged) as Record<string, string>);
     return life.info;
+  }
+
+  projectOf(id: string): string | undefined {
+    return this.#lives.get(id)?.info.project?.id;
+  }
+
+  usage(projectId: string): Usage {
+    return usageOf(this.list({ project: projectId }), this.#starting);
   }
 
   guest(id: string): Guest {
@@ -285,8 +320,17 @@ export class Sandboxes implements SandboxService {
     });
   }
 
-  #refuseTakenName(name: string): void {
-    const taken = [...this.#lives.values()].find((it) => it.info.metadata[nameLabel] === name);
+  #refuseBeyondQuotas(project: SandboxInfo['project'], wanted: Wanted): void {
+    const { quotasOf } = this.#options;
+    if (project === undefined || quotasOf === undefined) return;
+    refuseBeyond(project, { quotas: quotasOf(project.id), usage: this.usage(project.id), wanted });
+  }
+
+  /** Each project has names of its own, and the owner has: nobody learns from a refusal what another has. */
+  #refuseTakenName(name: string, projectId: string | undefined): void {
+    const taken = [...this.#lives.values()].find(
+      ({ info }) => info.metadata[nameLabel] === name && info.project?.id === projectId,
+    );
     if (taken !== undefined)
       throw new Failure('conflict', `the name ${JSON.stringify(name)} is taken by sandbox ${taken.info.id}`, {
         hint: `Choose another name, or remove that one: glovebox rm ${name}`,

@@ -57,8 +57,8 @@ export interface Store {
   burySandbox(death: Death): void;
   sandboxes(): SandboxRecord[];
   death(id: string): Death | undefined;
-  /** By id, name, or the beginning of an id; of several the newest. */
-  findDeath(reference: string): Death | undefined;
+  /** By id, name, or the beginning of an id; of several the newest. With a project, only of its sandboxes of which the past is still remembered. */
+  findDeath(reference: string, projectId?: string): Death | undefined;
   saveExecution(sandboxId: string, record: ExecutionRecord): void;
   forgetExecution(sandboxId: string, execId: string): void;
   executions(sandboxId: string): ExecutionRecord[];

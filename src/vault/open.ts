@@ -180,13 +180,13 @@ class HomeVault implements Vault {
     });
   }
 
-  forSandbox(sandboxId: string): SandboxSecrets {
+  forSandbox(sandboxId: string, { shared } = { shared: true }): SandboxSecrets {
     // Built when first asked after a change, for it is asked at every request.
     const last: { of?: Kept; view?: View } = {};
     const view = (): View => {
       if (last.view === undefined || last.of !== this.#kept) {
         last.of = this.#kept;
-        last.view = this.#viewFor(sandboxId);
+        last.view = this.#viewFor(sandboxId, shared);
       }
       return last.view;
     };
@@ -285,11 +285,11 @@ class HomeVault implements Vault {
     });
   }
 
-  #viewFor(sandboxId: string): View {
+  #viewFor(sandboxId: string, withShared: boolean): View {
     const { vaults } = this.#kept;
     const secrets = this.#kept.secrets.toSorted((a, b) => precedence(a) - precedence(b));
     const own = secrets.filter((secret) => secret.sandboxId === sandboxId);
-    const shared = secrets.filter((secret) => secret.sandboxId === undefined);
+    const shared = withShared ? secrets.filter((secret) => secret.sandboxId === undefined) : [];
     const hides = (secret: Secret, other: Secret) => secret.name === other.name;
     const usable: UsableSecret[] = [
       ...own.map((secret) =>
@@ -307,7 +307,7 @@ class HomeVault implements Vault {
         .flatMap(({ content }) => usableOfVault(content)),
     ];
     const foreign = secrets.filter(
-      (secret) => secret.sandboxId !== undefined && secret.sandboxId !== sandboxId,
+      ({ sandboxId: its }) => its !== sandboxId && (its !== undefined || !withShared),
     );
     return viewOf(
       usable,

@@ -83,7 +83,8 @@ export interface Vault {
   list(filter?: { sandboxId?: string }): SecretInfo[];
   /** Failure('not-found'); Failure('conflict') for what belongs to a credential vault. */
   remove(id: string): Promise<void>;
-  forSandbox(sandboxId: string): SandboxSecrets;
+  /** `shared: false`: without the secrets that all sandboxes of the owner may use; their placeholders are then foreign to it. */
+  forSandbox(sandboxId: string, options?: { shared: boolean }): SandboxSecrets;
   /**
    * OpenSandbox's credential vault of a sandbox, whether there is one yet or not. `covered`: whether an explicit rule of its policy allows a host,
    * which may begin with `*.`.

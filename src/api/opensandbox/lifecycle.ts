@@ -152,6 +152,7 @@ function createdOf(info: SandboxInfo, service: SandboxService): CreateSandboxRes
     createdAt: info.createdAt.toISOString(),
     entrypoint: info.entrypoint,
     glovebox: {
+      ...(info.project === undefined ? {} : { project: info.project.name }),
       runtime: info.runtime,
       limits: info.limits,
       ...(info.exitCode === undefined ? {} : { exitCode: info.exitCode }),

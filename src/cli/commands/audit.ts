@@ -44,8 +44,10 @@ async function here() {
 /** `2026-01-29T10:15:23Z #17 by=owner deleteSandbox sandbox=web 204 ms=812 address=127.0.0.1 request=…`. */
 export function entryLine(entry: Entry): string {
   const { seq, event, by, operation, sandbox, params, status, durationMs, error, made } = entry;
-  const { address, certificate, requestId, mendedBytes, damage, count, dropped } = entry;
+  const { address, certificate, requestId, mendedBytes, damage, count, dropped, project, key } = entry;
   const details: [string, string | number | undefined][] = [
+    ['project', project],
+    ['key', key],
     ['made', made],
     ['error', error],
     ['ms', event === 'call' && durationMs !== undefined ? Math.round(durationMs) : undefined],

@@ -33,10 +33,7 @@ runtimeConformance('host', capabilities, () => {
       const { mark, agent } = JSON.parse(readFileSync(record, 'utf8'));
       return membersOf({ mark, agent, group: undefined }).map((it) => it.pid);
     },
-    leftovers: () => [
-      ...leftovers(home),
-      ...Object.values(folders).flatMap((folder) => readdirSync(folder)),
-    ],
+    leftovers: () => [...leftovers(home), ...Object.values(folders).flatMap((folder) => readdirSync(folder))],
     close: () => rmSync(home, { recursive: true }),
   };
 });

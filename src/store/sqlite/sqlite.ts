@@ -97,7 +97,8 @@ function sqliteStore(database: DatabaseSync): Store {
     death: database.prepare('SELECT id, reason, message, at, name, past FROM death WHERE id = ?'),
     findDeath: database.prepare(
       `SELECT id, reason, message, at, name, past FROM death
-       WHERE id = :wanted OR name = :wanted OR substr(id, 1, length(:wanted)) = :wanted
+       WHERE (id = :wanted OR name = :wanted OR substr(id, 1, length(:wanted)) = :wanted)
+         AND (:project IS NULL OR json_extract(past, '$.project.id') = :project)
        ORDER BY id = :wanted DESC, name IS :wanted DESC, number DESC LIMIT 1`,
     ),
   };
@@ -137,8 +138,9 @@ function sqliteStore(database: DatabaseSync): Store {
     death(id) {
       return reviveDeath(statements.death.get(id));
     },
-    findDeath(reference) {
-      return reference === '' ? undefined : reviveDeath(statements.findDeath.get({ wanted: reference }));
+    findDeath(reference, projectId) {
+      if (reference === '') return undefined;
+      return reviveDeath(statements.findDeath.get({ wanted: reference, project: projectId ?? null }));
     },
     saveExecution(sandboxId, record) {
       statements.saveExecution.run(sandboxId, record.execId, JSON.stringify(record));
