@@ -34,6 +34,7 @@ import type { Meters } from './meters.ts';
 import { type HomeNetwork, openNetwork } from './network.ts';
 
 export interface Platform extends AsyncDisposable {
+  tenants: Tenants;
   sandboxes: Sandboxes;
   images: ImageStore;
   network: NetworkService;
@@ -41,7 +42,6 @@ export interface Platform extends AsyncDisposable {
   agents: AgentService;
   templates: TemplateService;
   ports: PortService;
-  tenants: Tenants;
   bell: BellService;
   audit: AuditService;
 }
@@ -56,6 +56,12 @@ export async function openPlatform(config: Config, log: Log, meters: Meters): Pr
   await using undo = new AsyncDisposableStack();
   const store = openSqliteStore(config.paths.database);
   undo.defer(() => store.close());
+  const tenants = new Tenants({
+    projects: store.collection('project'),
+    keys: store.collection('key'),
+    limits: config.server.rateLimits,
+    now: () => new Date(),
+  });
   const audit = await openAudit(config.home, log);
   undo.defer(() => audit.close());
   const asRoot = process.getuid?.() === 0;
@@ -105,12 +111,6 @@ export async function openPlatform(config: Config, log: Log, meters: Meters): Pr
     log,
     now: () => new Date(),
   });
-  const tenants = new Tenants({
-    projects: store.collection('project'),
-    keys: store.collection('key'),
-    limits: config.server.rateLimits,
-    now: () => new Date(),
-  });
   const sandboxes = await Sandboxes.open({
     runtimes,
     defaultRuntime: config.runtime.type,
@@ -158,10 +158,11 @@ export async function openPlatform(config: Config, log: Log, meters: Meters): Pr
   });
   const all = undo.move();
   return {
-    ...{ sandboxes, images, workspaces, agents, templates, ports, tenants },
+    ...{ sandboxes, images, workspaces, agents, templates, ports },
     network: network.service,
     bell: bell.service,
     audit,
+    tenants,
     [Symbol.asyncDispose]: () => all.disposeAsync(),
   };
 }
