@@ -11,7 +11,7 @@ import {
   SandboxError,
   throwIfAborted,
 } from './errors.ts';
-import { type TlsSettings, tlsTrouble } from './tls.ts';
+import { type TlsSettings, tlsCodeIn, tlsTrouble } from './tls.ts';
 import { HandshakeRefused, type Reply, type Socket, type Transport, transportFor } from './transport.ts';
 
 export interface ConnectionOptions {
@@ -331,6 +331,7 @@ function checkedUrl(url: string): string {
 
 function systemCodeOf(cause: unknown): string {
   const own = (cause as { code?: unknown } | null)?.code;
+  if (own === 'EPROTO') return tlsCodeIn(String((cause as Error).message)) ?? own;
   if (typeof own === 'string') return own;
   const inner = (cause as { cause?: unknown } | null)?.cause;
   if (inner instanceof AggregateError) return systemCodeOf(inner.errors[0]);

@@ -31,6 +31,18 @@ const unknownIssuer = new Set([
 const refusedByServer =
   /^ERR_SSL_.*ALERT_(BAD_CERTIFICATE|UNSUPPORTED_CERTIFICATE|CERTIFICATE_(REQUIRED|REVOKED|EXPIRED|UNKNOWN)|UNKNOWN_CA|ACCESS_DENIED|HANDSHAKE_FAILURE)$/;
 
+/** What went wrong while writing is told in the words of OpenSSL alone: `ERR_SSL_…` as for reading. */
+export function tlsCodeIn(message: string): string | undefined {
+  const reason = /:SSL routines:[^:]*:([^:]+):/.exec(message)?.[1];
+  return (
+    reason &&
+    `ERR_SSL_${reason
+      .trim()
+      .toUpperCase()
+      .replace(/[^A-Z0-9]+/g, '_')}`
+  );
+}
+
 export interface TlsTrouble {
   code: ErrorCode;
   what: string;

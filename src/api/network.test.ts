@@ -244,6 +244,11 @@ test.each([
   else expect(attempt).toThrow(expect.objectContaining({ status: 426 }));
 });
 
+test('secrets from afar are taken over TLS that ends here', () => {
+  const request = { socket: { remoteAddress: '192.0.2.1', encrypted: true } } as unknown as IncomingMessage;
+  expect(() => refuseFromAfar(request, 'secrets')).not.toThrow();
+});
+
 test('a secret from another host, and a source on this one, are refused before anything is done with them', async () => {
   await using api = await start();
   const { setSecret } = networkHandlers({ service: api.service, network: api.network } as never);

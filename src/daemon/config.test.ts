@@ -99,6 +99,42 @@ test('the home folder is ~/.glovebox unless something says otherwise', async () 
   expect(await at({ env: { GLOVEBOX_HOME: '/nowhere' }, home })).toBe(home);
 });
 
+describe('server.tls', () => {
+  const files = 'cert_file = "/c.pem"\nkey_file = "~/k.pem"\n';
+
+  test('is a section of its own, and variables set it', async () => {
+    const { server, warnings } = await loadFile(
+      `[server]\nhost = "0.0.0.0"\n[server.tls]\n${files}client_auth = "require"\nclient_ca_file = "/ca.pem"\n`,
+      { HOME: '/home/someone', GLOVEBOX_SERVER_TLS_MIN_VERSION: '1.3' },
+    );
+    expect(server.tls).toEqual({
+      ...{ certFile: '/c.pem', keyFile: '/home/someone/k.pem', clientAuth: 'require' },
+      ...{ clientCaFile: '/ca.pem', minVersion: 'TLSv1.3' },
+    });
+    // What is encrypted on the way needs no warning.
+    expect(warnings).toEqual([]);
+    expect((await loadFile('[server.tls]\n')).server.tls).toBeUndefined();
+    expect(
+      (await loadFile(`server.tls.cert_file = "/c"\nserver.tls.key_file = "/k"\n`)).server.tls,
+    ).toBeDefined();
+  });
+
+  test.each([
+    ['cert_file = "/c"\n', 'server.tls.cert_file needs server.tls.key_file'],
+    ['key_file = "/k"\n', 'server.tls.key_file needs server.tls.cert_file'],
+    ['client_auth = "require"\n', 'server.tls.client_auth needs server.tls.cert_file'],
+    ['min_version = "1.3"\n', 'server.tls.min_version needs server.tls.cert_file'],
+    [`${files}client_auth = "request"\n`, 'server.tls.client_auth needs server.tls.client_ca_file'],
+    [`${files}client_ca_file = "/a"\n`, 'server.tls.client_ca_file needs server.tls.client_auth'],
+    [`${files}client_crl_file = "/a"\n`, 'server.tls.client_crl_file needs server.tls.client_auth'],
+    [`${files}min_version = "1.1"\n`, 'server.tls.min_version'],
+    [`${files}certfile = "/c"\n`, 'did you mean "server.tls.cert_file"'],
+    ['cert_file = "c.pem"\nkey_file = "/k"\n', 'must be an absolute path'],
+  ])('%j is refused: %s', async (lines, problem) => {
+    expect((await problemsOf(loadFile(`[server.tls]\n${lines}`))).join('\n')).toContain(problem);
+  });
+});
+
 test('a file may set everything', async () => {
   const config = await loadFile(
     `[server]

@@ -50,6 +50,27 @@ const edits: [before: string, key: string, text: string | undefined, after: stri
   ['[log]\n"level" = \'INFO\'\n', 'log.level', 'DEBUG', '[log]\n"level" = "DEBUG"\n'],
   ['[log]\nfile_path = "/a#b" # c\n', 'log.file_path', '/d "e"', '[log]\nfile_path = "/d \\"e\\"" # c\n'],
   ['[log]\nlevel = "INFO"\n', 'log.file_enabled', 'yes', '[log]\nlevel = "INFO"\nfile_enabled = true\n'],
+  [
+    '[server]\nport = 1\n[server.tls]\ncert_file = "/a"\nkey_file = "/b" # key\n',
+    ...(['server.tls.cert_file', '/c'] as const),
+    '[server]\nport = 1\n[server.tls]\ncert_file = "/c"\nkey_file = "/b" # key\n',
+  ],
+  [
+    '[server.tls]\ncert_file = "/a"\nkey_file = "/b"\n[log]\nlevel = "INFO"\n',
+    ...(['server.tls.min_version', '1.3'] as const),
+    '[server.tls]\ncert_file = "/a"\nkey_file = "/b"\nmin_version = "1.3"\n[log]\nlevel = "INFO"\n',
+  ],
+  [
+    '[server.tls]\ncert_file = "/a"\nkey_file = "/b"\n',
+    ...(['server.port', '9000'] as const),
+    '[server.tls]\ncert_file = "/a"\nkey_file = "/b"\n\n[server]\nport = 9000\n',
+  ],
+  [
+    'server.tls.cert_file = "/a"\nserver.tls.key_file = "/b"\n',
+    ...(['server.tls.min_version', '1.3'] as const),
+    'server.tls.cert_file = "/a"\nserver.tls.key_file = "/b"\nserver.tls.min_version = "1.3"\n',
+  ],
+  ['[server.tls]\n', 'server.tls.cert_file', undefined, '[server.tls]\n'],
   ['[log]\nlevel = "INFO"\n', 'server.port', undefined, '[log]\nlevel = "INFO"\n'],
 ];
 test.each(edits)('in %j, %s as %j makes %j', async (before, key, text, after) => {
@@ -73,6 +94,14 @@ const refused: [before: string, key: string, text: string | undefined, RegExp, R
   ['', 'secure_runtime.type', 'gvisor', /runtime\.type is "bubblewrap"/, /Nothing was written/],
   ['server = { port = 1 }\n', 'server.port', '2', /only a person/, /\[server\]/],
   ['server = { port = 1 }\n', 'server.port', undefined, /only a person/, /\[server\]/],
+  ['', 'server.tls.cert_file', '/c', /needs server\.tls\.key_file/, /Nothing was written/],
+  [
+    'server = { tls = { cert_file = "/a", key_file = "/b" } }\n',
+    'server.tls.key_file',
+    '/c',
+    /only a person/,
+    /./,
+  ],
   ['[server\nport = 1\n', 'server.port', '2', /is not TOML/, /editor/],
   ['[log]\nlevel = "loud"\n', 'server.port', '2', /config\.toml:2: log\.level/, /editor/],
 ];

@@ -13,6 +13,8 @@ export interface CertificateWishes {
   names: string[];
   /** Who signs it; itself when absent. */
   issuer?: Identity & { name: string };
+  /** A number of its own when absent; for a list of those revoked. */
+  serial?: Buffer;
   authority?: boolean;
   notBefore?: Date;
   notAfter?: Date;
@@ -24,11 +26,10 @@ export function makeCertificate(wishes: CertificateWishes): Identity & { name: s
   const { publicKey, privateKey } = generateKeyPairSync('ec', { namedCurve: 'P-256' });
   const name = wishes.names[0] as string;
   const issuerKey: KeyObject = wishes.issuer === undefined ? privateKey : createPrivateKey(wishes.issuer.key);
-  const ecdsaWithSha256 = der(0x30, oid('2a8648ce3d040302'));
   const body = der(
     0x30,
     der(0xa0, der(0x02, Buffer.from([2]))),
-    der(0x02, Buffer.concat([Buffer.from([1]), randomBytes(15)])),
+    der(0x02, wishes.serial ?? newSerial()),
     ecdsaWithSha256,
     subject(wishes.issuer?.name ?? name),
     der(
@@ -40,19 +41,43 @@ export function makeCertificate(wishes: CertificateWishes): Identity & { name: s
     publicKey.export({ type: 'spki', format: 'der' }),
     der(0xa3, der(0x30, ...extensions(wishes))),
   );
-  const certificate = der(
-    0x30,
-    body,
-    ecdsaWithSha256,
-    der(0x03, Buffer.from([0]), sign('sha256', body, issuerKey)),
-  );
-  const lines = certificate.toString('base64').match(/.{1,64}/g) ?? [];
   return {
     name,
-    cert: `-----BEGIN CERTIFICATE-----\n${lines.join('\n')}\n-----END CERTIFICATE-----\n`,
+    cert: signedPem('CERTIFICATE', body, issuerKey),
     key: privateKey.export({ type: 'pkcs8', format: 'pem' }) as string,
   };
 }
+
+/** A list of an authority's certificates that count no more, by their serial numbers. */
+export function makeRevocationList(
+  issuer: Identity & { name: string },
+  serials: readonly Buffer[],
+  nextUpdate = new Date(Date.now() + dayMs),
+): string {
+  const since = time(new Date(Date.now() - dayMs));
+  const revoked = serials.map((serial) => der(0x30, der(0x02, serial), since));
+  const body = der(
+    0x30,
+    der(0x02, Buffer.from([1])),
+    ecdsaWithSha256,
+    subject(issuer.name),
+    since,
+    time(nextUpdate),
+    ...(revoked.length === 0 ? [] : [der(0x30, ...revoked)]),
+  );
+  return signedPem('X509 CRL', body, createPrivateKey(issuer.key));
+}
+
+function signedPem(label: string, body: Buffer, key: KeyObject): string {
+  const signature = der(0x03, Buffer.from([0]), sign('sha256', body, key));
+  const lines =
+    der(0x30, body, ecdsaWithSha256, signature)
+      .toString('base64')
+      .match(/.{1,64}/g) ?? [];
+  return `-----BEGIN ${label}-----\n${lines.join('\n')}\n-----END ${label}-----\n`;
+}
+
+export const newSerial = () => Buffer.concat([Buffer.from([1]), randomBytes(15)]);
 
 export const makeAuthority = (name = 'Test authority') => makeCertificate({ names: [name], authority: true });
 
@@ -68,6 +93,7 @@ function extensions({ names, authority = false }: CertificateWishes): Buffer[] {
 /** TRUE, which is what an extension marks itself critical with. */
 const critical = Buffer.from([0x01, 0x01, 0xff]);
 const oid = (hex: string) => der(0x06, Buffer.from(hex, 'hex'));
+const ecdsaWithSha256 = der(0x30, oid('2a8648ce3d040302'));
 const octets = (content: Buffer) => der(0x04, content);
 const subject = (name: string) =>
   der(0x30, der(0x31, der(0x30, oid('550403'), der(0x0c, Buffer.from(name)))));
