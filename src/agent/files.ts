@@ -15,7 +15,6 @@ import {
   readdirSync,
   readlinkSync,
   readSync,
-  realpathSync,
   renameSync,
   rmdirSync,
   type Stats,
@@ -29,6 +28,7 @@ import { directBytesMin, laneOf } from '../contract/guest-wire.ts';
 import type { Call } from './call.ts';
 import { matcher } from './glob.ts';
 import { absolutePath, baseOf, fromBytes, joinPath, parentOf, shown } from './paths.ts';
+import type { Place, Reach, Spot } from './reach.ts';
 import { errnoOf, Refusal } from './refusal.ts';
 import { Accounts } from './users.ts';
 
@@ -61,7 +61,8 @@ export function attempt<T>(doing: string, path: Uint8Array, run: () => T): T {
   }
 }
 
-export function entryOf(path: Buffer, stats: Stats, accounts: Accounts): FileEntry {
+/** `at` is where a link can be read. */
+export function entryOf(path: Buffer, stats: Stats, accounts: Accounts, at: Buffer = path): FileEntry {
   const kind = stats.isFile()
     ? 'file'
     : stats.isDirectory()
@@ -80,7 +81,7 @@ export function entryOf(path: Buffer, stats: Stats, accounts: Accounts): FileEnt
     gid: stats.gid,
     modifiedAt: stats.mtimeMs,
     createdAt: stats.birthtimeMs > 0 ? stats.birthtimeMs : stats.ctimeMs,
-    ...(kind === 'symlink' && { target: linkTarget(path) }),
+    ...(kind === 'symlink' && { target: linkTarget(at) }),
   };
 }
 
@@ -92,64 +93,77 @@ function linkTarget(path: Buffer): string {
   }
 }
 
-export function stat(call: Call, request: Request<'stat'>): void {
+export function stat(call: Call, request: Request<'stat'>, reach: Reach): void {
   const path = absolutePath(request.path);
-  const stats = attempt('look at', path, () => (request.follow ? statSync(path) : lstatSync(path)));
-  call.reply({ type: 'entry', entry: entryOf(path, stats, new Accounts()) });
+  const stats = attempt('look at', path, () => reach.stat(path, request));
+  using link = stats.isSymbolicLink() ? attempt('look at', path, () => reach.entry(path)) : undefined;
+  call.reply({ type: 'entry', entry: entryOf(path, stats, new Accounts(), link?.at) });
   call.end();
 }
 
-export async function list(call: Call, request: Request<'list'>): Promise<void> {
-  const root = folder(request.path);
+export async function list(call: Call, request: Request<'list'>, reach: Reach): Promise<void> {
+  using root = folder(request.path, reach);
   const pages = new Pages(call, request.entriesMax);
   const depth = Number.isInteger(request.depth) ? Math.min(request.depth, depthMax) : 1;
-  await walk(root, depth, async (path, stats) => pages.add(path, stats));
+  await walk(root, { depth, reach }, async (found, stats) => pages.add(found, stats));
   pages.finish();
 }
 
-export async function search(call: Call, request: Request<'search'>): Promise<void> {
-  const root = folder(request.path);
+export async function search(call: Call, request: Request<'search'>, reach: Reach): Promise<void> {
+  using root = folder(request.path, reach);
   const matches = matcher(request.pattern);
   const pages = new Pages(call, request.entriesMax);
-  await walk(root, depthMax, async (path, stats) =>
-    stats.isFile() && matches(fromBytes(baseOf(path))) ? pages.add(path, stats) : !call.over,
+  await walk(root, { depth: depthMax, reach }, async (found, stats) =>
+    stats.isFile() && matches(fromBytes(baseOf(found.path))) ? pages.add(found, stats) : !call.over,
   );
   pages.finish();
 }
 
 // A symlink to a folder is not followed, at the start either.
-function folder(text: string): Buffer {
+function folder(text: string, reach: Reach): Spot {
   const path = absolutePath(text);
-  const stats = attempt('list', path, () => lstatSync(path));
+  const stats = attempt('list', path, () => reach.stat(path, { follow: false }));
   if (!stats.isDirectory())
     throw new Refusal('not-a-directory', `list ${shown(path)}: not a directory`, 'ENOTDIR');
-  return path;
+  return attempt('list', path, () => reach.thing(path, { follow: false }));
 }
 
 /** Visits everything below a folder, each folder before what is in it, by name; `visit` says whether to go on. What vanishes meanwhile is left out. */
 export async function walk(
-  root: Buffer,
-  depth: number,
-  visit: (path: Buffer, stats: Stats) => Promise<boolean>,
+  root: Spot,
+  options: { depth: number; reach: Reach },
+  visit: (found: Place, stats: Stats) => Promise<boolean>,
 ): Promise<void> {
+  const { depth, reach } = options;
   let seen = 0;
-  const below = async (at: Buffer, left: number, isRoot: boolean): Promise<boolean> => {
+  const below = async (folder: Spot, left: number, isRoot: boolean): Promise<boolean> => {
     let names: Buffer[];
     try {
-      names = readdirSync(at, { encoding: 'buffer' }).sort(Buffer.compare);
+      names = readdirSync(folder.at, { encoding: 'buffer' }).sort(Buffer.compare);
     } catch (thrown) {
-      if (isRoot) throw Refusal.from(thrown, `list ${shown(at)}`);
+      if (isRoot) throw Refusal.from(thrown, `list ${shown(folder.path)}`);
       return true;
     }
     for (const name of names) {
       if (++seen % entriesBetweenPauses === 0) await new Promise((resolve) => setImmediate(resolve));
-      const path = joinPath(at, name);
-      const stats = lstatSync(path, { throwIfNoEntry: false });
+      const found = { path: joinPath(folder.path, name), at: joinPath(folder.at, name) };
+      const stats = lstatSync(found.at, { throwIfNoEntry: false });
       if (stats === undefined) continue;
-      if (!(await visit(path, stats))) return false;
-      if (stats.isDirectory() && left > 1 && !(await below(path, left - 1, false))) return false;
+      if (!(await visit(found, stats))) return false;
+      if (!stats.isDirectory() || left <= 1) continue;
+      using inside = enter(found);
+      if (inside && !(await below(inside, left - 1, false))) return false;
     }
     return true;
+  };
+  const enter = (found: Place): Spot | undefined => {
+    try {
+      return reach.below(found);
+    } catch (thrown) {
+      // It has become something else, or is closed to us.
+      if (errnoOf(thrown) !== 'EMFILE') return undefined;
+      throw Refusal.from(thrown, `list ${shown(found.path)}`);
+    }
   };
   if (depth >= 1) await below(root, depth, true);
 }
@@ -168,13 +182,13 @@ class Pages {
     this.#max = Number.isInteger(max) ? Math.min(Math.max(max, 0), entriesMax) : entriesMax;
   }
 
-  async add(path: Buffer, stats: Stats): Promise<boolean> {
+  async add({ path, at }: Place, stats: Stats): Promise<boolean> {
     if (this.#count >= this.#max) {
       this.#truncated = true;
       return false;
     }
     this.#count++;
-    this.#page.push(entryOf(path, stats, this.#accounts));
+    this.#page.push(entryOf(path, stats, this.#accounts, at));
     if (this.#page.length < pageEntries) return true;
     this.#call.reply({ type: 'entries', entries: this.#page });
     this.#page = [];
@@ -189,11 +203,10 @@ class Pages {
   }
 }
 
-/** Opens for reading without waiting for the other end of a named pipe. */
-export function openForReading(path: Buffer): { fd: number; stats: Stats } {
-  const fd = attempt('open', path, () =>
-    openSync(path, constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOCTTY),
-  );
+/** Opens for reading without waiting for the other end of a named pipe. With `link: false` a link at the end is refused. */
+export function openForReading({ path, at }: Place, { link = true } = {}): { fd: number; stats: Stats } {
+  const flags = constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOCTTY;
+  const fd = attempt('open', path, () => openSync(at, link ? flags : flags | constants.O_NOFOLLOW));
   const stats = fstatSync(fd);
   if (stats.isFile() || stats.isCharacterDevice() || stats.isBlockDevice()) return { fd, stats };
   closeSync(fd);
@@ -212,14 +225,14 @@ export interface ReadTarget {
 export async function readFile(
   call: Call,
   request: Request<'read'>,
-  direct: (id: string) => Promise<ReadTarget>,
+  options: { reach: Reach; direct: (id: string) => Promise<ReadTarget> },
 ): Promise<void> {
   const path = absolutePath(request.path);
   const { offset, length = Number.POSITIVE_INFINITY } = request;
   if (!Number.isSafeInteger(offset) || offset < 0 || !(length >= 0)) {
     throw new Refusal('invalid', 'read: offset and length must not be negative');
   }
-  const { fd, stats } = openForReading(path);
+  const { fd, stats } = openPath(path, options.reach);
   let target: ReadTarget | undefined;
   try {
     if (
@@ -227,7 +240,7 @@ export async function readFile(
       stats.isFile() &&
       Math.min(stats.size - offset, length) >= directBytesMin
     ) {
-      target = await direct(request.direct);
+      target = await options.direct(request.direct);
     }
     call.reply({ type: 'entry', entry: entryOf(path, stats, new Accounts()) });
     let size = 0;
@@ -247,6 +260,11 @@ export async function readFile(
   }
 }
 
+function openPath(path: Buffer, reach: Reach): { fd: number; stats: Stats } {
+  using spot = attempt('open', path, () => reach.thing(path, { follow: true }));
+  return openForReading(spot);
+}
+
 /** A file in pieces, each with memory of its own. */
 export async function* pieces(
   fd: number,
@@ -264,22 +282,19 @@ export async function* pieces(
   }
 }
 
-export async function writeFile(call: Call, request: Request<'write'>): Promise<void> {
+export async function writeFile(call: Call, request: Request<'write'>, reach: Reach): Promise<void> {
   const asked = absolutePath(request.path);
   const ids = ownership(request);
-  if (request.parents) makeFolders(parentOf(asked));
-  const { path, stats } = target(asked);
+  using aim = target(asked, reach, request.parents);
+  const { spot, stats } = aim;
   if (stats !== undefined && !stats.isFile()) {
-    await writeInto(path, call);
+    await writeInto(spot, call);
     return;
   }
-  const beside = joinPath(parentOf(path), Buffer.from(`.glovebox-${crypto.randomUUID()}`));
   let size = 0;
-  let placed = false;
-  const fd = attempt('write beside', path, () => openSync(beside, createNew, 0o600));
-  try {
+  await placeWhole(spot, async (fd) => {
     if (request.append && stats !== undefined) {
-      const old = openForReading(path);
+      const old = openForReading(spot, { link: false });
       try {
         for await (const bytes of pieces(old.fd, { offset: 0, length: old.stats.size }))
           await writeAll(fd, bytes);
@@ -295,32 +310,54 @@ export async function writeFile(call: Call, request: Request<'write'>): Promise<
     own(fd, ids, stats);
     fchmodSync(fd, ids.mode ?? (stats ? stats.mode & 0o7777 : 0o666 & ~process.umask()));
     await fsyncAsync(fd);
-    if (call.over) return;
-    if (!replaceBy(beside, path)) await copyInto(beside, path);
-    else placed = true;
-  } catch (thrown) {
-    throw Refusal.from(thrown, `write ${shown(path)}`);
-  } finally {
-    closeSync(fd);
-    if (!placed) unlinkQuietly(beside);
-  }
+    return !call.over;
+  });
   call.reply({ type: 'done', size });
   call.end();
 }
 
 const createNew = constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW;
 
-/** Where a write to this path goes in the end: a link is followed, as a shell would. */
-function target(asked: Buffer): { path: Buffer; stats: Stats | undefined } {
-  const link = lstatSync(asked, { throwIfNoEntry: false });
-  let path = asked;
-  if (link?.isSymbolicLink()) {
-    path = attempt('follow', asked, () => realpathSync(asked, { encoding: 'buffer' }) as Buffer);
+/** Writes a new file beside a place, and puts it there once `fill` says that it is whole. */
+async function placeWhole(spot: Spot, fill: (fd: number) => Promise<boolean>): Promise<void> {
+  const beside = joinPath(parentOf(spot.at), Buffer.from(`.glovebox-${crypto.randomUUID()}`));
+  const fd = attempt('write beside', spot.path, () => openSync(beside, createNew, 0o600));
+  let placed = false;
+  try {
+    if (!(await fill(fd))) return;
+    placed = replaceBy(beside, spot.at);
+    if (!placed) await copyInto(beside, spot.at);
+  } catch (thrown) {
+    throw Refusal.from(thrown, `write ${shown(spot.path)}`);
+  } finally {
+    closeSync(fd);
+    if (!placed) unlinkQuietly(beside);
   }
-  const stats = link && attempt('look at', path, () => statSync(path));
+}
+
+interface Aim extends Disposable {
+  spot: Spot;
+  /** Of what is there. */
+  stats: Stats | undefined;
+}
+
+/** Where a write to this path goes in the end: a link is followed, as a shell would. */
+function target(asked: Buffer, reach: Reach, parents: boolean): Aim {
+  using way = new DisposableStack();
+  let spot = attempt('open the folder of', asked, () => reach.entry(asked, parents ? () => {} : undefined));
+  way.use(spot);
+  let stats = lstatSync(spot.at, { throwIfNoEntry: false });
+  if (stats?.isSymbolicLink()) {
+    const path = attempt('follow', asked, () => reach.resolve(asked));
+    spot = way.use(attempt('follow', asked, () => reach.entry(path)));
+    stats = attempt('look at', path, () => lstatSync(spot.at));
+    if (stats.isSymbolicLink())
+      throw new Refusal('conflict', `write ${shown(asked)}: it changes at this moment`);
+  }
   if (stats?.isDirectory())
     throw new Refusal('is-a-directory', `write ${shown(asked)}: it is a directory`, 'EISDIR');
-  return { path, stats };
+  const held = way.move();
+  return { spot, stats, [Symbol.dispose]: () => held.dispose() };
 }
 
 /** False where the target cannot be replaced because it is a mount, such as /etc/hosts in a container. */
@@ -335,7 +372,7 @@ function replaceBy(beside: Buffer, path: Buffer): boolean {
 }
 
 async function copyInto(beside: Buffer, path: Buffer): Promise<void> {
-  const from = openSync(beside, constants.O_RDONLY);
+  const from = openSync(beside, constants.O_RDONLY | constants.O_NOFOLLOW);
   try {
     const to = openSync(path, constants.O_WRONLY | constants.O_TRUNC | constants.O_NOFOLLOW);
     try {
@@ -350,10 +387,9 @@ async function copyInto(beside: Buffer, path: Buffer): Promise<void> {
 }
 
 /** A device has no old content to keep. */
-async function writeInto(path: Buffer, call: Call): Promise<void> {
-  const fd = attempt('open', path, () =>
-    openSync(path, constants.O_WRONLY | constants.O_NONBLOCK | constants.O_NOCTTY),
-  );
+async function writeInto({ path, at }: Spot, call: Call): Promise<void> {
+  const flags = constants.O_WRONLY | constants.O_NONBLOCK | constants.O_NOCTTY | constants.O_NOFOLLOW;
+  const fd = attempt('open', path, () => openSync(at, flags));
   let size = 0;
   try {
     for await (const bytes of call.input()) {
@@ -374,41 +410,46 @@ export async function writeAll(fd: number, bytes: Uint8Array): Promise<void> {
     at += (await writeAsync(fd, bytes, at, bytes.length - at, null)).bytesWritten;
 }
 
-export function mkdir(request: Request<'mkdir'>): void {
+export function mkdir(request: Request<'mkdir'>, reach: Reach): void {
   const path = absolutePath(request.path);
   const ids = ownership(request);
-  if (request.parents) makeFolders(parentOf(path));
+  if (request.parents && isFolder(path, reach)) return;
+  using spot = attempt('make', path, () => reach.entry(path, request.parents ? () => {} : undefined));
   try {
-    mkdirSync(path);
+    mkdirSync(spot.at);
   } catch (thrown) {
     if (errnoOf(thrown) !== 'EEXIST') throw Refusal.from(thrown, `make ${shown(path)}`);
-    if (!statSync(path, { throwIfNoEntry: false })?.isDirectory()) {
+    if (!isFolder(path, reach))
       throw new Refusal('exists', `make ${shown(path)}: something else has that name`, 'EEXIST');
-    }
     if (!request.parents) throw Refusal.from(thrown, `make ${shown(path)}`);
     return;
   }
-  change(path, ids);
+  change(path, ids, reach, { follow: false });
 }
 
-function makeFolders(path: Buffer): void {
-  attempt('make', path, () => {
-    mkdirSync(path, { recursive: true });
-  });
+function isFolder(path: Buffer, reach: Reach): boolean {
+  try {
+    return reach.stat(path, { follow: true }).isDirectory();
+  } catch (thrown) {
+    // It leads to where nobody may look.
+    if (thrown instanceof Refusal) throw thrown;
+    return false;
+  }
 }
 
-export async function remove(request: Request<'remove'>): Promise<void> {
+export async function remove(request: Request<'remove'>, reach: Reach): Promise<void> {
   const path = absolutePath(request.path);
   if (path.length === 1) throw new Refusal('invalid', 'remove /: that is everything');
-  const stats = attempt('remove', path, () => lstatSync(path, { throwIfNoEntry: false }));
-  if (stats === undefined) {
+  using spot = entryThere(path, reach);
+  const stats = spot && attempt('remove', path, () => lstatSync(spot.at, { throwIfNoEntry: false }));
+  if (spot === undefined || stats === undefined) {
     if (request.missingOk) return;
     throw new Refusal('not-found', `remove ${shown(path)}: no such file or directory`, 'ENOENT');
   }
   if (!stats.isDirectory()) {
-    attempt('remove', path, () => unlinkSync(path));
+    attempt('remove', path, () => unlinkSync(spot.at));
   } else if (request.recursive) {
-    await removeTree(path, depthMax);
+    await removeTree(spot, depthMax, reach);
   } else {
     throw new Refusal(
       'is-a-directory',
@@ -418,44 +459,59 @@ export async function remove(request: Request<'remove'>): Promise<void> {
   }
 }
 
-async function removeTree(path: Buffer, depth: number): Promise<void> {
-  if (depth === 0) throw new Refusal('invalid', `remove ${shown(path)}: more than ${depthMax} folders deep`);
-  let count = 0;
-  for (const name of attempt('list', path, () => readdirSync(path, { encoding: 'buffer' }))) {
-    if (++count % entriesBetweenPauses === 0) await new Promise((resolve) => setImmediate(resolve));
-    const inside = joinPath(path, name);
-    const stats = lstatSync(inside, { throwIfNoEntry: false });
-    if (stats === undefined) continue;
-    if (stats.isDirectory()) await removeTree(inside, depth - 1);
-    else attempt('remove', inside, () => unlinkSync(inside));
+/** Undefined when its folder is not there. */
+function entryThere(path: Buffer, reach: Reach): Spot | undefined {
+  try {
+    return reach.entry(path);
+  } catch (thrown) {
+    if (errnoOf(thrown) === 'ENOENT') return undefined;
+    throw Refusal.from(thrown, `remove ${shown(path)}`);
   }
-  attempt('remove', path, () => rmdirSync(path));
 }
 
-export function rename(request: Request<'rename'>): void {
+async function removeTree(spot: Place, depth: number, reach: Reach): Promise<void> {
+  const { path, at } = spot;
+  if (depth === 0) throw new Refusal('invalid', `remove ${shown(path)}: more than ${depthMax} folders deep`);
+  {
+    using inside = attempt('list', path, () => reach.below(spot));
+    let count = 0;
+    for (const name of attempt('list', path, () => readdirSync(inside.at, { encoding: 'buffer' }))) {
+      if (++count % entriesBetweenPauses === 0) await new Promise((resolve) => setImmediate(resolve));
+      const found = { path: joinPath(path, name), at: joinPath(inside.at, name) };
+      const stats = lstatSync(found.at, { throwIfNoEntry: false });
+      if (stats === undefined) continue;
+      if (stats.isDirectory()) await removeTree(found, depth - 1, reach);
+      else attempt('remove', found.path, () => unlinkSync(found.at));
+    }
+  }
+  attempt('remove', path, () => rmdirSync(at));
+}
+
+export function rename(request: Request<'rename'>, reach: Reach): void {
   const from = absolutePath(request.from);
   const to = absolutePath(request.to);
-  attempt('move', from, () => lstatSync(from));
-  if (lstatSync(to, { throwIfNoEntry: false }) !== undefined) {
-    throw new Refusal('conflict', `move to ${shown(to)}: it exists already`, 'EEXIST');
-  }
-  makeFolders(parentOf(to));
-  attempt('move', from, () => renameSync(from, to));
+  using source = attempt('move', from, () => reach.entry(from));
+  attempt('move', from, () => lstatSync(source.at));
+  const taken = () => new Refusal('conflict', `move to ${shown(to)}: it exists already`, 'EEXIST');
+  using goal = attempt('move to', to, () => reach.entry(to, () => {}));
+  if (lstatSync(goal.at, { throwIfNoEntry: false }) !== undefined) throw taken();
+  attempt('move', from, () => renameSync(source.at, goal.at));
 }
 
-export function chmod(request: Request<'chmod'>): void {
+export function chmod(request: Request<'chmod'>, reach: Reach): void {
   const path = absolutePath(request.path);
-  attempt('look at', path, () => statSync(path));
-  change(path, ownership(request));
+  attempt('look at', path, () => reach.stat(path, { follow: true }));
+  change(path, ownership(request), reach, { follow: true });
 }
 
-export async function replace(request: Request<'replace'>): Promise<number> {
+export async function replace(request: Request<'replace'>, reach: Reach): Promise<number> {
   if (typeof request.old !== 'string' || request.old === '')
     throw new Refusal('invalid', 'replace: the old text is empty');
-  const { path, stats } = target(absolutePath(request.path));
+  using aim = target(absolutePath(request.path), reach, false);
+  const { spot, stats } = aim;
   if (stats === undefined)
-    throw new Refusal('not-found', `replace in ${shown(path)}: no such file`, 'ENOENT');
-  const content = readWhole(path, replaceBytesMax);
+    throw new Refusal('not-found', `replace in ${shown(spot.path)}: no such file`, 'ENOENT');
+  const content = readWhole(spot, replaceBytesMax);
   const old = Buffer.from(request.old);
   const fresh = Buffer.from(request.new);
   const parts: Buffer[] = [];
@@ -468,27 +524,19 @@ export async function replace(request: Request<'replace'>): Promise<number> {
   }
   if (count === 0) return 0;
   parts.push(content.subarray(from));
-  const beside = joinPath(parentOf(path), Buffer.from(`.glovebox-${crypto.randomUUID()}`));
-  const fd = attempt('write beside', path, () => openSync(beside, createNew, 0o600));
-  let placed = false;
-  try {
+  await placeWhole(spot, async (fd) => {
     for (const part of parts) await writeAll(fd, part);
     own(fd, {}, stats);
     fchmodSync(fd, stats.mode & 0o7777);
     await fsyncAsync(fd);
-    placed = replaceBy(beside, path);
-    if (!placed) await copyInto(beside, path);
-  } catch (thrown) {
-    throw Refusal.from(thrown, `write ${shown(path)}`);
-  } finally {
-    closeSync(fd);
-    if (!placed) unlinkQuietly(beside);
-  }
+    return true;
+  });
   return count;
 }
 
-function readWhole(path: Buffer, bytesMax: number): Buffer {
-  const { fd, stats } = openForReading(path);
+function readWhole(spot: Spot, bytesMax: number): Buffer {
+  const { path } = spot;
+  const { fd, stats } = openForReading(spot, { link: false });
   try {
     if (stats.size > bytesMax) {
       throw new Refusal('too-large', `read ${shown(path)}: ${stats.size} bytes; the most is ${bytesMax}`);
@@ -533,13 +581,19 @@ function own(fd: number, ids: { uid?: number; gid?: number }, old: Stats | undef
   }
 }
 
-function change(path: Buffer, ids: { uid?: number; gid?: number; mode?: number }): void {
+function change(
+  path: Buffer,
+  ids: { uid?: number; gid?: number; mode?: number },
+  reach: Reach,
+  options: { follow: boolean },
+): void {
   attempt('change', path, () => {
+    using spot = reach.thing(path, options);
     if (ids.uid !== undefined || ids.gid !== undefined) {
-      const now = statSync(path);
-      chownSync(path, ids.uid ?? now.uid, ids.gid ?? now.gid);
+      const now = statSync(spot.at);
+      chownSync(spot.at, ids.uid ?? now.uid, ids.gid ?? now.gid);
     }
-    if (ids.mode !== undefined) chmodSync(path, ids.mode);
+    if (ids.mode !== undefined) chmodSync(spot.at, ids.mode);
   });
 }
 

@@ -9,7 +9,9 @@ import { Execs } from './exec.ts';
 import * as files from './files.ts';
 import { metrics } from './metrics.ts';
 import { ownerOf } from './owner.ts';
+import { absolutePath } from './paths.ts';
 import type { Platform } from './platform/platform.ts';
+import { Reach } from './reach.ts';
 import type { Receipts } from './receipts.ts';
 import { Refusal } from './refusal.ts';
 
@@ -27,6 +29,7 @@ export class Agent {
   readonly #options: AgentOptions;
   readonly #execs: Execs;
   readonly #dials: Dials;
+  readonly #reach: Reach;
   #answering = 0;
 
   constructor(options: AgentOptions) {
@@ -35,6 +38,7 @@ export class Agent {
     const { host, allowedCommands } = boot;
     const own = { uid: process.getuid?.() ?? 0, gid: process.getgid?.() ?? 0 };
     this.#dials = new Dials(platform);
+    this.#reach = new Reach(boot.folders?.map(absolutePath));
     this.#execs = new Execs({
       platform,
       own,
@@ -72,6 +76,7 @@ export class Agent {
 
   async #handle(call: Call, request: GuestRequest): Promise<void> {
     const { platform } = this.#options;
+    const reach = this.#reach;
     switch (request.op) {
       case 'exec':
         return this.#execs.start(call, request);
@@ -86,36 +91,36 @@ export class Agent {
       case 'dial':
         return this.#dials.dial(call, request);
       case 'stat':
-        return files.stat(call, request);
+        return files.stat(call, request, reach);
       case 'list':
-        return files.list(call, request);
+        return files.list(call, request, reach);
       case 'search':
-        return files.search(call, request);
+        return files.search(call, request, reach);
       case 'read':
-        return files.readFile(call, request, (id) => this.#openBulk(id));
+        return files.readFile(call, request, { reach, direct: (id) => this.#openBulk(id) });
       case 'write':
-        return files.writeFile(call, request);
+        return files.writeFile(call, request, reach);
       case 'mkdir':
-        files.mkdir(request);
+        files.mkdir(request, reach);
         return done(call);
       case 'remove':
-        await files.remove(request);
+        await files.remove(request, reach);
         return done(call);
       case 'rename':
-        files.rename(request);
+        files.rename(request, reach);
         return done(call);
       case 'chmod':
-        files.chmod(request);
+        files.chmod(request, reach);
         return done(call);
       case 'replace':
-        return done(call, { count: await files.replace(request) });
+        return done(call, { count: await files.replace(request, reach) });
       case 'pack': {
         const { pack } = await import('./tar.ts');
-        return pack(call, request);
+        return pack(call, request, reach);
       }
       case 'unpack': {
         const { unpack } = await import('./tar.ts');
-        return unpack(call, request);
+        return unpack(call, request, reach);
       }
       case 'metrics':
         call.reply(metrics());

@@ -2,11 +2,11 @@
 // Loaded when first needed, with its library.
 import {
   chmodSync,
-  chownSync,
   closeSync,
   constants,
   fchmodSync,
   fchownSync,
+  fstatSync,
   futimesSync,
   lchownSync,
   linkSync,
@@ -30,8 +30,9 @@ import {
 import type { GuestRequest } from '../contract/guest.ts';
 import { laneOf } from '../contract/guest-wire.ts';
 import type { Call } from './call.ts';
-import { attempt, openForReading, ownership, pieces, walk, writeAll } from './files.ts';
+import { attempt, mkdir, openForReading, ownership, pieces, walk, writeAll } from './files.ts';
 import { absolutePath, baseOf, fromBytes, joinPath, shown, splitPath, toBytes } from './paths.ts';
+import { isBelow, type Place, plain, Reach, type Spot } from './reach.ts';
 import { errnoOf, Refusal } from './refusal.ts';
 import { Accounts } from './users.ts';
 
@@ -39,9 +40,10 @@ import { Accounts } from './users.ts';
 const aheadBytesMax = 512 * 1024;
 const depthMax = 1_000;
 
-export async function pack(call: Call, request: GuestRequest & { op: 'pack' }): Promise<void> {
+export async function pack(call: Call, request: GuestRequest & { op: 'pack' }, reach: Reach): Promise<void> {
   const root = absolutePath(request.path);
-  const stats = attempt('pack', root, () => statSync(root));
+  using start = attempt('pack', root, () => reach.thing(root, { follow: true }));
+  const stats = attempt('pack', root, () => statSync(start.at));
   const { readable, controller } = createTarPacker();
   let produced = 0;
   let sent = 0;
@@ -68,10 +70,10 @@ export async function pack(call: Call, request: GuestRequest & { op: 'pack' }): 
   };
   try {
     const packer = new Packer(controller, root, room);
-    await packer.add(root, stats);
+    await packer.add(start, stats, { link: true });
     if (stats.isDirectory()) {
-      await walk(root, depthMax, async (path, found) => {
-        await packer.add(path, found);
+      await walk(start, { depth: depthMax, reach }, async (place, found) => {
+        await packer.add(place, found);
         return true;
       });
     }
@@ -98,7 +100,8 @@ class Packer {
     this.#room = room;
   }
 
-  async add(path: Buffer, stats: Stats): Promise<void> {
+  async add(place: Place, stats: Stats, options: { link?: boolean } = { link: false }): Promise<void> {
+    const { path, at } = place;
     const base = baseOf(this.#root);
     const below = path.subarray(this.#root.length);
     const name = text(Buffer.concat([base.length > 0 ? base : Buffer.from('.'), below]));
@@ -114,7 +117,7 @@ class Packer {
     };
     if (stats.isDirectory()) return this.#plain({ ...header, name: `${name}/`, type: 'directory' });
     if (stats.isSymbolicLink()) {
-      const linkname = text(readlinkSync(path, { encoding: 'buffer' }));
+      const linkname = text(readlinkSync(at, { encoding: 'buffer' }));
       return this.#plain({ ...header, type: 'symlink', linkname });
     }
     // Sockets and pipes are places where processes meet; there is nothing in them to keep.
@@ -123,7 +126,7 @@ class Packer {
     const linkname = stats.nlink > 1 ? this.#linked.get(identity) : undefined;
     if (linkname !== undefined) return this.#plain({ ...header, type: 'link', linkname });
     if (stats.nlink > 1) this.#linked.set(identity, name);
-    await this.#file(path, header);
+    await this.#file(place, header, options);
   }
 
   async #plain(header: TarHeader): Promise<void> {
@@ -131,8 +134,8 @@ class Packer {
     await this.#room(512);
   }
 
-  async #file(path: Buffer, header: TarHeader): Promise<void> {
-    const { fd, stats } = openForReading(path);
+  async #file(place: Place, header: TarHeader, options: { link?: boolean }): Promise<void> {
+    const { fd, stats } = openForReading(place, options);
     try {
       const writer = this.#controller.add({ ...header, type: 'file', size: stats.size }).getWriter();
       let left = stats.size;
@@ -164,11 +167,15 @@ function text(bytes: Buffer): string {
   );
 }
 
-export async function unpack(call: Call, request: GuestRequest & { op: 'unpack' }): Promise<void> {
+export async function unpack(
+  call: Call,
+  request: GuestRequest & { op: 'unpack' },
+  reach: Reach,
+): Promise<void> {
   const path = absolutePath(request.path);
   const ids = ownership(request);
-  attempt('make', path, () => mkdirSync(path, { recursive: true }));
-  const root = attempt('open', path, () => realpathSync(path, { encoding: 'buffer' }) as Buffer);
+  mkdir({ op: 'mkdir', path: request.path, parents: true }, reach);
+  const root = attempt('open', path, () => reach.resolve(path));
   const { readable, writable } = createTarDecoder({ strict: true });
   const feed = async () => {
     const writer = writable.getWriter();
@@ -182,7 +189,11 @@ export async function unpack(call: Call, request: GuestRequest & { op: 'unpack' 
   };
   const feeding = feed();
   feeding.catch(() => {});
-  const unpacker = new Unpacker(root, ids);
+  // What the archive says leads to the folder or below it, whatever else may be reached.
+  const unpacker = new Unpacker(root, {
+    ids,
+    within: reach.bounded ? new Reach([root]) : undefined,
+  });
   try {
     const reader = readable.getReader();
     for (let next = await reader.read(); !next.done; next = await reader.read())
@@ -204,17 +215,20 @@ class Unpacker {
   count = 0;
   readonly #root: Buffer;
   readonly #ids: { uid?: number; gid?: number };
+  /** The root alone, where nobody may lead us out of it meanwhile either. */
+  readonly #within: Reach | undefined;
   /** Set at the end, for a folder may forbid writing to it. */
   readonly #folders: { path: Buffer; mode: number }[] = [];
 
-  constructor(root: Buffer, ids: { uid?: number; gid?: number }) {
+  constructor(root: Buffer, options: { ids: { uid?: number; gid?: number }; within: Reach | undefined }) {
     this.#root = root;
-    this.#ids = ids;
+    this.#ids = options.ids;
+    this.#within = options.within;
   }
 
   async add(entry: ParsedTarEntry): Promise<void> {
     const { header, body } = entry;
-    const place = this.#place(header.name);
+    using place = this.#place(header.name);
     this.count++;
     if (header.type === 'directory') {
       this.#folder(place, header);
@@ -225,18 +239,18 @@ class Unpacker {
       return;
     } else if (header.type === 'symlink') {
       this.#clear(place);
-      attempt('make', place, () => symlinkSync(toBytes(header.linkname ?? ''), place));
+      attempt('make', place.path, () => symlinkSync(toBytes(header.linkname ?? ''), place.at));
       this.#own(place);
     } else if (header.type === 'link') {
-      const source = this.#place(header.linkname ?? '');
-      if (source === undefined || !attempt('link to', source, () => lstatSync(source)).isFile()) {
+      using source = this.#place(header.linkname ?? '');
+      if (source === undefined || !attempt('link to', source.path, () => lstatSync(source.at)).isFile()) {
         throw new Refusal(
           'invalid',
           `archive entry ${shown(header.name)}: a hard link to something that is no file`,
         );
       }
       this.#clear(place);
-      attempt('link', place, () => linkSync(source, place));
+      attempt('link', place.path, () => linkSync(source.at, place.at));
     } else {
       throw new Refusal(
         'invalid',
@@ -248,51 +262,62 @@ class Unpacker {
 
   finish(): void {
     for (const { path, mode } of this.#folders.reverse())
-      attempt('change', path, () => chmodSync(path, mode));
+      attempt('change', path, () => {
+        using folder = this.#within?.thing(path, { follow: false });
+        chmodSync(folder?.at ?? path, mode);
+      });
   }
 
-  #folder(place: Buffer | undefined, header: TarHeader): void {
+  #folder(place: Spot | undefined, header: TarHeader): void {
     if (place === undefined) return;
-    const there = lstatSync(place, { throwIfNoEntry: false });
+    const there = lstatSync(place.at, { throwIfNoEntry: false });
     if (!there?.isDirectory()) {
       this.#clear(place);
-      attempt('make', place, () => mkdirSync(place, 0o700));
+      attempt('make', place.path, () => mkdirSync(place.at, 0o700));
       this.#own(place);
     }
-    this.#folders.push({ path: place, mode: header.mode ?? 0o755 });
+    this.#folders.push({ path: place.path, mode: header.mode ?? 0o755 });
   }
 
-  async #file(place: Buffer, header: TarHeader, body: ReadableStream<Uint8Array>): Promise<void> {
+  async #file(place: Spot, header: TarHeader, body: ReadableStream<Uint8Array>): Promise<void> {
+    const { path, at } = place;
     this.#clear(place);
     const flags = constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW;
-    const fd = attempt('make', place, () => openSync(place, flags, 0o600));
+    const fd = attempt('make', path, () => openSync(at, flags, 0o600));
     try {
       const reader = body.getReader();
       for (let next = await reader.read(); !next.done; next = await reader.read())
         await writeAll(fd, next.value);
       const { uid, gid } = this.#ids;
       if (uid !== undefined || gid !== undefined) {
-        const now = lstatSync(place);
+        const now = fstatSync(fd);
         fchownSync(fd, uid ?? now.uid, gid ?? now.gid);
       }
       fchmodSync(fd, (header.mode ?? 0o644) & 0o7777);
       if (header.mtime) futimesSync(fd, header.mtime, header.mtime);
     } catch (thrown) {
       // A part must not pass for the whole.
-      attempt('remove', place, () => unlinkSync(place));
-      throw errnoOf(thrown) === undefined ? thrown : Refusal.from(thrown, `write ${shown(place)}`);
+      attempt('remove', path, () => unlinkSync(at));
+      throw errnoOf(thrown) === undefined ? thrown : Refusal.from(thrown, `write ${shown(path)}`);
     } finally {
       closeSync(fd);
     }
   }
 
   /** Where an entry goes; undefined for the folder itself. Its parents are made, and lie below the root even when links are followed. */
-  #place(name: string): Buffer | undefined {
+  #place(name: string): Spot | undefined {
     const parts = splitPath(toBytes(name));
     const no = (why: string) => new Refusal('invalid', `archive entry ${shown(name)}: ${why}`);
     if (name.startsWith('/')) throw no('an absolute name');
     if (name.includes('\0')) throw no('a NUL byte in the name');
     if (parts.some((it) => it.length === 2 && it[0] === 0x2e && it[1] === 0x2e)) throw no('.. leads out');
+    const last = parts.at(-1);
+    if (last === undefined) return undefined;
+    const within = this.#within;
+    if (within !== undefined) {
+      const path = parts.reduce(joinPath, this.#root);
+      return attempt('open the folder of', path, () => within.entry(path, (made) => this.#own(made)));
+    }
     let at = this.#root;
     for (const part of parts.slice(0, -1)) {
       at = joinPath(at, part);
@@ -300,43 +325,32 @@ class Unpacker {
       if (there === undefined) {
         const made = at;
         attempt('make', made, () => mkdirSync(made));
-        this.#own(made);
+        this.#own({ path: made, at: made });
       } else if (there.isSymbolicLink()) {
         at = attempt('follow', at, () => realpathSync(at, { encoding: 'buffer' }) as Buffer);
-        if (!this.#inside(at)) throw no('it leads out through a link');
+        if (!isBelow(at, this.#root)) throw no('it leads out through a link');
       } else if (!there.isDirectory()) {
         throw no('a part of the name is a file');
       }
     }
-    const last = parts.at(-1);
-    return last && joinPath(at, last);
+    return plain(joinPath(at, last));
   }
 
-  #inside(path: Buffer): boolean {
-    if (this.#root.length === 1 || path.equals(this.#root)) return true;
-    return (
-      path.length > this.#root.length &&
-      path.subarray(0, this.#root.length).equals(this.#root) &&
-      path[this.#root.length] === 0x2f
-    );
-  }
-
-  #clear(place: Buffer): void {
-    const there = lstatSync(place, { throwIfNoEntry: false });
+  #clear({ path, at }: Place): void {
+    const there = lstatSync(at, { throwIfNoEntry: false });
     if (there === undefined) return;
     if (there.isDirectory()) {
-      throw new Refusal('is-a-directory', `unpack ${shown(place)}: a directory is in the way`, 'EISDIR');
+      throw new Refusal('is-a-directory', `unpack ${shown(path)}: a directory is in the way`, 'EISDIR');
     }
-    attempt('replace', place, () => unlinkSync(place));
+    attempt('replace', path, () => unlinkSync(at));
   }
 
-  #own(place: Buffer): void {
+  #own({ path, at }: Place): void {
     const { uid, gid } = this.#ids;
     if (uid === undefined && gid === undefined) return;
-    attempt('change', place, () => {
-      const now = lstatSync(place);
-      const set = now.isSymbolicLink() ? lchownSync : chownSync;
-      set(place, uid ?? now.uid, gid ?? now.gid);
+    attempt('change', path, () => {
+      const now = lstatSync(at);
+      lchownSync(at, uid ?? now.uid, gid ?? now.gid);
     });
   }
 }
