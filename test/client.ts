@@ -1,5 +1,5 @@
 // The few calls that the end-to-end tests make, in plain HTTP, so that they depend on no client of ours.
-import type { TestDaemon } from './daemon.ts';
+import { type TestDaemon, until } from './daemon.ts';
 
 export interface Answer {
   status: number;
@@ -59,9 +59,14 @@ export interface CommandResult {
   exitCode: number | undefined;
 }
 
-/** Runs a shell line through OpenSandbox's command stream. */
+/** Runs a shell line through OpenSandbox's command stream. Right after a start of the daemon, waits until the sandbox's agent is back. */
 export async function run(daemon: TestDaemon, id: string, command: string): Promise<CommandResult> {
-  const { status, body } = await call(daemon, 'POST', `/v1/sandboxes/${id}/proxy/44772/command`, { command });
+  const { status, body } = await until(
+    'the way into the sandbox',
+    () => call(daemon, 'POST', `/v1/sandboxes/${id}/proxy/44772/command`, { command }),
+    // Nothing of the command was done then.
+    (answer) => answer.status !== 503 || !/not dialled in again yet/.test(String(answer.body.message)),
+  );
   if (status !== 200) throw new Error(`run: ${status} ${JSON.stringify(body)}`);
   const text = String(body.text);
   const result: CommandResult = { stdout: '', stderr: '', exitCode: undefined };
