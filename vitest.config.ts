@@ -24,8 +24,8 @@ export default defineConfig({
   test: {
     include: ['src/**/*.test.ts', 'sdk/**/*.test.ts', 'test/**/*.test.ts'],
     // Tests wait on conditions; these limits only end what hangs, on a slow and shared machine.
-    testTimeout: 300_000,
-    hookTimeout: 300_000,
+    testTimeout: 600_000,
+    hookTimeout: 600_000,
     expect: { poll: { timeout: 60_000 } },
     setupFiles: ['test/patience.ts'],
     // Real machines and engines are shared by the files: two at a time fits two cores.

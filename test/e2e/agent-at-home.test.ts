@@ -192,7 +192,7 @@ describe.each(runtimes.filter((it) => it !== 'docker' || isRoot))('an agent at h
       expect.objectContaining({ url: 'http://evil.test/upload', action: 'denied', method: 'GET' }),
     );
     expect(one.text() + two.text() + JSON.stringify(entries)).not.toContain(key);
-  }, 300_000);
+  });
 
   test('nothing has changed on the host; what the agent did is shown, a mishap undone, and the rest taken over', async () => {
     expect(asOwner('git', 'status', '--short').stdout).toBe('');

@@ -751,7 +751,7 @@ concurrency = 8
     expect(entries.filter((it) => it.outcome === 'refused').length).toBeLessThan(
       100 + 2 * (tookMs / 1000) + 10,
     );
-  }, 300_000);
+  });
 
   describe('processes (J11)', () => {
     /** Of the command and the two it leaves behind, once all have begun. */
