@@ -60,7 +60,7 @@ export interface ControllerLinkOptions {
   random?: () => number;
 }
 
-/** Dials from construction until stopped, or until the controller says that it is of no use. */
+/** Dials from `start` until stopped, or until the controller says that it is of no use. */
 export class ControllerLink {
   readonly link: Link;
   /**
@@ -70,12 +70,14 @@ export class ControllerLink {
   readonly ended: Promise<EndReason>;
   readonly #options: ControllerLinkOptions;
   readonly #link: ChannelLink;
-  readonly #dialer: Dialer;
+  #dialer: Dialer | undefined;
+  #stopReason: EndReason | undefined;
+  #end: (reason: EndReason) => void = () => {};
   #carrier: Carrier | undefined;
   #refusals = 0;
 
   constructor(options: ControllerLinkOptions) {
-    const { clock, log, identity, backOff = remoteBackOff, random } = options;
+    const { clock, log, identity } = options;
     this.#options = options;
     this.#link = new ChannelLink({
       ...{ workerId: identity.workerId, clock },
@@ -86,6 +88,16 @@ export class ControllerLink {
       if (connected) this.#refusals = 0;
       log.info({}, connected ? 'connected to the controller' : 'the connection to the controller is lost');
     });
+    this.ended = new Promise((resolve) => {
+      this.#end = resolve;
+    });
+    void this.ended.then((reason) => this.#link.finish(reason));
+  }
+
+  /** Whoever answers the controller's calls listens on the link by now. */
+  start(): void {
+    if (this.#stopReason !== undefined) return;
+    const { clock, log, identity, backOff = remoteBackOff, random } = this.#options;
     this.#dialer = new Dialer({
       // The handshake of the WebSocket has proven who it is.
       token: identity.workerId,
@@ -99,8 +111,7 @@ export class ControllerLink {
         log.warn({ code, message, ...(retryAfterMs === undefined ? {} : { retryAfterMs }) }, 'not connected'),
       onHandlerError: (error) => log.error({ error: String(error) }, 'trouble with a request'),
     });
-    this.ended = this.#dialer.ended;
-    void this.ended.then((reason) => this.#link.finish(reason));
+    void this.#dialer.ended.then(this.#end);
   }
 
   /** Introduces the worker anew, because what it says of itself has changed. */
@@ -115,8 +126,14 @@ export class ControllerLink {
 
   /** Says goodbye and dials no more. Idempotent. */
   async stop(): Promise<void> {
-    this.#dialer.stop({ code: 'stopped', message: 'the worker stops; what runs on its machine goes on' });
+    this.#stop({ code: 'stopped', message: 'the worker stops; what runs on its machine goes on' });
     await this.ended;
+  }
+
+  #stop(reason: EndReason): void {
+    this.#stopReason ??= reason;
+    if (this.#dialer === undefined) this.#end(reason);
+    else this.#dialer.stop(reason);
   }
 
   async #connect(signal: AbortSignal): Promise<Carrier> {
@@ -152,7 +169,7 @@ export class ControllerLink {
         : this.#refusals >= refusalsMax
           ? 'unauthenticated'
           : undefined;
-    if (final !== undefined) this.#dialer.stop({ code: final, message: failure.message });
+    if (final !== undefined) this.#stop({ code: final, message: failure.message });
     return failure;
   }
 
