@@ -26,6 +26,7 @@ import type { Ending, MemoryUse, SandboxPast } from '../contract/sandbox.ts';
 import type { Guest } from '../guest/guest.ts';
 import { Failure } from '../lib/failure.ts';
 import type { Log } from '../lib/log.ts';
+import { traced } from '../lib/trace.ts';
 import type { ImageDefaults, Keeping, Machine, MachineSpec, Mount, Runtime } from '../runtime/runtime.ts';
 import type { SandboxRecord, Store } from '../store/store.ts';
 import { Activity } from './activity.ts';
@@ -116,6 +117,8 @@ export class Life {
   #queue: Promise<unknown> = Promise.resolve();
   #machine: Machine | undefined;
   #door: AgentDoor | undefined;
+  /** Why the silence of its agent is no sign of death now. */
+  readonly #silence = new Set<'frozen' | 'unreachable'>();
   #guest: Guest | undefined;
   #found: boolean;
   #gone = false;
@@ -224,6 +227,10 @@ export class Life {
         ...(state === 'Paused' ? { hint: 'Resume it first.' } : {}),
         ...(state === 'Stopped' ? { hint: 'Start it first.' } : {}),
       });
+    if (this.#silence.has('unreachable'))
+      throw new Failure('unavailable', `sandbox ${id}: the machine that it is on cannot be reached`, {
+        hint: 'It goes on there; try again when its worker is connected.',
+      });
     if (this.#guest === undefined)
       throw new Failure('unavailable', `sandbox ${id}: its agent has not dialled in again yet`, {
         hint: 'Try again in a moment.',
@@ -244,7 +251,10 @@ export class Life {
       const { runtime } = this.info;
       const begunAt = performance.now();
       try {
-        await this.#boot(request, all);
+        await traced('sandbox.create', () => this.#boot(request, all), {
+          'sandbox.id': this.info.id,
+          runtime,
+        });
         this.#options.onEvent?.({ type: 'created', runtime, ms: performance.now() - begunAt });
       } catch (error) {
         const failure = Failure.from(error, `create sandbox ${this.info.id}`);
@@ -264,14 +274,14 @@ export class Life {
     const { runtime, network, workspaces } = this.#options;
     network.open(this.info, request);
     await this.#options.ports.reserve(this.info.id, this.info.published);
-    const folders = await workspaces.open(this.info, signal);
+    const folders = await traced('sandbox.workspaces', () => workspaces.open(this.info, signal));
     // Asked for at the first start alone: a kept sandbox goes on with the image that it was made from.
     const { pull, imageCredentials } = request;
     const asked = { ...(pull && { pull }), ...(imageCredentials && { imageCredentials }) };
     await this.#openDoor({ boots: true });
     signal.throwIfAborted();
     const machine = await runtime.create({ ...this.#spec(folders), ...asked }, signal);
-    this.#machine = machine;
+    this.#take(machine);
     if (this.info.keep && machine.keeping === undefined)
       throw new Failure('unsupported', `runtime ${this.info.runtime} cannot keep this sandbox over a stop`, {
         hint: 'Leave out `keep`, or the limit of its disk; see `glovebox doctor`.',
@@ -283,6 +293,22 @@ export class Life {
     });
     this.#transition('Running', 'running', 'the agent answers');
     await this.#opened(machine);
+  }
+
+  #take(machine: Machine): void {
+    this.#machine = machine;
+    this.#hush('unreachable', false);
+    machine.reach?.onChange((reachable) => {
+      if (this.#machine === machine) this.#hush('unreachable', !reachable);
+    });
+  }
+
+  /** What is frozen or out of reach says nothing, and is not to be taken for dead. */
+  #hush(why: 'frozen' | 'unreachable', silent: boolean): void {
+    if (silent) this.#silence.add(why);
+    else this.#silence.delete(why);
+    if (this.#silence.size > 0) this.#door?.hold();
+    else this.#door?.release();
   }
 
   #spec(folders: Mount[]): MachineSpec {
@@ -313,10 +339,12 @@ export class Life {
     const { id, entrypoint } = this.info;
     this.#image = machine.image;
     const patient = AbortSignal.any([signal, AbortSignal.timeout(helloDeadlineMs)]);
-    await this.#awaitAgent(machine, patient);
+    await traced('sandbox.agent', () => this.#awaitAgent(machine, patient));
     await rm(join(this.#runFolder, 'boot.json'), { force: true });
     const guest = this.#inside();
-    await this.#options.network.attach(id, { guest, walls: machine.network, fresh }, patient);
+    await traced('sandbox.network', () =>
+      this.#options.network.attach(id, { guest, walls: machine.network, fresh }, patient),
+    );
     await this.#options.workspaces.attach(this.info, { guest, fresh, user: this.#user }, signal);
     const died = machine.exited.then((exit) => {
       throw new Failure('unavailable', `sandbox ${id} ended while it was prepared: ${exit.message}`);
@@ -330,7 +358,7 @@ export class Life {
     };
     // The host's own folders have no such script, and looking would wake the larger part of the agent.
     const startup = this.info.image === hostImage ? Promise.resolve() : runStartup(inside, signal);
-    await Promise.race([startup.then(() => prepare(inside, signal)), died]);
+    await traced('sandbox.setup', () => Promise.race([startup.then(() => prepare(inside, signal)), died]));
     if (entrypoint.length > 0 && !keepsItself(entrypoint))
       await this.executions.start(
         { execId: mainExecId, argv: entrypoint, stdin: 'none', background: true },
@@ -372,6 +400,7 @@ export class Life {
           'a connection to the door was refused',
         ),
     });
+    this.#hush('frozen', false);
   }
 
   async #awaitAgent(machine: Machine, signal: AbortSignal): Promise<void> {
@@ -547,7 +576,7 @@ export class Life {
     const folders = await workspaces.mounts(this.info, signal);
     await this.#openDoor({ boots: true });
     const machine = await start(this.#spec(folders), signal);
-    this.#machine = machine;
+    this.#take(machine);
     await this.executions.forgetMain();
     await this.#begin(machine, { fresh: false, signal }, (inside, patient) =>
       runSteps(this.#record.startSteps, inside, patient),
@@ -590,7 +619,7 @@ export class Life {
 
   pause(signal: AbortSignal): Promise<void> {
     return this.#freeze('Running', 'Pausing', 'Paused', signal, async (machine, all) => {
-      this.#door?.hold();
+      this.#hush('frozen', true);
       await machine.pause(all);
     });
   }
@@ -598,7 +627,7 @@ export class Life {
   resume(signal: AbortSignal): Promise<void> {
     return this.#freeze('Paused', 'Resuming', 'Running', signal, async (machine, all) => {
       await machine.resume(all);
-      this.#door?.release();
+      this.#hush('frozen', false);
       this.#guest = await (this.#door as AgentDoor).connected(all);
       await this.#guest.ping(all);
     });
@@ -637,9 +666,9 @@ export class Life {
     try {
       if (back === 'Running') {
         await pausing?.resume(signal);
-        this.#door?.release();
+        this.#hush('frozen', false);
       } else {
-        this.#door?.hold();
+        this.#hush('frozen', true);
         await pausing?.pause(signal);
       }
     } catch (error) {
@@ -723,7 +752,7 @@ export class Life {
   adopt(machine: Machine | undefined): Promise<void> {
     return this.#exclusive(async () => {
       this.#found = false;
-      this.#machine = machine;
+      if (machine !== undefined) this.#take(machine);
       this.#options.network.adopt(this.info);
       const { state } = this.info;
       if (state === 'Pending')
@@ -756,7 +785,7 @@ export class Life {
       this.#untidy = false;
       await this.#openDoor({ boots: false });
       const paused = machine.paused;
-      if (paused) this.#door?.hold();
+      if (paused) this.#hush('frozen', true);
       this.#note(paused ? 'Paused' : 'Running', 'adopted', 'found again after the daemon started');
       const rejoining = this.#rejoin(machine);
       // A frozen agent dials in when it is thawed.
@@ -774,10 +803,10 @@ export class Life {
     const door = this.#door as AgentDoor;
     this.#watch(machine);
     const frozen = this.info.state === 'Paused';
-    const patience = frozen ? [] : [AbortSignal.timeout(helloDeadlineMs)];
+    const patience = frozen ? [] : [patienceWith(machine, helloDeadlineMs)];
+    const all = AbortSignal.any([this.#removal.signal, ...patience]);
     try {
-      const guest = await door.connected(AbortSignal.any([this.#removal.signal, ...patience]));
-      const all = AbortSignal.any([this.#removal.signal, ...patience]);
+      const guest = await door.connected(all);
       await this.#options.network.attach(this.info.id, { guest, walls: machine.network, fresh: false }, all);
       const inside = { guest, fresh: false, user: this.#user };
       await this.#options.workspaces.attach(this.info, inside, all);
@@ -839,4 +868,22 @@ export class Life {
     this.#queue = result.catch(() => {});
     return result;
   }
+}
+
+/** Aborts when the machine has been within reach for so long, without a break. */
+function patienceWith(machine: Machine, ms: number): AbortSignal {
+  const abort = new AbortController();
+  let timer: NodeJS.Timeout | undefined;
+  const count = (reachable: boolean) => {
+    clearTimeout(timer);
+    if (!reachable || abort.signal.aborted) return;
+    timer = setTimeout(
+      () => abort.abort(new Failure('timeout', `nothing came within ${ms / 1000} seconds`)),
+      ms,
+    );
+    timer.unref();
+  };
+  count(true);
+  machine.reach?.onChange(count);
+  return abort.signal;
 }
