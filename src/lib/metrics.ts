@@ -1,4 +1,4 @@
-// Counters, gauges and histograms, and Prometheus' text format 0.0.4 of them. Knows no metric by name.
+// Counters, gauges and histograms, what they say at a moment, and Prometheus' text format 0.0.4 of that. Knows no metric by name.
 
 /** Series of one metric; values of labels beyond that many are counted together as `other`, so that no caller can make it grow. */
 const seriesMax = 2_000;
@@ -8,17 +8,25 @@ export const textFormatType = 'text/plain; version=0.0.4; charset=utf-8';
 
 type Labels<L extends string> = Readonly<Record<L, string>>;
 
-interface Sample {
+export interface Sample {
   /** Behind the metric's own name. */
   suffix?: string;
   labels: Readonly<Record<string, string>>;
   value: number;
 }
 
-interface Family {
+interface Named {
   name: string;
   help: string;
   type: 'counter' | 'gauge' | 'histogram';
+}
+
+/** One metric at a moment. Of a histogram: `_bucket` with all up to `le`, from the lowest, then `_sum` and `_count`, for each combination of labels. */
+export interface Collected extends Named {
+  samples: readonly Sample[];
+}
+
+interface Family extends Named {
   samples(): Iterable<Sample> | Promise<Iterable<Sample>>;
 }
 
@@ -121,22 +129,29 @@ export class Registry {
     this.#families.push({ name, help, type, samples });
   }
 
+  /** Without those that cannot be read now. */
+  async collect(): Promise<Collected[]> {
+    const all = this.#families.map(async ({ name, help, type, samples }): Promise<Collected[]> => {
+      try {
+        return [{ name, help, type, samples: [...(await samples())] }];
+      } catch {
+        return [];
+      }
+    });
+    return (await Promise.all(all)).flat();
+  }
+
   async text(): Promise<string> {
-    const families = await Promise.all(this.#families.map(familyText));
-    return families.join('');
+    return (await this.collect()).map(familyText).join('');
   }
 }
 
-async function familyText({ name, help, type, samples }: Family): Promise<string> {
-  try {
-    const lines = Array.from(await samples(), ({ suffix = '', labels, value }) => {
-      const pairs = Object.entries(labels).map(([label, it]) => `${label}="${labelText(it)}"`);
-      return `${name}${suffix}${pairs.length === 0 ? '' : `{${pairs.join(',')}}`} ${numberText(value)}\n`;
-    });
-    return `# HELP ${name} ${helpText(help)}\n# TYPE ${name} ${type}\n${lines.join('')}`;
-  } catch {
-    return '';
-  }
+function familyText({ name, help, type, samples }: Collected): string {
+  const lines = samples.map(({ suffix = '', labels, value }) => {
+    const pairs = Object.entries(labels).map(([label, it]) => `${label}="${labelText(it)}"`);
+    return `${name}${suffix}${pairs.length === 0 ? '' : `{${pairs.join(',')}}`} ${numberText(value)}\n`;
+  });
+  return `# HELP ${name} ${helpText(help)}\n# TYPE ${name} ${type}\n${lines.join('')}`;
 }
 
 const helpText = (text: string) => text.replaceAll('\\', '\\\\').replaceAll('\n', '\\n');
