@@ -26,6 +26,7 @@ import { promisify } from 'node:util';
 import type { FileEntry, GuestRequest } from '../contract/guest.ts';
 import { directBytesMin, laneOf } from '../contract/guest-wire.ts';
 import type { Call } from './call.ts';
+import { checkDigest, digestIn, digestRefusal, newHash } from './digest.ts';
 import { matcher } from './glob.ts';
 import { absolutePath, baseOf, fromBytes, joinPath, parentOf, shown } from './paths.ts';
 import type { Place, Reach, Spot } from './reach.ts';
@@ -50,7 +51,7 @@ const depthMax = 1_000;
 
 const readAsync = promisify(read);
 const writeAsync = promisify(write);
-const fsyncAsync = promisify(fsync);
+export const fsyncAsync = promisify(fsync);
 
 /** Runs one step on a path; what goes wrong says which path and what was tried. */
 export function attempt<T>(doing: string, path: Uint8Array, run: () => T): T {
@@ -242,7 +243,16 @@ export async function readFile(
     ) {
       target = await options.direct(request.direct);
     }
-    call.reply({ type: 'entry', entry: entryOf(path, stats, new Accounts()) });
+    const version = versionOf(fd);
+    if (request.ifVersion !== undefined && version !== request.ifVersion)
+      throw new Refusal('conflict', `read ${shown(path)}: it is not the file any more that it was`);
+    const sha256 = request.digest && stats.isFile() ? await digestIn(fd) : undefined;
+    call.reply({
+      type: 'entry',
+      entry: entryOf(path, stats, new Accounts()),
+      ...(version !== undefined && { version }),
+      ...(sha256 !== undefined && { sha256 }),
+    });
     let size = 0;
     for await (const bytes of pieces(fd, { offset: stats.isFile() ? offset : undefined, length })) {
       if (target) await target.send(bytes);
@@ -250,6 +260,8 @@ export async function readFile(
       if (call.over) return;
       size += bytes.length;
     }
+    if (request.steady && versionOf(fd) !== version)
+      throw new Refusal('conflict', `read ${shown(path)}: it was changed while it was read`);
     call.reply({ type: 'done', size });
     call.end();
   } catch (thrown) {
@@ -258,6 +270,14 @@ export async function readFile(
     target?.end();
     closeSync(fd);
   }
+}
+
+/** Another one whenever the file, or its content, may be another one. Undefined for what is no file. */
+function versionOf(fd: number): string | undefined {
+  const stats = fstatSync(fd, { bigint: true });
+  if (!stats.isFile()) return undefined;
+  const parts = [stats.dev, stats.ino, stats.size, stats.mtimeNs, stats.ctimeNs];
+  return parts.map((it) => BigInt.asUintN(64, it).toString(36)).join('-');
 }
 
 function openPath(path: Buffer, reach: Reach): { fd: number; stats: Stats } {
@@ -284,14 +304,21 @@ export async function* pieces(
 
 export async function writeFile(call: Call, request: Request<'write'>, reach: Reach): Promise<void> {
   const asked = absolutePath(request.path);
+  checkDigest(request.sha256);
   const ids = ownership(request);
   using aim = target(asked, reach, request.parents);
   const { spot, stats } = aim;
   if (stats !== undefined && !stats.isFile()) {
+    if (request.sha256 !== undefined)
+      throw new Refusal(
+        'unsupported',
+        `write ${shown(asked)}: what is no file takes bytes before they are checked`,
+      );
     await writeInto(spot, call);
     return;
   }
   let size = 0;
+  const hash = request.sha256 === undefined ? undefined : await newHash();
   await placeWhole(spot, async (fd) => {
     if (request.append && stats !== undefined) {
       const old = openForReading(spot, { link: false });
@@ -303,9 +330,13 @@ export async function writeFile(call: Call, request: Request<'write'>, reach: Re
       }
     }
     for await (const bytes of call.input()) {
+      hash?.update(bytes);
       await writeAll(fd, bytes);
       size += bytes.length;
     }
+    const has = hash?.digest('hex');
+    if (has !== undefined && request.sha256 !== undefined && has !== request.sha256)
+      throw digestRefusal(asked, request.sha256, has);
     // The owner first: changing it takes special bits away.
     own(fd, ids, stats);
     fchmodSync(fd, ids.mode ?? (stats ? stats.mode & 0o7777 : 0o666 & ~process.umask()));
@@ -327,6 +358,7 @@ async function placeWhole(spot: Spot, fill: (fd: number) => Promise<boolean>): P
     if (!(await fill(fd))) return;
     placed = replaceBy(beside, spot.at);
     if (!placed) await copyInto(beside, spot.at);
+    await syncFolderOf(spot.at);
   } catch (thrown) {
     throw Refusal.from(thrown, `write ${shown(spot.path)}`);
   } finally {
@@ -342,7 +374,7 @@ interface Aim extends Disposable {
 }
 
 /** Where a write to this path goes in the end: a link is followed, as a shell would. */
-function target(asked: Buffer, reach: Reach, parents: boolean): Aim {
+export function target(asked: Buffer, reach: Reach, parents: boolean): Aim {
   using way = new DisposableStack();
   let spot = attempt('open the folder of', asked, () => reach.entry(asked, parents ? () => {} : undefined));
   way.use(spot);
@@ -361,7 +393,7 @@ function target(asked: Buffer, reach: Reach, parents: boolean): Aim {
 }
 
 /** False where the target cannot be replaced because it is a mount, such as /etc/hosts in a container. */
-function replaceBy(beside: Buffer, path: Buffer): boolean {
+export function replaceBy(beside: Buffer, path: Buffer): boolean {
   try {
     renameSync(beside, path);
     return true;
@@ -371,7 +403,7 @@ function replaceBy(beside: Buffer, path: Buffer): boolean {
   }
 }
 
-async function copyInto(beside: Buffer, path: Buffer): Promise<void> {
+export async function copyInto(beside: Buffer, path: Buffer): Promise<void> {
   const from = openSync(beside, constants.O_RDONLY | constants.O_NOFOLLOW);
   try {
     const to = openSync(path, constants.O_WRONLY | constants.O_TRUNC | constants.O_NOFOLLOW);
@@ -405,9 +437,25 @@ async function writeInto({ path, at }: Spot, call: Call): Promise<void> {
   call.end();
 }
 
-export async function writeAll(fd: number, bytes: Uint8Array): Promise<void> {
-  for (let at = 0; at < bytes.length; )
-    at += (await writeAsync(fd, bytes, at, bytes.length - at, null)).bytesWritten;
+/** Where the last write has ended, or at a position. */
+export async function writeAll(fd: number, bytes: Uint8Array, position?: number): Promise<void> {
+  for (let at = 0; at < bytes.length; ) {
+    const to = position === undefined ? null : position + at;
+    at += (await writeAsync(fd, bytes, at, bytes.length - at, to)).bytesWritten;
+  }
+}
+
+/** Waits until the folder of a place has on the disk what was renamed in it. */
+export async function syncFolderOf(at: Buffer): Promise<void> {
+  const fd = openSync(parentOf(at), constants.O_RDONLY | constants.O_DIRECTORY);
+  try {
+    await fsyncAsync(fd);
+  } catch (thrown) {
+    // Some file systems have nothing to sync in a folder.
+    if (errnoOf(thrown) !== 'EINVAL') throw thrown;
+  } finally {
+    closeSync(fd);
+  }
 }
 
 export function mkdir(request: Request<'mkdir'>, reach: Reach): void {
@@ -569,7 +617,7 @@ export function ownership(asked: Ownership): { uid?: number; gid?: number; mode?
 }
 
 /** Gives an open file its owner: the one asked for, else the one the old file had, as far as that is allowed. */
-function own(fd: number, ids: { uid?: number; gid?: number }, old: Stats | undefined): void {
+export function own(fd: number, ids: { uid?: number; gid?: number }, old: Stats | undefined): void {
   const now = fstatSync(fd);
   const uid = ids.uid ?? old?.uid ?? now.uid;
   const gid = ids.gid ?? old?.gid ?? now.gid;
@@ -597,7 +645,7 @@ function change(
   });
 }
 
-function unlinkQuietly(path: Buffer): void {
+export function unlinkQuietly(path: Buffer): void {
   try {
     unlinkSync(path);
   } catch {

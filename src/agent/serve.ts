@@ -14,6 +14,7 @@ import type { Platform } from './platform/platform.ts';
 import { Reach } from './reach.ts';
 import type { Receipts } from './receipts.ts';
 import { Refusal } from './refusal.ts';
+import { Uploads } from './uploads.ts';
 
 const idlePollMs = 200;
 
@@ -30,6 +31,7 @@ export class Agent {
   readonly #execs: Execs;
   readonly #dials: Dials;
   readonly #reach: Reach;
+  readonly #uploads: Uploads;
   #answering = 0;
 
   constructor(options: AgentOptions) {
@@ -39,6 +41,7 @@ export class Agent {
     const own = { uid: process.getuid?.() ?? 0, gid: process.getgid?.() ?? 0 };
     this.#dials = new Dials(platform);
     this.#reach = new Reach(boot.folders?.map(absolutePath));
+    this.#uploads = new Uploads(this.#reach);
     this.#execs = new Execs({
       platform,
       own,
@@ -99,7 +102,11 @@ export class Agent {
       case 'read':
         return files.readFile(call, request, { reach, direct: (id) => this.#openBulk(id) });
       case 'write':
+        if (request.upload !== undefined)
+          return this.#uploads.write(call, { ...request, upload: request.upload });
         return files.writeFile(call, request, reach);
+      case 'upload':
+        return this.#uploads.status(call, request);
       case 'mkdir':
         files.mkdir(request, reach);
         return done(call);

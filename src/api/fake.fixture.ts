@@ -1,4 +1,5 @@
 // A sandbox service without sandboxes, for tests of the API: files in a map, commands that are functions of the test, ports of this machine.
+import { createHash } from 'node:crypto';
 import { EventEmitter, once } from 'node:events';
 import { type IncomingMessage, request } from 'node:http';
 import { connect } from 'node:net';
@@ -153,9 +154,13 @@ interface FakeFile {
   group: string;
 }
 
+const digestOf = (bytes: Uint8Array) => createHash('sha256').update(bytes).digest('hex');
+
 /** Enough of a guest for the file routes; folders are whatever is a prefix of a path. */
 export class FakeGuest {
   readonly files = new Map<string, FakeFile>();
+  /** What has come, by id and path. */
+  readonly uploads = new Map<string, Buffer>();
   /** Where the ports of the guest really are. */
   readonly ports = new Map<number, number>();
   pings = 0;
@@ -214,9 +219,12 @@ export class FakeGuest {
           .map((it) => this.#entry(it)),
       read: async (path, range = {}) => {
         const { bytes } = this.#find(path);
+        const version = digestOf(bytes).slice(0, 16);
+        const sha256 = range.digest ? digestOf(bytes) : undefined;
         const from = range.offset ?? 0;
         const part = bytes.subarray(from, range.length === undefined ? undefined : from + range.length);
-        return { entry: this.#entry(path), bytes: Readable.from(cut(part), { objectMode: false }) };
+        const content = Readable.from(cut(part), { objectMode: false });
+        return { entry: this.#entry(path), bytes: content, version, sha256 };
       },
       write: async (path, source, options = {}) => {
         const chunks: Uint8Array[] = [];
@@ -226,6 +234,33 @@ export class FakeGuest {
         this.files.set(path, { kind: 'file', bytes, mode, owner, group });
         return bytes.length;
       },
+      upload: async (
+        path,
+        source,
+        { id, offset, complete, mode = 0o644, owner = 'root', group = 'root' },
+      ) => {
+        const key = `${id} ${path}`;
+        const held = this.uploads.get(key) ?? Buffer.alloc(0);
+        if (held.length !== offset) throw new Failure('conflict', `${held.length} bytes are held`);
+        try {
+          for await (const chunk of source)
+            this.uploads.set(key, Buffer.concat([this.uploads.get(key) ?? held, chunk]));
+        } finally {
+          this.uploads.set(key, this.uploads.get(key) ?? held);
+        }
+        const bytes = this.uploads.get(key) ?? held;
+        if (complete) {
+          this.uploads.delete(key);
+          this.files.set(path, { kind: 'file', bytes, mode, owner, group });
+        }
+        return { offset: bytes.length, complete };
+      },
+      uploadState: async (path, id) => {
+        const held = this.uploads.get(`${id} ${path}`);
+        if (held === undefined) throw new Failure('not-found', 'there is no such upload');
+        return { offset: held.length, complete: false };
+      },
+      dropUpload: async (path, id) => void this.uploads.delete(`${id} ${path}`),
       mkdir: async (path, options = {}) => {
         const { mode = 0o755, owner = 'root', group = 'root' } = options;
         this.files.set(path, { kind: 'directory', bytes: Buffer.alloc(0), mode, owner, group });

@@ -84,13 +84,26 @@ export const ReplaceMap = z.record(
 );
 export const ReplaceResult = z.record(z.string(), z.object({ replacedCount: z.int() }));
 
+export const sha256 = z.string().regex(/^[0-9a-f]{64}$/, 'must be a SHA-256 of 64 hexadecimal digits');
+
 export const UploadMetadata = z.strictObject({
   path,
   owner: account.nullish(),
   group: account.nullish(),
   mode: mode.nullish(),
+  /** Ours, hexadecimal: what has another one is refused, and the old file stays. */
+  sha256: sha256.nullish(),
 });
 export type UploadMetadata = z.infer<typeof UploadMetadata>;
+
+/** An upload that can be continued. */
+export const UploadState = z.object({
+  /** Bytes of it that are on the disk: where to go on. */
+  offset: z.int().nonnegative(),
+  /** Whether the file is in place. */
+  complete: z.boolean(),
+});
+export type UploadState = z.infer<typeof UploadState>;
 
 export const Metrics = z.object({
   cpu_count: z.number(),

@@ -77,8 +77,25 @@ export type GuestRequest =
   /** Files below a folder whose base name matches a glob (`*`, `?`, `[…]`, `**` = any). */
   | { op: 'search'; path: string; pattern: string; entriesMax: number }
   /** Bytes on lane `data`, from `offset`, at most `length` of them; from `directBytesMin` on, on the connection `direct` if that is given. */
-  | { op: 'read'; path: string; offset: number; length?: number; direct?: string }
-  /** Bytes from lane `data` until the daemon ends its direction; written beside the target and renamed onto it at the end. */
+  | {
+      op: 'read';
+      path: string;
+      offset: number;
+      length?: number;
+      direct?: string;
+      /** Answers with the SHA-256 of the whole file, too. */
+      digest?: boolean;
+      /** Refused (`conflict`) at the end when the file was changed while it was read. */
+      steady?: boolean;
+      /** Refused (`conflict`) when this is not its version. */
+      ifVersion?: string;
+    }
+  /**
+   * Bytes from lane `data` until the daemon ends its direction; written beside the target, synced, and renamed onto it at the end, all of which is on the
+   * disk before the answer. What has not the digest `sha256` is refused (`digest-mismatch`), and the old file stays.
+   * With `upload` a piece of one: what has come stays when the stream is reset, and is continued from `offset`, which must be what is held; with `complete`
+   * this piece is the last. Answered by `upload`. Kept for a day.
+   */
   | {
       op: 'write';
       path: string;
@@ -87,7 +104,13 @@ export type GuestRequest =
       group?: string;
       parents: boolean;
       append?: boolean;
+      /** Hexadecimal. */
+      sha256?: string;
+      /** `id`: a UUID. */
+      upload?: { id: string; offset: number; complete: boolean };
     }
+  /** How much of an upload to this path is on the disk; with `drop` it is removed. `not-found` when there is none. */
+  | { op: 'upload'; path: string; id: string; drop: boolean }
   | { op: 'mkdir'; path: string; mode?: number; owner?: string; group?: string; parents: boolean }
   | { op: 'remove'; path: string; recursive: boolean; missingOk: boolean }
   /** Makes the parent of `to`; refuses (`conflict`) when `to` exists. */
@@ -170,10 +193,12 @@ export const GuestErrorCode = z.enum([
   'io',
   'unknown', // it was to be started by an agent that has ended since: it may have run, and is not run again
   'canceled', // the id was signalled before it came
+  'digest-mismatch',
 ]);
 export type GuestErrorCode = z.infer<typeof GuestErrorCode>;
 
 const offset = z.int().nonnegative();
+const sha256 = z.string().regex(/^[0-9a-f]{64}$/);
 /** Milliseconds since 1970, as far as a Date can tell. */
 const time = z.number().min(0).max(8.64e15);
 
@@ -204,7 +229,18 @@ export const GuestReply = z.discriminatedUnion('type', [
   z.object({ type: z.literal('exit'), end: offset, exit: ExecExit }),
   z.object({ type: z.literal('execs'), execs: z.array(ExecSummary).max(16_384) }),
   z.object({ type: z.literal('connected') }),
-  z.object({ type: z.literal('entry'), entry: FileEntry }),
+  z.object({
+    type: z.literal('entry'),
+    entry: FileEntry,
+    /** Another one whenever the file, or its content, may be another one. Of files that are read. */
+    version: z
+      .string()
+      .regex(/^[0-9a-z-]{1,128}$/)
+      .optional(),
+    sha256: sha256.optional(),
+  }),
+  /** `offset`: bytes of it that are on the disk. */
+  z.object({ type: z.literal('upload'), offset, complete: z.boolean() }),
   /** May come several times for one request; the stream's end ends the list. `truncated` tells that `entriesMax` was reached. */
   z.object({
     type: z.literal('entries'),

@@ -507,7 +507,8 @@ const files = {
     method: 'GET',
     path: '/files/download',
     tenant: { role: 'viewer', scope: 'sandbox' },
-    summary: 'Read a file: all, a byte range, or lines',
+    summary:
+      'Read a file: all, a byte range, or lines. ETag tells one content from another, If-Range notices that it has changed, and Want-Repr-Digest asks for its SHA-256',
     query: z.object({
       path,
       offset: positive(Number.MAX_SAFE_INTEGER).optional(),
@@ -515,6 +516,49 @@ const files = {
     }),
     status: 200,
     answer: 'application/octet-stream',
+  }),
+  uploadState: route({
+    ...inside,
+    method: 'GET',
+    path: '/uploads/{uploadId}',
+    tenant: { role: 'member', scope: 'sandbox' },
+    summary: 'How much of an upload is on the disk',
+    query: onePath,
+    status: 200,
+    answer: execd.UploadState,
+  }),
+  continueUpload: route({
+    ...inside,
+    method: 'PATCH',
+    path: '/uploads/{uploadId}',
+    tenant: { role: 'member', scope: 'sandbox' },
+    summary:
+      'Begin or continue an upload under an id of the caller (a UUID): the bytes from `offset` on. What has come is kept for a day. `complete` puts the file in place',
+    query: z.object({
+      path,
+      offset,
+      complete: flag.default(false),
+      sha256: execd.sha256.optional().describe('Of the whole file, with `complete`.'),
+      mode: z
+        .string()
+        .regex(/^[0-7]{3,4}$/, 'must be octal digits')
+        .optional()
+        .describe('Octal, e.g. 0644.'),
+      owner: z.string().min(1).max(256).optional(),
+      group: z.string().min(1).max(256).optional(),
+    }),
+    body: 'application/octet-stream',
+    status: 200,
+    answer: execd.UploadState,
+  }),
+  dropUpload: route({
+    ...inside,
+    method: 'DELETE',
+    path: '/uploads/{uploadId}',
+    tenant: { role: 'member', scope: 'sandbox' },
+    summary: 'Give an upload up: what has come of it is removed',
+    query: onePath,
+    status: 204,
   }),
   listDirectory: route({
     ...inside,

@@ -18,6 +18,7 @@ const codes: Record<GuestErrorCode, FailureCode> = {
   refused: 'unavailable',
   unsupported: 'unsupported',
   timeout: 'timeout',
+  'digest-mismatch': 'invalid',
   io: 'io',
   unknown: 'unknown',
   canceled: 'conflict',

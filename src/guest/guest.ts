@@ -44,6 +44,37 @@ export interface GuestMetrics {
   at: number;
 }
 
+export interface ReadOptions {
+  offset?: number;
+  length?: number;
+  digest?: boolean;
+  steady?: boolean;
+  ifVersion?: string;
+}
+
+export interface OpenFile {
+  entry: FileEntry;
+  bytes: Readable;
+  /** Of files. */
+  version?: string | undefined;
+  /** Hexadecimal. Of files, when it was asked for. */
+  sha256?: string | undefined;
+}
+
+export interface WriteOptions {
+  mode?: number;
+  owner?: string;
+  group?: string;
+  /** Hexadecimal. */
+  sha256?: string;
+}
+
+export interface UploadState {
+  /** Bytes of it that are on the disk. */
+  offset: number;
+  complete: boolean;
+}
+
 /**
  * Every method takes a signal last, rejects with Failure: the guest's own answer (`not-found`, `permission`, `full`, …; `details.guest` holds the
  * GuestErrorCode and errno), `lost` when the guest is gone and nothing had happened, `unknown` when it may have happened.
@@ -73,19 +104,34 @@ export interface Guest {
     options?: { entriesMax?: number },
     signal?: AbortSignal,
   ): Promise<FileEntry[]>;
-  /** `entry` describes the file as it was opened. Uses a connection of its own where the carrier allows it. */
-  read(
-    path: string,
-    range?: { offset?: number; length?: number },
-    signal?: AbortSignal,
-  ): Promise<{ entry: FileEntry; bytes: Readable }>;
-  /** Resolves with the size after the file is whole and in place; on failure or abort the old file stays. */
+  /**
+   * `entry` describes the file as it was opened; `version` is another one whenever the file may be. `digest` asks for the SHA-256 of all of it, `steady` lets
+   * the bytes fail at the end when it was changed meanwhile, `ifVersion` rejects `conflict` when it is another one. Uses a connection of its own where the
+   * carrier allows it.
+   */
+  read(path: string, options?: ReadOptions, signal?: AbortSignal): Promise<OpenFile>;
+  /**
+   * Resolves with the size after the file is whole, in place and on the disk; on failure or abort the old file stays. Rejects `invalid` with details.guest
+   * `digest-mismatch` when it has not the digest `sha256`.
+   */
   write(
     path: string,
     source: AsyncIterable<Uint8Array>,
-    options?: { mode?: number; owner?: string; group?: string; append?: boolean },
+    options?: WriteOptions & { append?: boolean },
     signal?: AbortSignal,
   ): Promise<number>;
+  /**
+   * Continues an upload at `offset`, which must be what it has (`conflict`), and puts it in place with `complete`. When the source fails, what has come is kept.
+   */
+  upload(
+    path: string,
+    source: AsyncIterable<Uint8Array>,
+    options: WriteOptions & { id: string; offset: number; complete: boolean },
+    signal?: AbortSignal,
+  ): Promise<UploadState>;
+  /** Rejects `not-found` when there is no upload of this id to this path. */
+  uploadState(path: string, id: string, signal?: AbortSignal): Promise<UploadState>;
+  dropUpload(path: string, id: string, signal?: AbortSignal): Promise<void>;
   mkdir(
     path: string,
     options?: { mode?: number; owner?: string; group?: string },

@@ -328,3 +328,69 @@ test('archives go both ways', async () => {
   expect(Buffer.from(guestOf(api).files.get('/d')?.bytes ?? []).toString()).toBe('a tar');
   expect((await api.execd('PUT', '/archive')).status).toBe(400);
 });
+
+test('an upload is continued at what is held, put in place at its end, or given up', async () => {
+  await using api = await startTestApi();
+  const guest = guestOf(api);
+  guest.put('/root/f', 'old');
+  const id = '01234567-89ab-cdef-0123-456789abcdef';
+  const at = `/uploads/${id}?${query('~/f')}`;
+  expect((await api.execd('GET', at)).status).toBe(404);
+  const send = (more: string, body: string) =>
+    api.execd('PATCH', `${at}&${more}`, Buffer.from(body));
+  expect((await send('offset=0', 'one ')).json).toEqual({ offset: 4, complete: false });
+  expect((await api.execd('GET', at)).json).toEqual({ offset: 4, complete: false });
+  expect((await send('offset=3', 'x')).status).toBe(409);
+  expect(Buffer.from(guest.files.get('/root/f')?.bytes ?? []).toString()).toBe('old');
+  const end = await send('offset=4&complete=true&mode=0750&owner=me', 'two');
+  expect([end.status, end.json]).toEqual([200, { offset: 7, complete: true }]);
+  expect(guest.files.get('/root/f')).toMatchObject({
+    bytes: Buffer.from('one two'),
+    mode: 0o750,
+    owner: 'me',
+  });
+  await send('offset=0', 'x');
+  expect([(await api.execd('DELETE', at)).status, (await api.execd('GET', at)).status]).toEqual([204, 404]);
+  for (const wrong of [
+    '',
+    'offset=-1',
+    'offset=0&mode=999',
+    'offset=0&sha256=abc',
+    'offset=0&complete=perhaps',
+  ])
+    expect([wrong, (await send(wrong, 'x')).status]).toEqual([wrong, 400]);
+});
+
+test('a tag tells one content from another, and a range of another one is all of it', async () => {
+  await using api = await startTestApi();
+  const guest = guestOf(api);
+  guest.put('/f', '0123456789');
+  const read = (headers: Record<string, string>) =>
+    api.execd('GET', '/files/download?path=/f', undefined, headers);
+  const first = await read({});
+  const tag = first.headers.get('etag') ?? '';
+  expect(tag).toMatch(/^"[0-9a-z-]+"$/);
+  const range = { range: 'bytes=4-' };
+  const same = await read({ ...range, 'if-range': tag });
+  expect([same.status, same.text, same.headers.get('etag')]).toEqual([206, '456789', tag]);
+  guest.put('/f', 'abcdefghij');
+  const other = await read({ ...range, 'if-range': tag });
+  expect([other.status, other.text, other.headers.get('content-range')]).toEqual([200, 'abcdefghij', null]);
+  expect((await read({ 'if-match': tag })).status).toBe(412);
+  expect((await read({ 'if-match': `"x", ${other.headers.get('etag')}` })).status).toBe(200);
+  const beyond = await read({ range: 'bytes=10-', 'if-range': other.headers.get('etag') ?? '' });
+  expect([beyond.status, beyond.headers.get('content-range')]).toEqual([416, 'bytes */10']);
+});
+
+test('the digest of a file comes when it is asked for', async () => {
+  await using api = await startTestApi();
+  guestOf(api).put('/f', 'abc');
+  const read = (headers: Record<string, string>) =>
+    api.execd('GET', '/files/download?path=/f', undefined, headers);
+  const digest = 'sha-256=:ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=:';
+  expect((await read({})).headers.get('repr-digest')).toBeNull();
+  expect((await read({ 'want-repr-digest': 'sha-256=1' })).headers.get('repr-digest')).toBe(digest);
+  const part = await read({ 'want-repr-digest': 'sha-512=3, sha-256=10', range: 'bytes=1-1' });
+  expect([part.text, part.headers.get('repr-digest')]).toEqual(['b', digest]);
+  expect((await read({ 'want-repr-digest': 'sha-256=0' })).headers.get('repr-digest')).toBeNull();
+});

@@ -1,6 +1,8 @@
 // The content of files: uploads, downloads with ranges, and archives. All of it streams; no size is too big.
+import type { IncomingHttpHeaders } from 'node:http';
 import { posix } from 'node:path';
 import { UploadMetadata } from '../../contract/execd.ts';
+import type { OpenFile } from '../../guest/guest.ts';
 import { Failure } from '../../lib/failure.ts';
 import { type Answer, checked } from '../exchange.ts';
 import type { ApiOptions, Handlers } from '../handlers.ts';
@@ -11,7 +13,10 @@ import { expandHome, readingOf } from './paths.ts';
 
 const metadataBytesMax = 64 * 1024;
 
-type TransferHandlers = Handlers<'uploadFiles' | 'downloadFile' | 'packArchive' | 'unpackArchive'>;
+type TransferHandlers = Handlers<
+  | ('uploadFiles' | 'downloadFile' | 'packArchive' | 'unpackArchive')
+  | ('uploadState' | 'continueUpload' | 'dropUpload')
+>;
 
 export function transferHandlers({ service }: ApiOptions): TransferHandlers {
   return {
@@ -26,7 +31,9 @@ export function transferHandlers({ service }: ApiOptions): TransferHandlers {
         else if (part.name === 'file' && metadata !== undefined) {
           const reading = readingOf(exchange.request);
           const path = await reading(metadata.path, { guest, environment }, exchange.signal);
-          await guest.write(path, part.bytes, ownershipOf(metadata), exchange.signal);
+          const { sha256 } = metadata;
+          const options = { ...ownershipOf(metadata), ...(sha256 ? { sha256 } : {}) };
+          await guest.write(path, part.bytes, options, exchange.signal);
           metadata = undefined;
           files += 1;
         } else
@@ -55,18 +62,60 @@ export function transferHandlers({ service }: ApiOptions): TransferHandlers {
         const lines = linesOf(bytes, query.offset ?? 1, query.limit ?? Number.POSITIVE_INFINITY);
         return { status: 200, type: 'text/plain; charset=utf-8', headers: name, bytes: lines };
       }
-      const headers = { ...name, 'Accept-Ranges': 'bytes' };
-      if (range === undefined) return whole(await guest.read(path, {}, exchange.signal), headers);
-      const { size } = await guest.stat(path, { follow: true }, exchange.signal);
-      const { offset, length } = rangeOf(range, size);
-      const { bytes } = await guest.read(path, { offset, length }, exchange.signal);
-      return {
-        status: 206,
-        type: 'application/octet-stream',
-        headers: { ...headers, 'Content-Range': `bytes ${offset}-${offset + length - 1}/${size}` },
-        bytes,
-        length,
+      const wants = conditionsOf(exchange.request.headers);
+      const open = (part: { offset?: number; length?: number }) =>
+        guest.read(path, { ...part, ...wants.reading }, exchange.signal);
+      if (range === undefined) return whole(mustMatch(await open({}), wants), name);
+      // What the range means depends on the size, and by the time the file is opened it may be another one.
+      for (let tries = 0; ; tries++) {
+        const { size } = await guest.stat(path, { follow: true }, exchange.signal);
+        const { offset, length } = rangeOf(range, size);
+        const file = mustMatch(await open({ offset, length }), wants);
+        const another = wants.ifRange !== undefined && wants.ifRange !== tagOf(file);
+        if (!another && file.entry.size >= offset + length) {
+          const headers = {
+            ...headersOf(file, name),
+            'Content-Range': `bytes ${offset}-${offset + length - 1}/${file.entry.size}`,
+          };
+          return { status: 206, type: 'application/octet-stream', headers, bytes: file.bytes, length };
+        }
+        file.bytes.destroy();
+        if (another) return whole(mustMatch(await open({}), wants), name);
+        if (tries === sizeTries)
+          throw new Failure('conflict', `${path}: it becomes shorter all the time`, {
+            hint: 'Read all of it.',
+          });
+      }
+    },
+
+    uploadState: async ({ sandboxId, params, query, exchange }) => {
+      const guest = service.guest(sandboxId);
+      const environment = service.executions(sandboxId).environment();
+      const path = await expandHome(query.path, { guest, environment }, exchange.signal);
+      return { status: 200, json: await guest.uploadState(path, params.uploadId ?? '', exchange.signal) };
+    },
+
+    continueUpload: async ({ sandboxId, params, query, exchange }) => {
+      const guest = service.guest(sandboxId);
+      const environment = service.executions(sandboxId).environment();
+      const path = await expandHome(query.path, { guest, environment }, exchange.signal);
+      const { offset, complete, sha256, mode, owner, group } = query;
+      const options = {
+        ...{ id: params.uploadId ?? '', offset, complete },
+        ...(sha256 === undefined ? {} : { sha256 }),
+        ...(mode === undefined ? {} : { mode: Number.parseInt(mode, 8) }),
+        ...(owner === undefined ? {} : { owner }),
+        ...(group === undefined ? {} : { group }),
       };
+      return { status: 200, json: await guest.upload(path, exchange.body(), options, exchange.signal) };
+    },
+
+    dropUpload: async ({ sandboxId, params, query, exchange }) => {
+      const guest = service.guest(sandboxId);
+      const environment = service.executions(sandboxId).environment();
+      const path = await expandHome(query.path, { guest, environment }, exchange.signal);
+      await guest.dropUpload(path, params.uploadId ?? '', exchange.signal);
+      return { status: 204 };
     },
 
     packArchive: async ({ sandboxId, query, exchange }) => {
@@ -104,12 +153,59 @@ async function metadataIn(part: Part): Promise<UploadMetadata> {
   return checked(UploadMetadata, value, 'metadata');
 }
 
-type Opened = { entry: { size: number }; bytes: AsyncIterable<Uint8Array> };
+const sizeTries = 3;
+
+interface Conditions {
+  /** Entity tags, RFC 9110 §13.1. */
+  ifRange: string | undefined;
+  ifMatch: string[] | undefined;
+  reading: { digest?: true; steady?: true };
+}
+
+/** Whoever compares wants one file and no mixture of two, so the bytes then fail when it is changed while they are read. */
+function conditionsOf(headers: IncomingHttpHeaders): Conditions {
+  const ifRange = headers['if-range'];
+  const ifMatch = headers['if-match'];
+  const digest = /(^|,)\s*sha-256\s*(=\s*[1-9]|=\s*10|,|$)/.test(String(headers['want-repr-digest'] ?? ''));
+  return {
+    ifRange: typeof ifRange === 'string' ? ifRange.trim() : undefined,
+    ifMatch:
+      ifMatch === undefined || ifMatch.trim() === '*' ? undefined : ifMatch.split(',').map((it) => it.trim()),
+    reading: {
+      ...(digest && { digest: true as const }),
+      ...((digest || ifRange !== undefined || ifMatch !== undefined) && { steady: true as const }),
+    },
+  };
+}
+
+function mustMatch(file: OpenFile, { ifMatch }: Conditions): OpenFile {
+  if (ifMatch === undefined || ifMatch.includes(tagOf(file) ?? '')) return file;
+  file.bytes.destroy();
+  throw new Refusal('conflict', `${file.entry.path}: it is not the file any more that it was`, {
+    status: 412,
+  });
+}
+
+const tagOf = ({ version }: OpenFile) => (version === undefined ? undefined : `"${version}"`);
+
+function headersOf(file: OpenFile, more: Record<string, string>): Record<string, string> {
+  const tag = tagOf(file);
+  return {
+    ...more,
+    'Accept-Ranges': 'bytes',
+    ...(tag === undefined ? {} : { ETag: tag }),
+    // RFC 9530; of all of the file, whatever range is read.
+    ...(file.sha256 === undefined
+      ? {}
+      : { 'Repr-Digest': `sha-256=:${Buffer.from(file.sha256, 'hex').toString('base64')}:` }),
+  };
+}
 
 /** Files of /proc say that they are empty and are not, so a size of 0 is not believed. */
-function whole({ entry, bytes }: Opened, headers: Record<string, string>): Answer {
-  const answer = { status: 200, type: 'application/octet-stream', headers, bytes };
-  return entry.size === 0 ? answer : { ...answer, length: entry.size };
+function whole(file: OpenFile, more: Record<string, string>): Answer {
+  const headers = headersOf(file, more);
+  const answer = { status: 200, type: 'application/octet-stream', headers, bytes: file.bytes };
+  return file.entry.size === 0 ? answer : { ...answer, length: file.entry.size };
 }
 
 /** One range of RFC 9110; several are not served. */
