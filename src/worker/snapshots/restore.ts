@@ -85,7 +85,9 @@ export class Restorer {
     const journal: Journal = target
       ? { version: 1, folder, stage: name, phase: 'stage', root }
       : { version: 1, folder: dirname(folder), stage: name, phase: 'stage' };
-    await this.#note(journal);
+    await this.#note(journal).catch((error: unknown) => {
+      throw Failure.from(error, `note in the store that ${folder} is restored`);
+    });
     try {
       this.#do('stage', () => held.mkdir(stage, 0o700));
       if (target) alone(target, stage);
