@@ -12,6 +12,18 @@ export interface TerminalSize {
   rows: number;
 }
 
+/** Of one command and all that it starts. Throws UnsupportedError for what cannot be held where it runs; bytes of output can be everywhere. */
+export interface ProcessLimits {
+  /** Beyond it the kernel ends it, with reason `oom`. At least 4 MiB. */
+  memoryBytes?: number;
+  /** Processes and threads at one time. */
+  pids?: number;
+  /** Processors: 0.5 is half of one. */
+  cpu?: number;
+  /** Of stdout and stderr together. What is more is dropped, and the command ended with reason `output-limit`. */
+  outputBytes?: number;
+}
+
 export interface StartOptions {
   /** Absolute, or `~`. Default: the user's home folder inside the sandbox. */
   cwd?: string;
@@ -25,6 +37,13 @@ export interface StartOptions {
   tty?: TerminalSize;
   /** After this time SIGTERM goes to the whole tree of its processes, and SIGKILL five seconds later. */
   timeout?: Duration;
+  /**
+   * Makes starting repeatable: the same id with the same command and options is the same process, which runs once, however often it is asked for; with others
+   * it is a ConflictError. At most 128 letters, digits, `.`, `_` and `-`. As long as the process is listed.
+   */
+  id?: string;
+  /** What it may use, with all that it starts. */
+  limits?: ProcessLimits;
   /** Keeps up to 64 MiB of its output on disk for a reader that comes later, rather than 1 MiB in memory. */
   background?: boolean;
   signal?: AbortSignal;

@@ -108,12 +108,12 @@ export class Sandbox {
 
   /** Starts a command and resolves when it runs. Disposing of the process ends it. */
   async start(command: Command, options: StartOptions = {}): Promise<Process> {
-    const { cwd, env, user, stdin, tty, timeout, background, signal } = options;
+    const { id, cwd, env, user, stdin, tty, timeout, limits, background, signal } = options;
     const doing = `run ${JSON.stringify((typeof command === 'string' ? command : (command[0] ?? '')).slice(0, 100))}`;
     throwIfAborted(signal, doing);
     const json = {
       ...(typeof command === 'string' ? { shell: command } : { argv: command }),
-      ...{ cwd, env, user, stdin, tty, background },
+      ...{ id, cwd, env, user, stdin, tty, limits, background },
       ...(timeout === undefined ? {} : { timeoutMs: milliseconds(timeout, 'timeout') }),
     };
     // The request itself is not aborted: its command could be running then, and nobody would know its id.

@@ -11,13 +11,24 @@
 // On the WebSocket, server to client: binary = lane (1 byte: 1 stdout or terminal, 2 stderr), offset (8 bytes, big-endian), bytes; text = ProcessEvent.
 // Client to server: binary = stdin; text = ProcessControl. After `exit` the server closes with 1000. Closing early detaches and kills nothing.
 import { z } from 'zod';
-import { ExecExit } from './guest.ts';
+import { ExecExit, ExecLimits } from './guest.ts';
 
 const size = z.strictObject({ cols: z.int().min(1).max(1000), rows: z.int().min(1).max(1000) });
+
+/** Not `main`, which is the id of a sandbox's main process. */
+export const ProcessId = z
+  .string()
+  .regex(/^[A-Za-z0-9._-]{1,128}$/, 'use at most 128 letters, digits, ., _ and -')
+  .refine((it) => !['main', '.', '..'].includes(it), 'main, . and .. are taken');
 
 /** Either `argv` or `shell`. `user`: name, uid, name:group or uid:gid. `timeoutMs`: SIGTERM to the whole tree, SIGKILL 5 s later. */
 export const StartProcess = z
   .strictObject({
+    /**
+     * Makes starting repeatable: the same id with the same content is the same command, which runs once, and is answered as it is by now, ended or not; with
+     * other content it is refused (409). As long as the command is listed. Default: a new one.
+     */
+    id: ProcessId.optional(),
     argv: z.array(z.string()).min(1).max(65_536).optional(),
     shell: z.string().min(1).optional(),
     env: z.record(z.string().regex(/^[^=\0]+$/), z.string()).optional(),
@@ -26,6 +37,8 @@ export const StartProcess = z
     stdin: z.boolean().default(false),
     tty: size.optional(),
     timeoutMs: z.int().min(1).max(2_147_483_647).optional(),
+    /** Of this command and all that it starts. What cannot be held where it runs is refused; `outputBytes` can be everywhere. */
+    limits: ExecLimits.optional(),
     /** Keeps up to 64 MiB of output on disk, for a reader that comes later; else the last 1 MiB in memory. */
     background: z.boolean().default(false),
   })

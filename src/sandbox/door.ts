@@ -69,8 +69,8 @@ export async function openDoor(options: DoorOptions): Promise<AgentDoor> {
       if (id === egressBulkId) takeEgress(socket);
       else bulk.arrived(id, socket);
     },
-    onChannel: (channel) => {
-      first.resolve(createGuest(channel, { bulk }));
+    onChannel: (channel, { caps }) => {
+      first.resolve(createGuest(channel, { bulk, caps }));
       void channel.ended.then((reason) => {
         if (!shut) ended.resolve(reason);
       });

@@ -159,3 +159,69 @@ test('a guest that begins elsewhere than it was asked confuses no offsets', asyn
   expect(seen.map((it) => it.type)).toEqual(['gap', 'output']);
   expect(executions.get('b').info).toMatchObject({ start: 0, end: 10 });
 });
+
+const repeatable = (execId: string, more: object = {}) => ({
+  ...command(execId, false),
+  ...{ repeatable: true, ...more },
+});
+
+test('one that may be asked for again is started once, however often and at once, and is itself when it has ended', async () => {
+  const executions = make();
+  const all = await Promise.all(Array.from({ length: 20 }, () => executions.start(repeatable('a'))));
+  expect(new Set(all).size).toBe(1);
+  expect(await all[0]?.exit).toEqual(exit);
+  expect(await executions.start(repeatable('a', { env: {} }))).toBe(all[0]);
+  expect(started).toEqual(['a']);
+});
+
+test.each([
+  ['other words', { argv: ['y'] }],
+  ['another variable', { env: { A: 'b' } }],
+  ['another folder', { cwd: '/tmp' }],
+  ['other limits', { limits: { outputBytes: 1 } }],
+  ['output on disk', { background: true }],
+  ['no wish to repeat', { repeatable: false }],
+])('the same id with %s is a conflict', async (_what, more) => {
+  const executions = make();
+  await executions.start(repeatable('a'));
+  await expect(executions.start(repeatable('a', more))).rejects.toMatchObject({ code: 'conflict' });
+  expect(started).toEqual(['a']);
+});
+
+test('one that could not start may be asked for again', async () => {
+  refused.add('a');
+  const executions = make();
+  const both = await Promise.allSettled([
+    executions.start(repeatable('a')),
+    executions.start(repeatable('a')),
+  ]);
+  expect(both.map((it) => it.status)).toEqual(['rejected', 'rejected']);
+  expect(records.size).toBe(0);
+  refused.clear();
+  await executions.start(repeatable('a'));
+  expect(started).toEqual(['a', 'a']);
+});
+
+test('one that may be asked for again is known after a restart, and does not run again', async () => {
+  await make().start(repeatable('a'));
+  await make().start(repeatable('gone'));
+  started = [];
+  const later = make();
+  refused.add('gone');
+  await later.adopt([...records.values()], guest, never);
+  expect((await later.start(repeatable('a'))).info).toMatchObject({ id: 'a', background: false });
+  expect(await (await later.start(repeatable('gone'))).exit).toMatchObject({ reason: 'unknown' });
+  await expect(later.start(repeatable('a', { argv: ['y'] }))).rejects.toMatchObject({ code: 'conflict' });
+  expect(started).toEqual([]);
+});
+
+test('the end that an agent remembers of a command which it does not list is taken', async () => {
+  await make().start({ ...command('past') });
+  const later = make();
+  await later.adopt([...records.values()], guest, never);
+  expect(await later.get('past').exit).toEqual(exit);
+});
+
+test.each(['', '.', '..', 'a/b', 'a b', 'x'.repeat(129)])('%j is no id', async (execId) => {
+  await expect(make().start(command(execId))).rejects.toMatchObject({ code: 'invalid' });
+});

@@ -1,11 +1,12 @@
 // The commands of one sandbox: started, kept with their output, found again after a restart of the daemon.
-import { randomBytes } from 'node:crypto';
+import { createHash, randomBytes } from 'node:crypto';
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { ExecExit, ExecSummary } from '../contract/guest.ts';
 import type { PastCommand } from '../contract/sandbox.ts';
 import type { ExecSpec, Guest, GuestProcess } from '../guest/guest.ts';
 import { Failure } from '../lib/failure.ts';
+import { openSpan } from '../lib/trace.ts';
 import type { ImageDefaults } from '../runtime/runtime.ts';
 import type { ExecutionRecord } from '../store/store.ts';
 import { FileOutputLog, MemoryOutputLog, type OutputLog } from './output-log.ts';
@@ -58,6 +59,8 @@ type StartSpec = Parameters<Executions['start']>[0];
 class KeptExecution implements Execution {
   readonly exit: Promise<ExecExit>;
   readonly log: OutputLog;
+  /** Of what was asked for, if that may be asked for again. */
+  readonly digest: string | undefined;
   readonly #info: Omit<ExecutionInfo, 'start' | 'end'>;
   readonly #guest: () => Guest;
   #process: GuestProcess | undefined;
@@ -67,10 +70,11 @@ class KeptExecution implements Execution {
   constructor(
     info: Omit<ExecutionInfo, 'start' | 'end'>,
     log: OutputLog,
-    options: { guest: () => Guest; onEnded: (exit: ExecExit) => void },
+    options: { guest: () => Guest; onEnded: (exit: ExecExit) => void; digest: string | undefined },
   ) {
     this.#info = info;
     this.log = log;
+    this.digest = options.digest;
     this.#guest = options.guest;
     this.#onEnded = options.onEnded;
     this.exit = this.#exited.promise;
@@ -82,6 +86,11 @@ class KeptExecution implements Execution {
 
   get id(): string {
     return this.#info.id;
+  }
+
+  /** Whether the store remembers it. */
+  get recorded(): boolean {
+    return this.#info.background || this.digest !== undefined;
   }
 
   get background(): boolean {
@@ -169,6 +178,8 @@ class KeptExecution implements Execution {
 export class SandboxExecutions implements Executions {
   readonly #options: ExecutionsOptions;
   readonly #kept = new Map<string, KeptExecution>();
+  /** Until each runs, or does not. */
+  readonly #starting = new Map<string, { digest: string | undefined; execution: Promise<Execution> }>();
 
   constructor(options: ExecutionsOptions) {
     this.#options = options;
@@ -176,9 +187,32 @@ export class SandboxExecutions implements Executions {
 
   async start(spec: StartSpec, signal?: AbortSignal): Promise<Execution> {
     const execId = spec.execId ?? randomBytes(16).toString('hex');
-    if (!/^[A-Za-z0-9_-]{1,64}$/.test(execId))
-      throw new Failure('invalid', `command id ${JSON.stringify(execId)}: use letters, digits, - and _`);
-    const { background = false, ...rest } = spec;
+    // It names a folder, too.
+    if (!/^[A-Za-z0-9._-]{1,128}$/.test(execId) || /^\.\.?$/.test(execId))
+      throw new Failure('invalid', `command id ${JSON.stringify(execId)}: use letters, digits, ., - and _`);
+    const digest = spec.repeatable ? digestOf(spec) : undefined;
+    const starting = this.#starting.get(execId);
+    const known = starting ?? this.#kept.get(execId);
+    if (known === undefined) {
+      const execution = this.#start(execId, spec, digest, signal);
+      this.#starting.set(execId, { digest, execution });
+      return await execution.finally(() => this.#starting.delete(execId));
+    }
+    if (digest === undefined || known.digest !== digest)
+      throw new Failure(
+        'conflict',
+        `there is ${digest === undefined ? 'a' : 'another'} command ${execId} in this sandbox already`,
+      );
+    return starting === undefined ? this.get(execId) : await starting.execution;
+  }
+
+  async #start(
+    execId: string,
+    spec: StartSpec,
+    digest: string | undefined,
+    signal: AbortSignal | undefined,
+  ): Promise<Execution> {
+    const { background = false, repeatable: _, ...rest } = spec;
     const defaults = this.#options.defaults();
     const request: ExecSpec = {
       ...rest,
@@ -187,8 +221,6 @@ export class SandboxExecutions implements Executions {
       ...(spec.cwd === undefined && defaults.cwd ? { cwd: defaults.cwd } : {}),
       ...(spec.user === undefined && defaults.user ? { user: defaults.user } : {}),
     };
-    if (this.#kept.has(execId))
-      throw new Failure('conflict', `there is a command ${execId} in this sandbox already`);
     const guest = this.#options.guest();
     await this.#options.beforeStart(shown(spec.argv ?? [spec.shell ?? '']).join(' '));
     const info = {
@@ -200,14 +232,21 @@ export class SandboxExecutions implements Executions {
       tty: spec.pty !== undefined,
     };
     // All that may fail here comes before the command: nothing runs that nobody knows of.
-    const execution = this.#execution(info, await this.#log(execId, background));
+    const execution = this.#execution(info, await this.#log(execId, background), digest);
     this.#keep(execution);
+    // Neither its words nor its environment: they may hold secrets.
+    const span = openSpan('command', { 'command.id': execId, background, tty: info.tty });
     try {
-      if (background) this.#options.save(recordOf(execution.info));
+      if (execution.recorded) this.#options.save(recordOf(execution));
       const process = await guest.exec(request, signal);
       this.#options.onCommand?.('started');
       execution.follow(process);
+      void execution.exit.then(
+        (exit) => span?.end({ attributes: { 'command.outcome': outcomeOf(exit) } }),
+        () => span?.end({ error: 'unknown' }),
+      );
     } catch (error) {
+      span?.end({ error: Failure.from(error, 'start').code });
       this.#drop(execId);
       await this.#forget(execution);
       throw error;
@@ -252,7 +291,7 @@ export class SandboxExecutions implements Executions {
     guest: Guest,
     signal: AbortSignal,
   ): Promise<void> {
-    const background = record !== undefined;
+    const background = record !== undefined && record.background !== false;
     const log = background
       ? await this.#log(execId, true)
       : new MemoryOutputLog({
@@ -267,10 +306,13 @@ export class SandboxExecutions implements Executions {
       background,
       tty: record?.tty ?? false,
     };
-    const execution = this.#execution(info, log);
+    const execution = this.#execution(info, log, record?.digest);
     this.#keep(execution);
+    // Also one that the agent does not list: an earlier agent may have written down how it ended.
     const process =
-      summary === undefined ? undefined : await guest.attach(execId, log.end, signal).catch(() => undefined);
+      summary === undefined && record === undefined
+        ? undefined
+        : await guest.attach(execId, log.end, signal).catch(() => undefined);
     // One command that cannot be taken up does not keep the others from it.
     if (process === undefined) await execution.settle({ code: null, signal: null, reason: 'unknown' });
     else execution.follow(process);
@@ -334,13 +376,17 @@ export class SandboxExecutions implements Executions {
       : new MemoryOutputLog({ bytesMax: memoryLogBytesMax, awaitMs: firstReaderMs });
   }
 
-  #execution(info: Omit<ExecutionInfo, 'start' | 'end'>, log: OutputLog): KeptExecution {
+  #execution(
+    info: Omit<ExecutionInfo, 'start' | 'end'>,
+    log: OutputLog,
+    digest: string | undefined,
+  ): KeptExecution {
     const onEnded = (exit: ExecExit) => {
       this.#options.onCommand?.(outcomeOf(exit));
       this.#count();
       this.#trim();
     };
-    return new KeptExecution(info, log, { guest: this.#options.guest, onEnded });
+    return new KeptExecution(info, log, { guest: this.#options.guest, onEnded, digest });
   }
 
   #keep(execution: KeptExecution): void {
@@ -375,10 +421,10 @@ export class SandboxExecutions implements Executions {
   }
 
   /** Never rejects: what stays is a stray record or folder of a sandbox that is known, and goes with it. */
-  async #forget({ id, background, log }: KeptExecution): Promise<void> {
+  async #forget({ id, recorded, log }: KeptExecution): Promise<void> {
     try {
       await log.dispose();
-      if (background) this.#options.forget(id);
+      if (recorded) this.#options.forget(id);
     } catch (error) {
       this.#options.onTrouble(error);
     }
@@ -402,6 +448,32 @@ function shown(command: string[]): string[] {
   return kept;
 }
 
-function recordOf(info: ExecutionInfo): ExecutionRecord {
-  return { execId: info.id, command: info.command, startedAt: info.startedAt, tty: info.tty };
+/** Of all that makes a command another one, as its caller has put it. */
+function digestOf(spec: StartSpec): string {
+  const {
+    argv,
+    shell,
+    env = {},
+    cwd,
+    user,
+    stdin,
+    pty,
+    timeoutMs,
+    graceMs,
+    limits,
+    background = false,
+  } = spec;
+  const sorted = Object.entries(env).sort(([a], [b]) => (a < b ? -1 : 1));
+  const size = pty && [pty.cols, pty.rows];
+  const bounds = limits && [limits.memoryBytes, limits.pids, limits.cpu, limits.outputBytes];
+  const content = [argv, shell, sorted, cwd, user, stdin, size, timeoutMs, graceMs, bounds, background];
+  return createHash('sha256').update(JSON.stringify(content)).digest('base64url');
+}
+
+function recordOf({ info, digest, background }: KeptExecution): ExecutionRecord {
+  return {
+    ...{ execId: info.id, command: info.command, startedAt: info.startedAt, tty: info.tty },
+    ...(digest === undefined ? {} : { digest }),
+    ...(background ? {} : { background: false }),
+  };
 }

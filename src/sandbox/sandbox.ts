@@ -150,11 +150,13 @@ export interface Executions {
   /**
    * Starts a command and resolves when it runs. `background` ones have their output kept on disk (64 MiB, oldest dropped first), others in memory (1 MiB).
    * Of ended ones a sandbox keeps 1 GiB and 16 MiB of output in all, oldest dropped first.
-   * Failure with details.exitCode 126 or 127 when it cannot start.
+   * Failure with details.exitCode 126 or 127 when it cannot start. `repeatable`: when there is a command of this id that was asked for in the same words,
+   * resolves with that one, whatever has become of it. Failure('conflict') for other words, or without `repeatable`.
    */
   start(
     spec: Omit<ExecSpec, 'execId' | 'env'> & {
       execId?: string;
+      repeatable?: boolean;
       env?: Record<string, string>;
       background?: boolean;
     },

@@ -10,6 +10,10 @@ export interface ExecutionRecord {
   command: string[];
   startedAt: Date;
   tty: boolean;
+  /** Of what was asked for, where asking again for the same is no other command. */
+  digest?: string;
+  /** Its output is not kept on disk. Default: it is. */
+  background?: false;
 }
 
 /** A sandbox as it was last decided. `agentToken` lets its agent dial in, `accessToken` opens its endpoints. */

@@ -18,9 +18,11 @@ export function processHandlers({ service }: ApiOptions): ProcessHandlers {
     service.executions(sandboxId).get(id ?? '');
   return {
     startProcess: async ({ sandboxId, body, exchange }) => {
-      const { argv, shell, env, cwd, user, stdin, tty, timeoutMs, background } = body;
+      const { id, argv, shell, env, cwd, user, stdin, tty, timeoutMs, limits, background } = body;
       const execution = await service.executions(sandboxId).start(
         {
+          ...(id === undefined ? {} : { execId: id, repeatable: true }),
+          ...(limits === undefined ? {} : { limits }),
           ...(argv ? { argv } : {}),
           ...(shell === undefined ? {} : { shell }),
           ...(env ? { env } : {}),

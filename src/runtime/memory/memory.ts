@@ -124,6 +124,7 @@ class MemoryMachine implements Machine {
       token: boot.token,
       clock: systemClock({ keepsProcessAlive: false }),
       backOff: localBackOff,
+      caps: ['limits'],
       onChannel: (channel) => {
         channel.onStream = (stream) => new Call(stream, (call, request) => agent.handle(call, request));
       },
