@@ -7,7 +7,16 @@ import { Failure } from '../lib/failure.ts';
 import type { BulkConnections } from './bulk.ts';
 import { bytesOf, ConversingDuplex, directBytesOf } from './bytes.ts';
 import { Conversation } from './conversation.ts';
-import type { ExecSpec, Guest, GuestMetrics, GuestProcess } from './guest.ts';
+import type {
+  ExecSpec,
+  Guest,
+  GuestMetrics,
+  GuestProcess,
+  OpenFile,
+  ReadOptions,
+  UploadState,
+  WriteOptions,
+} from './guest.ts';
 import { failureOf } from './guest-failure.ts';
 import { ConversingProcess, exitOf } from './process.ts';
 
@@ -34,6 +43,7 @@ const harmless = new Set<GuestRequest['op']>([
   'whose',
   'ping',
   'dial',
+  'upload',
 ]);
 
 /**
@@ -204,31 +214,29 @@ class ChannelGuest implements Guest {
     }
   }
 
-  async read(
-    path: string,
-    range: { offset?: number; length?: number } = {},
-    signal?: AbortSignal,
-  ): Promise<{ entry: FileEntry; bytes: Readable }> {
-    const { offset = 0, length } = range;
+  async read(path: string, options: ReadOptions = {}, signal?: AbortSignal): Promise<OpenFile> {
+    const { offset = 0, length, ...more } = options;
     const doing = `read ${path}`;
     const direct = (length ?? Number.POSITIVE_INFINITY) < directBytesMin ? undefined : this.#bulk?.expect();
     const request = {
       op: 'read',
       path,
       offset,
+      ...more,
       ...(length === undefined ? {} : { length }),
       ...(direct === undefined ? {} : { direct: direct.id }),
     } as const;
     try {
       const conversation = this.#ask(request, doing, signal);
       conversation.end();
-      const { entry } = await conversation.reply('entry', signal);
+      const { entry, version, sha256 } = await conversation.reply('entry', signal);
+      const about = { entry, version, sha256 };
       // The agent goes by the same rule.
       const there = entry.kind === 'file' ? Math.min(entry.size - offset, length ?? entry.size) : 0;
       if (direct !== undefined && there >= directBytesMin)
-        return { entry, bytes: directBytesOf(await direct.socket, conversation, doing, signal) };
+        return { ...about, bytes: directBytesOf(await direct.socket, conversation, doing, signal) };
       direct?.cancel();
-      return { entry, bytes: bytesOf(conversation, doing, signal) };
+      return { ...about, bytes: bytesOf(conversation, doing, signal) };
     } catch (error) {
       direct?.cancel();
       throw error;
@@ -238,7 +246,7 @@ class ChannelGuest implements Guest {
   async write(
     path: string,
     source: AsyncIterable<Uint8Array>,
-    options: { mode?: number; owner?: string; group?: string; append?: boolean } = {},
+    options: WriteOptions & { append?: boolean } = {},
     signal?: AbortSignal,
   ): Promise<number> {
     const conversation = this.#ask({ op: 'write', path, parents: true, ...options }, `write ${path}`, signal);
@@ -246,7 +254,33 @@ class ChannelGuest implements Guest {
     return (await conversation.reply('done', signal)).size ?? 0;
   }
 
-  /** Sends a source until its end. Its failure breaks the conversation off, so that the agent keeps nothing of it. */
+  async upload(
+    path: string,
+    source: AsyncIterable<Uint8Array>,
+    options: WriteOptions & { id: string; offset: number; complete: boolean },
+    signal?: AbortSignal,
+  ): Promise<UploadState> {
+    const { id, offset, complete, ...more } = options;
+    const upload = { id, offset, complete };
+    const doing = `write ${path}`;
+    const conversation = this.#ask({ op: 'write', path, parents: true, upload, ...more }, doing, signal);
+    await this.#upload(conversation, source, signal);
+    return uploadStateOf(await conversation.reply('upload', signal));
+  }
+
+  async uploadState(path: string, id: string, signal?: AbortSignal): Promise<UploadState> {
+    const conversation = this.#ask({ op: 'upload', path, id, drop: false }, `look at upload ${id}`, signal);
+    conversation.end();
+    return uploadStateOf(await conversation.reply('upload', signal));
+  }
+
+  async dropUpload(path: string, id: string, signal?: AbortSignal): Promise<void> {
+    const conversation = this.#ask({ op: 'upload', path, id, drop: true }, `drop upload ${id}`, signal);
+    conversation.end();
+    await conversation.reply('upload', signal);
+  }
+
+  /** Sends a source until its end. Its failure breaks the conversation off, so that the agent keeps nothing of it, but of an upload what has come. */
   async #upload(
     conversation: Conversation,
     source: AsyncIterable<Uint8Array>,
@@ -360,4 +394,8 @@ class ChannelGuest implements Guest {
     if (signal?.aborted) throw Failure.from(signal.reason, doing);
     return new Conversation(this.#channel, request, { doing, harmless: harmless.has(request.op) });
   }
+}
+
+function uploadStateOf({ offset, complete }: Extract<GuestReply, { type: 'upload' }>): UploadState {
+  return { offset, complete };
 }
