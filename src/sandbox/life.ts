@@ -280,7 +280,9 @@ export class Life {
     const asked = { ...(pull && { pull }), ...(imageCredentials && { imageCredentials }) };
     await this.#openDoor({ boots: true });
     signal.throwIfAborted();
-    const machine = await runtime.create({ ...this.#spec(folders), ...asked }, signal);
+    const machine = await traced('sandbox.machine', () =>
+      runtime.create({ ...this.#spec(folders), ...asked }, signal),
+    );
     this.#take(machine);
     if (this.info.keep && machine.keeping === undefined)
       throw new Failure('unsupported', `runtime ${this.info.runtime} cannot keep this sandbox over a stop`, {
