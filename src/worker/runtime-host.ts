@@ -210,10 +210,10 @@ export class RuntimeHost {
   async #answer(call: IncomingCall): Promise<void> {
     const abort = new AbortController();
     const confirmed = Promise.withResolvers<boolean>();
-    const input = { stop: () => {} };
+    const { source, stop } = call.input();
     call.onMessage = (message) => {
       const control = LinkControl.safeParse(message);
-      if (control.data?.type === 'end') input.stop();
+      if (control.data?.type === 'end') stop();
       else if (control.data?.type === 'confirm') confirmed.resolve(true);
       else {
         abort.abort(new Failure('aborted', 'the controller no longer wants it'));
@@ -226,11 +226,7 @@ export class RuntimeHost {
     };
     const asked: Asked = {
       ...{ call, signal: abort.signal, confirmed: confirmed.promise },
-      input: () => {
-        const { source, stop } = call.input();
-        input.stop = stop;
-        return source;
-      },
+      input: source,
     };
     try {
       const request = LinkRequest.safeParse(call.request);
@@ -310,7 +306,7 @@ export class RuntimeHost {
         await imagesOf(runtime).remove(wanted.name, signal);
         return {};
       case 'load-image':
-        return { image: wireImage(await imagesOf(runtime).load(wanted.name, asked.input(), signal)) };
+        return { image: wireImage(await imagesOf(runtime).load(wanted.name, asked.input, signal)) };
       case 'export-image':
         await call.writeAll(imagesOf(runtime).export(wanted.name, signal));
         return {};
@@ -323,7 +319,7 @@ export class RuntimeHost {
           for (let at = 0; at < text.length; at += chunkBytes / 4)
             call.reply({ type: 'output', text: text.slice(at, at + chunkBytes / 4) });
         };
-        const built = await images.build(name, plain({ ...build, context: asked.input() }), say, signal);
+        const built = await images.build(name, plain({ ...build, context: asked.input }), say, signal);
         return { image: wireImage(built) };
       }
       default:
@@ -383,7 +379,7 @@ export class RuntimeHost {
     await this.#claim(runtime, id, what);
     let hosted: Hosted;
     try {
-      await this.#writeFiles(id, files, input());
+      await this.#writeFiles(id, files, input);
       await this.#openSocket(runtime, id);
       const wanted = this.#specOf(spec, (line) => call.reply({ type: 'progress', line: cut(line) }));
       const machine = await (what === 'create' ? runtime.create(wanted, signal) : start?.(wanted, signal));
@@ -579,8 +575,8 @@ interface Asked {
   signal: AbortSignal;
   /** Resolves, never rejects: whether the controller has taken what was made. */
   confirmed: Promise<boolean>;
-  /** The bytes that come with the request. Asked for at most once. */
-  input: () => AsyncIterable<Uint8Array>;
+  /** The bytes that come with the request; read at most once. */
+  input: AsyncIterable<Uint8Array>;
 }
 
 function imagesOf(runtime: Runtime): RuntimeImages {
