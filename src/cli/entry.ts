@@ -17,6 +17,8 @@ export interface OpenPort {
 export interface Entry {
   name: string;
   id: string;
+  /** Absent: the owner's. */
+  project?: string;
   agent: string;
   /** `running`, `stopped`, `paused`, `creating`, … */
   status: string;
@@ -53,6 +55,7 @@ export function entryOf(info: SandboxInfo, ports: readonly OpenPort[] = info.por
   return {
     name: info.name ?? info.id,
     id: info.id,
+    ...(info.project === undefined ? {} : { project: info.project }),
     agent: info.agent ?? '',
     status: statusOf(info),
     ...(socket === undefined ? {} : { socket_path: socket }),

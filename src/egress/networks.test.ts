@@ -46,13 +46,14 @@ beforeEach(() => {
     templateFile: join(home, 'proxy-config.json'),
     dangerouslyAllowMetadata: false,
     nameOf: (id) => networks.nameOf(id),
+    mayOpenGuarded: (id) => networks.isOwners(id),
     log,
     now: () => new Date(),
     onChange: (id) => networks.changed(id),
     hostAddresses: () => [],
   });
   const vault = {
-    forSandbox: () => secrets,
+    forSandbox: (_id, { shared } = { shared: true }) => (shared ? secrets : { ...secrets, environment: {} }),
     forgetSandbox: async (id: string) => void forgotten.push(id),
     onChange: () => {},
   } as Partial<Vault> as Vault;
@@ -211,4 +212,24 @@ describe('a sandbox', () => {
     expect(told).toEqual(['accept one', 'close one']);
     expect(forgotten).toEqual(['one']);
   });
+});
+
+test("a sandbox of a project has neither the owner's secrets nor a way to open this host by itself", async () => {
+  const rules = [{ decision: 'allow' as const, resources: ['localhost:9999', 'a.test'] }];
+  const project = { id: 'p', name: 'beta' };
+  networks.open(infoOf('mine'), { rules });
+  networks.open({ ...infoOf('theirs'), project }, { rules });
+  for (const id of ['mine', 'theirs'])
+    await networks.attach(id, { guest: guestOf(), walls: 'captured', fresh: false }, never);
+  const token = (id: string) => networks.environment(id, {}).GITHUB_TOKEN;
+  expect([token('mine'), token('theirs')]).toEqual(['a placeholder', undefined]);
+  const effect = (id: string, name: string) =>
+    policies.of(id).decide({ host: { kind: 'name', name }, port: 9999, protocol: 'tcp' }).effect;
+  expect([effect('mine', 'localhost'), effect('theirs', 'localhost')]).toEqual(['allow', 'deny']);
+  // Nor after a restart of the daemon, or with rules that come later.
+  networks.detach('theirs');
+  networks.adopt({ ...infoOf('theirs'), project });
+  policies.addRule({ decision: 'allow', resources: ['127.0.0.1'] }, 'theirs');
+  expect([effect('theirs', 'localhost'), effect('theirs', 'a.test')]).toEqual(['deny', 'allow']);
+  expect(sandboxes.get('theirs')?.secrets.environment).toEqual({});
 });

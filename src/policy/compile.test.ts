@@ -509,3 +509,30 @@ test('ten thousand decisions take less than a second, whatever the number of rul
   for (let round = 0; round < 2_000; round++) for (const attempt of attempts) policy.decide(attempt);
   expect(process.cpuUsage(start).user / 1_000).toBeLessThan(1_000);
 });
+
+test("what a stranger's sandbox has of its own opens the internet, and nothing of this host or its networks", () => {
+  const own = rule('allow', ['localhost:9999', '10.0.0.0/8', '127.0.0.1', 'x.test', '**'], forSandbox);
+  const answered = rule('allow', '192.168.1.1', { ...forSandbox, createdVia: 'approval' });
+  const networkPolicy = network(['allow', '10.0.0.5'], ['allow', 'x.test']);
+  for (const [rules, more] of [
+    [[own, answered], {}],
+    [[], networkPolicy],
+    [[own], networkPolicy],
+  ] as const) {
+    const open = policyOf([...rules], more);
+    const strange = policyOf([...rules], { ...more, strange: true });
+    for (const target of ['localhost:9999', '10.0.0.5', '127.0.0.1', '192.168.1.1']) {
+      expect([target, effectOf(strange, target)]).toEqual([target, 'deny']);
+      expect(addressesOf(strange, 'x.test', target.replace('localhost:9999', '127.0.0.1')).dial).toEqual([]);
+    }
+    // The same rules do open one of these elsewhere.
+    expect(effectOf(open, '10.0.0.5')).toBe('allow');
+    expect(effectOf(strange, 'x.test')).toBe('allow');
+    expect(addressesOf(strange, 'x.test', '192.0.2.1').dial).toEqual(
+      addressesOf(open, 'x.test', '192.0.2.1').dial,
+    );
+  }
+  // The operator can open one for all.
+  const global = policyOf([rule('allow', 'localhost:9999'), rule('allow', '10.0.0.5')], { strange: true });
+  expect([effectOf(global, 'localhost:9999'), effectOf(global, '10.0.0.5')]).toEqual(['allow', 'allow']);
+});

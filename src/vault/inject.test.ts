@@ -450,6 +450,24 @@ describe('a placeholder on a wrong way', () => {
 });
 
 describe('scopes', () => {
+  test('a sandbox without shared secrets has its own only; placeholders of shared ones are foreign to it', async () => {
+    await set(at('api.example.com', { header: 'x-key' }), { env: ['KEY'] });
+    const strange = vault.forSandbox('s3', { shared: false });
+    expect(strange.environment).toEqual({});
+    expect(strange.binds('api.example.com', 443)).toBe(false);
+    const signal = AbortSignal.timeout(9_000);
+    expect((await strange.inject(request(), signal)).kind).toBe('none');
+    const leaked = await strange.inject(request({ headers: [['x-a', placeholder]] }), signal);
+    expect(leaked).toMatchObject({ kind: 'refused', alarm: true });
+    // For the owner's it is what it was.
+    expect(vault.forSandbox('s3').environment.KEY).toBe(placeholder);
+    await set(at('api.example.com', { header: 'x-key' }), {
+      ...{ sandboxId: 's3', env: ['KEY'], placeholder: 'OWN-{rand}' },
+      source: { type: 'value', value: 'own-value' },
+    });
+    expect(changed(await strange.inject(request(), signal)).headers).toContainEqual(['x-key', 'own-value']);
+  });
+
   test("a sandbox's own secret comes before the one for all, whose placeholder stands for it too", async () => {
     await set(at('api.example.com', { header: 'x-key' }), { env: ['KEY'] });
     const other = vault.forSandbox('s2');

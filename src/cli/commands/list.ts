@@ -21,8 +21,13 @@ export async function ls(options: ListOptions): Promise<void> {
   const all = await client.list();
   const showsGone = options.all || (options.filter ?? []).some((it) => it.startsWith('state='));
   const shown = all.filter((info) => (showsGone || !gone(info)) && matches.every((match) => match(info)));
-  if (options.quiet)
-    return shown.length > 0 ? await print(shown.map((info) => info.name ?? info.id).join('\n')) : undefined;
+  const ofSeveral = new Set(shown.map((it) => it.project)).size > 1;
+  if (options.quiet) {
+    // Several projects may use one name, and what is printed here is often what is removed next.
+    const nameOf = ({ id, name, project }: SandboxInfo) =>
+      ofSeveral && project !== undefined ? id : (name ?? id);
+    return shown.length > 0 ? await print(shown.map(nameOf).join('\n')) : undefined;
+  }
   const open = await Promise.all(shown.map((info) => portsOf(client, info)));
   if (options.json) {
     const entries = shown.map((info, index) => entryOf(info, open[index]));
@@ -36,7 +41,16 @@ export async function ls(options: ListOptions): Promise<void> {
     (open[index] ?? []).map(shownPort).join(', ') || '-',
     shownWorkspaceOf(info),
   ]);
-  await print(table(['SANDBOX', 'AGENT', 'STATUS', 'PORTS', 'WORKSPACE'], rows));
+  const head = ['SANDBOX', 'AGENT', 'STATUS', 'PORTS', 'WORKSPACE'];
+  // Who has no projects need not hear of them; who sees one only knows it.
+  if (!ofSeveral) return await print(table(head, rows));
+  const owners = shown.map((it) => it.project ?? '-');
+  await print(
+    table(
+      ['PROJECT', ...head],
+      rows.map((row, index) => [owners[index] ?? '-', ...row]),
+    ),
+  );
 }
 
 /** As they are at this moment; what was asked for where nobody can tell. */
