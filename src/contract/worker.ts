@@ -25,6 +25,9 @@ export const Labels = z
   .record(z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$/), z.string().max(256))
   .refine((it) => Object.keys(it).length <= 64, 'at most 64 labels');
 
+/** What SandD's daemons speak. */
+export const sanddProtocol = 'sandd.v1';
+
 /** The name under which a worker's own machine is reached where a sandbox's id may stand. */
 export const placeOf = (workerId: string): string => `worker:${workerId}`;
 
