@@ -419,6 +419,10 @@ export class WorkerHub {
       .sort((a, b) => (a.id < b.id ? -1 : 1));
   }
 
+  has(id: string): boolean {
+    return this.#entries.has(id);
+  }
+
   /** Failure('not-found'). */
   get(id: string): WorkerInfo {
     return this.#info(this.#entry(id));
