@@ -16,6 +16,7 @@ import type {
   WorkerInfo,
   WorkerStats,
 } from '../contract/worker.ts';
+import { sanddProtocol } from '../contract/worker.ts';
 import { Failure } from '../lib/failure.ts';
 import type { ApiOptions, Handlers } from './handlers.ts';
 import { sendLines } from './lines.ts';
@@ -134,7 +135,7 @@ export function workerHandlers({ workers: taken }: ApiOptions): WorkerHandlers {
 /** Another generation of workers hears which one this is, rather than a connection that closes. */
 function refuseOtherProtocols(request: IncomingMessage): void {
   const offered = (request.headers['sec-websocket-protocol'] ?? '').split(',').map((it) => it.trim());
-  if (offered.includes(webSocketProtocol)) return;
+  if (offered.includes(webSocketProtocol) || offered.includes(sanddProtocol)) return;
   throw new Refusal(
     'invalid',
     `workers of this controller speak ${webSocketProtocol}; ${offered.join(', ').slice(0, 200) || 'nothing'} was offered`,
