@@ -16,6 +16,7 @@ import { addSettingsVerbs } from './verbs/settings.ts';
 import { addSshVerbs } from './verbs/ssh.ts';
 import { addTemplateVerbs } from './verbs/template.ts';
 import { addTuiVerb } from './verbs/tui.ts';
+import { addWorkerVerbs } from './verbs/worker.ts';
 import { addWorkersVerbs } from './verbs/workers.ts';
 import { addWorkspaceVerbs } from './verbs/workspace.ts';
 
@@ -65,6 +66,7 @@ export function makeProgram(args: readonly string[]): Command {
     .usage('SOURCE TARGET')
     .argument('<source>', 'PATH, SANDBOX:PATH, or - for a tar archive on stdin')
     .argument('<target>', 'PATH, SANDBOX:PATH, or - for a tar archive on stdout')
+    .option('--checksum', 'check what arrives against its SHA-256 (single files)')
     .addHelpText(
       'after',
       examples(
@@ -74,7 +76,9 @@ export function makeProgram(args: readonly string[]): Command {
         ['glovebox cp web:/work - | tar t', 'as an archive'],
       ),
     )
-    .action(async (source, target) => (await import('./commands/cp.ts')).cp(source, target));
+    .action(async (source, target, options) =>
+      (await import('./commands/cp.ts')).cp(source, target, options),
+    );
 
   verb('logs', 'show what a command in a sandbox wrote')
     .usage('[options] SANDBOX [PROCESS]')
@@ -128,6 +132,7 @@ export function makeProgram(args: readonly string[]): Command {
     .addHelpText('after', examples(['glovebox image rm debian', '']))
     .action(async (names) => (await import('./commands/image.ts')).removeImages(names));
 
+  addWorkerVerbs(program);
   addWorkersVerbs(program);
   addAuditVerbs(program);
   addBellVerbs(program);

@@ -28,7 +28,7 @@ export async function unit({ system, output }: { system?: boolean; output?: stri
   await (output === undefined ? print(text.trimEnd()) : save(output, text));
 }
 
-const save = async (path: string, text: string) =>
+export const save = async (path: string, text: string) =>
   await saveTo(
     path,
     (async function* () {
