@@ -3,6 +3,7 @@ import type { z } from 'zod';
 import type { ImageInfo, SystemInfo } from '../contract/admin.ts';
 import type { OperationId, Routes } from '../contract/routes.ts';
 import type { Log } from '../lib/log.ts';
+import type { Tracer } from '../lib/trace.ts';
 import type { SandboxService } from '../sandbox/sandbox.ts';
 import type { AgentService } from './agents.ts';
 import type { AuditService } from './audit.ts';
@@ -96,6 +97,8 @@ export interface ApiOptions {
   eip?: string;
   log: Log;
   meters: ApiMeters;
+  /** Absent: nothing is traced. */
+  tracer?: Tracer;
   version: string;
   system: (signal: AbortSignal) => Promise<SystemInfo>;
   now: () => Date;

@@ -10,8 +10,9 @@ import {
 import type { AddressInfo, Socket } from 'node:net';
 import { ownerHeader } from '../contract/admin.ts';
 import { type Area, httpStatusOf } from '../contract/errors.ts';
-import type { Access, Route } from '../contract/routes.ts';
+import { type Access, fullPathOf, type Route } from '../contract/routes.ts';
 import { Failure } from '../lib/failure.ts';
+import { type Span, within } from '../lib/trace.ts';
 import { adminHandlers } from './admin.ts';
 import { agentHandlers } from './agents.ts';
 import { Audited, auditHandlers } from './audit.ts';
@@ -191,11 +192,15 @@ class ApiServer {
   }
 
   #begin(exchange: Exchange, upgrade: Upgrade | undefined): void {
-    const work = this.#serve(exchange, upgrade).finally(() => this.#active.delete(exchange));
+    const { method = '', headers } = exchange.request;
+    const span = this.#options.tracer?.open(method, { kind: 'server', headers });
+    const work = within(span, () => this.#serve(exchange, upgrade, span)).finally(() =>
+      this.#active.delete(exchange),
+    );
     this.#active.set(exchange, work);
   }
 
-  async #serve(exchange: Exchange, upgrade: Upgrade | undefined): Promise<void> {
+  async #serve(exchange: Exchange, upgrade: Upgrade | undefined, span: Span | undefined): Promise<void> {
     const startedAt = performance.now();
     let area: Area = 'request';
     let operation = 'unknown';
@@ -209,6 +214,7 @@ class ApiServer {
       area = areaOf(target);
       operation = target.kind === 'route' ? target.id : target.kind;
       audited.meant(target);
+      if (span !== undefined) tellTarget(span, target, request.method ?? '');
       const access =
         target.kind === 'route' ? target.route.access : target.kind === 'port' ? 'sandbox' : 'key';
       const sandboxId = target.kind === 'route' ? target.params.sandboxId : target.sandboxId;
@@ -243,6 +249,13 @@ class ApiServer {
       const took = performance.now() - startedAt;
       const { statusCode: status } = response;
       this.#options.meters.request({ operation, status, ...(exchange.endless ? {} : { ms: took }) });
+      span?.end({
+        attributes: {
+          ...{ 'http.response.status_code': status, 'glovebox.operation': operation },
+          ...{ 'http.request.method': exchange.request.method, 'glovebox.request_id': requestId },
+        },
+        ...(status >= 500 ? { error: String(status) } : {}),
+      });
       const ms = Math.round(took);
       this.#options.log.debug({ requestId, operation, status, ms }, 'request');
     }
@@ -363,6 +376,17 @@ class ApiServer {
       exchange.request.socket.destroy();
     }
   }
+}
+
+/** The route, never the path itself, which may hold what a caller made up. */
+function tellTarget(span: Span, target: Target, method: string): void {
+  if (target.kind === 'absent') return;
+  const route = target.kind === 'route' ? fullPathOf(target.route) : '/sandboxes/{sandboxId}/proxy/{port}';
+  span.rename(`${method} ${route}`);
+  span.set({
+    'http.route': route,
+    'sandbox.id': target.kind === 'route' ? target.params.sandboxId : target.sandboxId,
+  });
 }
 
 function areaOf(target: Target): Area {

@@ -314,6 +314,31 @@ const secureRuntime = z.strictObject({
     ),
 });
 
+const telemetry = z.strictObject({
+  otlp_endpoint: line
+    .regex(
+      /^https?:\/\/[^/@\s?#]+(\/[^@\s?#]*)?$/,
+      'must be http://host:port or https://host:port, perhaps with a path',
+    )
+    .optional()
+    .describe(
+      'Where traces and metrics are sent by OTLP over HTTP with JSON, such as `http://127.0.0.1:4318`. Nothing is sent without it.',
+    ),
+  headers: z
+    .array(line.regex(/^[!#$%&'*+.^_`|~0-9A-Za-z-]+=[\x20-\x7e]*$/, 'must be name=value'))
+    .max(32)
+    .default([])
+    .describe('Headers of these requests, as `name=value`. They may hold a key, so they are never shown.'),
+  service_name: line.default('glovebox').describe('`service.name` of all that is sent.'),
+  sample_ratio: z
+    .number()
+    .min(0)
+    .max(1)
+    .default(1)
+    .describe('The part of traces that is sent, of those that begin here; who continues one has decided.'),
+  disabled: z.boolean().default(false).describe('Send nothing, whatever else is set.'),
+});
+
 /** Every section that has keys with an effect. */
 export const configSections = {
   server,
@@ -328,6 +353,7 @@ export const configSections = {
   egress,
   sandboxd,
   secure_runtime: secureRuntime,
+  telemetry,
 } as const;
 
 export const ConfigFile = z.strictObject({
@@ -343,6 +369,7 @@ export const ConfigFile = z.strictObject({
   egress: egress.prefault({}),
   sandboxd: sandboxd.prefault({}),
   secure_runtime: secureRuntime.prefault({}),
+  telemetry: telemetry.prefault({}),
 });
 export type ConfigFile = z.infer<typeof ConfigFile>;
 
@@ -400,6 +427,10 @@ export function foreignKey(list: readonly ForeignKey[], key: string): ForeignKey
 export const namedVariables: Readonly<Record<string, string>> = {
   OPENSANDBOX_SERVER_API_KEY: 'server.api_key',
   DOCKER_HOST: 'docker.host',
+  OTEL_EXPORTER_OTLP_ENDPOINT: 'telemetry.otlp_endpoint',
+  OTEL_EXPORTER_OTLP_HEADERS: 'telemetry.headers',
+  OTEL_SERVICE_NAME: 'telemetry.service_name',
+  OTEL_SDK_DISABLED: 'telemetry.disabled',
 };
 
 /** `GLOVEBOX_SERVER_TLS_CERT_FILE` for `server.tls` and `cert_file`. */
@@ -413,9 +444,9 @@ export function partsOfKey(dotted: string): { section: string; key: string } {
 }
 
 /** What kind of value a key takes, for conversions and for people. */
-export function kindOf(schema: z.ZodType): 'integer' | 'boolean' | 'list' | 'string' {
+export function kindOf(schema: z.ZodType): 'integer' | 'number' | 'boolean' | 'list' | 'string' {
   const { type } = z.toJSONSchema(schema, { io: 'input' });
-  if (type === 'integer' || type === 'number') return 'integer';
+  if (type === 'integer' || type === 'number') return type;
   return type === 'boolean' ? 'boolean' : type === 'array' ? 'list' : 'string';
 }
 

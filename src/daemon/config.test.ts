@@ -135,6 +135,55 @@ describe('server.tls', () => {
   });
 });
 
+describe('telemetry', () => {
+  test('comes from the file or from the variables of OpenTelemetry, with headers decoded', async () => {
+    const { telemetry } = await load({
+      OTEL_EXPORTER_OTLP_ENDPOINT: 'http://127.0.0.1:4318',
+      OTEL_EXPORTER_OTLP_HEADERS: 'api-key=a%3Db, x=1',
+      OTEL_SERVICE_NAME: 'boxes',
+      GLOVEBOX_TELEMETRY_SAMPLE_RATIO: '0.25',
+    });
+    expect(telemetry).toEqual({
+      ...{ endpoint: 'http://127.0.0.1:4318', headers: { 'api-key': 'a=b', x: '1' } },
+      ...{ serviceName: 'boxes', sampleRatio: 0.25 },
+    });
+    const fromFile = await loadFile(
+      '[telemetry]\notlp_endpoint = "https://o.example/otlp"\nheaders = ["k=v"]\n',
+    );
+    expect(fromFile.telemetry).toMatchObject({
+      endpoint: 'https://o.example/otlp',
+      headers: { k: 'v' },
+      sampleRatio: 1,
+    });
+  });
+
+  test('is off without an endpoint, or when OpenTelemetry is', async () => {
+    expect((await load()).telemetry).toBeUndefined();
+    const env = { OTEL_EXPORTER_OTLP_ENDPOINT: 'http://127.0.0.1:4318', OTEL_SDK_DISABLED: 'true' };
+    expect((await load(env)).telemetry).toBeUndefined();
+  });
+
+  test('of another protocol, and a file of headers that others may read, are warned of', async () => {
+    const env = { OTEL_EXPORTER_OTLP_ENDPOINT: 'http://127.0.0.1:4317', OTEL_EXPORTER_OTLP_PROTOCOL: 'grpc' };
+    expect((await load(env)).warnings).toEqual([expect.stringContaining('http/json')]);
+    await fs.writeFile(file, '[telemetry]\nheaders = ["authorization=t0ken"]\n', { mode: 0o644 });
+    const { warnings } = await load();
+    expect(warnings).toEqual([expect.stringContaining('chmod 600')]);
+    expect(warnings.join()).not.toContain('t0ken');
+  });
+
+  test.each([
+    ['otlp_endpoint = "localhost:4318"\n', 'telemetry.otlp_endpoint: must be http://host:port'],
+    ['otlp_endpoint = "http://me:pw@host"\n', 'telemetry.otlp_endpoint'],
+    ['headers = ["no value"]\n', 'telemetry.headers (item 1): must be name=value'],
+    ['headers = ["a=b\\r\\nc: d"]\n', 'telemetry.headers (item 1)'],
+    ['sample_ratio = 2\n', 'telemetry.sample_ratio'],
+    ['sample_ratio = "half"\n', 'telemetry.sample_ratio'],
+  ])('%j is refused: %s', async (lines, problem) => {
+    expect((await problemsOf(loadFile(`[telemetry]\n${lines}`))).join('\n')).toContain(problem);
+  });
+});
+
 test('a file may set everything', async () => {
   const config = await loadFile(
     `[server]

@@ -106,6 +106,13 @@ export interface Config {
     readonly dangerouslyAllowMetadata: boolean;
   };
   readonly storage: { readonly allowedHostPaths: readonly string[] };
+  /** Absent: nothing is sent. */
+  readonly telemetry?: {
+    readonly endpoint: string;
+    readonly headers: Readonly<Record<string, string>>;
+    readonly serviceName: string;
+    readonly sampleRatio: number;
+  };
   readonly sandboxd: {
     readonly enabled: boolean;
     /** A second place to listen at. */
@@ -201,7 +208,12 @@ export function valueFor(key: string, text: string): unknown {
   const value = kind === 'list' && text === '' ? [] : converted(field, text);
   const { error } = field.safeParse(value);
   if (error === undefined) return value;
-  const kinds = { integer: 'a whole number', boolean: 'true or false', list: 'a list, separated by commas' };
+  const kinds = {
+    integer: 'a whole number',
+    number: 'a number',
+    boolean: 'true or false',
+    list: 'a list, separated by commas',
+  };
   throw new Failure('invalid', `${key}: ${plain(error.issues[0]?.message ?? 'cannot be')}`, {
     hint: `${kind === 'string' ? '' : `It takes ${kinds[kind]}. `}${description}`,
   });
@@ -364,8 +376,16 @@ class Settings {
     );
     for (const [name, value] of given) {
       const key = Object.hasOwn(namedVariables, name) ? namedVariables[name] : undefined;
-      if (key !== undefined) this.set(key, value, variableOrigin(name));
+      if (key === undefined) continue;
+      const { section, key: own } = partsOfKey(key);
+      const meant = converted(fieldsOf(section)[own], value);
+      this.set(key, name.startsWith('OTEL_') ? decodedList(meant) : meant, variableOrigin(name));
     }
+    const protocol = env.OTEL_EXPORTER_OTLP_PROTOCOL;
+    if (env.OTEL_EXPORTER_OTLP_ENDPOINT && protocol && protocol !== 'http/json')
+      this.warnings.push(
+        `environment variable OTEL_EXPORTER_OTLP_PROTOCOL is ${protocol.slice(0, 64)}: telemetry is sent as http/json all the same, which most receivers take at port 4318`,
+      );
     for (const [name, text] of given) {
       if (!name.startsWith('GLOVEBOX_')) continue;
       const origin = variableOrigin(name);
@@ -500,6 +520,8 @@ function converted(field: z.ZodType | undefined, text: string): unknown {
   switch (field && kindOf(field)) {
     case 'integer':
       return /^-?\d+$/.test(text) ? Number(text) : text;
+    case 'number':
+      return /^-?\d+(\.\d+)?$/.test(text) ? Number(text) : text;
     case 'boolean':
       return /^(true|1|yes|on)$/i.test(text) ? true : /^(false|0|no|off)$/i.test(text) ? false : text;
     case 'list':
@@ -507,6 +529,18 @@ function converted(field: z.ZodType | undefined, text: string): unknown {
     default:
       return text;
   }
+}
+
+/** Lists of OpenTelemetry's variables have their values encoded as URLs have them. */
+function decodedList(value: unknown): unknown {
+  if (!Array.isArray(value)) return value;
+  return value.map((it: string) => {
+    try {
+      return decodeURIComponent(it);
+    } catch {
+      return it;
+    }
+  });
 }
 
 function suggestionFor(section: string, key: string): string {
@@ -631,6 +665,7 @@ function configOf(
     },
     storage: { allowedHostPaths: storage.allowed_host_paths.map(absolute) },
     egress: egressOf(parsed.egress, absolute),
+    ...telemetryOf(parsed.telemetry),
     sandboxd: {
       enabled: parsed.sandboxd.enabled,
       ...(parsed.sandboxd.docker_path && {
@@ -670,6 +705,18 @@ function tlsOf(tls: ConfigFile['server.tls'], absolute: (path: string) => string
   };
 }
 
+function telemetryOf(telemetry: ConfigFile['telemetry']): Pick<Config, 'telemetry'> {
+  const {
+    otlp_endpoint: endpoint,
+    headers,
+    service_name: serviceName,
+    sample_ratio: sampleRatio,
+  } = telemetry;
+  if (endpoint === undefined || telemetry.disabled) return {};
+  const pairs = headers.map((it) => [it.slice(0, it.indexOf('=')), it.slice(it.indexOf('=') + 1)]);
+  return { telemetry: { endpoint, headers: Object.fromEntries(pairs), serviceName, sampleRatio } };
+}
+
 function egressOf(egress: ConfigFile['egress'], absolute: (path: string) => string): Config['egress'] {
   const hosts: Record<string, string[]> = {};
   for (const entry of egress.hosts) {
@@ -703,10 +750,13 @@ function logLevel(text: string): LogLevel {
 }
 
 async function warnOfSecretInFile(settings: Settings, file: string): Promise<void> {
-  if (!settings.originOf('server.api_key')?.startsWith(file)) return;
-  const { mode } = await stat(file);
-  if ((mode & 0o077) !== 0)
-    settings.warnings.push(`${file} holds the API key and other users may read it; run: chmod 600 ${file}`);
+  const secrets = { 'server.api_key': 'the API key', 'telemetry.headers': 'headers of telemetry' };
+  for (const [key, what] of Object.entries(secrets)) {
+    if (!settings.originOf(key)?.startsWith(file)) continue;
+    const { mode } = await stat(file);
+    if ((mode & 0o077) !== 0)
+      settings.warnings.push(`${file} holds ${what} and other users may read it; run: chmod 600 ${file}`);
+  }
 }
 
 function warnOfRisks(

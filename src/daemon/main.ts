@@ -11,6 +11,7 @@ import { lockHome } from './lock.ts';
 import { Meters } from './meters.ts';
 import { openPlatform, type Platform } from './platform.ts';
 import { openSandboxd } from './sandboxd.ts';
+import { Telemetry } from './telemetry.ts';
 
 /** How long requests under way may go on after the stop was asked for. */
 const drainMs = 5_000;
@@ -46,6 +47,8 @@ export async function startDaemon(config: Config): Promise<Daemon> {
       }),
     );
   const meters = undo.use(new Meters(version));
+  const telemetry = config.telemetry && undo.use(new Telemetry(config.telemetry, { version, meters, log }));
+  if (telemetry !== undefined) meters.around((journal) => telemetry.journal(journal));
   const platform = undo.use(await openPlatform(config, log, meters));
   const startedAt = new Date();
   const api = createApi({
@@ -71,6 +74,7 @@ export async function startDaemon(config: Config): Promise<Daemon> {
     ...(config.server.eip === undefined ? {} : { eip: config.server.eip }),
     log,
     meters,
+    ...(telemetry === undefined ? {} : { tracer: telemetry.tracer }),
     version,
     system: (signal) => systemInfo(config, platform, startedAt, signal),
     now: () => new Date(),

@@ -4,7 +4,7 @@ import type { ApiMeters } from '../api/metrics.ts';
 import type { BellRecord } from '../bell/record.ts';
 import type { SandboxInfo } from '../contract/sandbox.ts';
 import type { Journal } from '../journal/journal.ts';
-import { Registry } from '../lib/metrics.ts';
+import { type Collected, Registry } from '../lib/metrics.ts';
 import type { SandboxEvent } from '../sandbox/sandbox.ts';
 
 /** Seconds. */
@@ -31,6 +31,7 @@ export class Meters implements ApiMeters, Disposable {
   readonly #names;
   readonly #calls;
   readonly #timer: NodeJS.Timeout;
+  #around = (journal: Journal): Journal => journal;
 
   constructor(version: string) {
     const it = this.#registry;
@@ -134,8 +135,17 @@ export class Meters implements ApiMeters, Disposable {
     }
   }
 
+  /** Of who is told of attempts, too. */
+  around(journal: (counted: Journal) => Journal): void {
+    this.#around = journal;
+  }
+
   /** The same journal; what goes in is counted. */
   journal(journal: Journal): Journal {
+    return this.#around(this.#counted(journal));
+  }
+
+  #counted(journal: Journal): Journal {
     return {
       record: (attempt) => {
         const { decision, protocol } = attempt;
@@ -183,8 +193,23 @@ export class Meters implements ApiMeters, Disposable {
     };
   }
 
+  /** Of what is sent elsewhere, that which was not. */
+  watchDropped(dropped: Readonly<Record<'traces' | 'metrics', number>>): void {
+    this.#registry.read<'signal'>(
+      'counter',
+      'glovebox_telemetry_dropped_total',
+      'Spans and reports of metrics that no receiver has taken.',
+      () =>
+        Object.entries(dropped).map(([signal, count]): [{ signal: string }, number] => [{ signal }, count]),
+    );
+  }
+
   async text(): Promise<string> {
     return await this.#registry.text();
+  }
+
+  async collect(): Promise<readonly Collected[]> {
+    return await this.#registry.collect();
   }
 
   [Symbol.dispose](): void {

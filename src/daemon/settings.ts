@@ -11,8 +11,8 @@ import { aboutKey, type ConfigSources, loadConfig, loadSettings, type Setting, v
 
 const documentBytesMax = 1024 * 1024;
 
-/** Never shown: whoever has one of these may do what the daemon does. */
-const secretKeys = ['server.api_key'];
+/** Never shown: whoever has one of these may do what the daemon does, here or with another service. */
+const secretKeys = ['server.api_key', 'telemetry.headers'];
 
 export const isSecret = (key: string): boolean => secretKeys.includes(key);
 

@@ -92,8 +92,8 @@ function textOf(setting: Setting): string {
 
 /** What is shown instead of a secret. */
 function masked({ key, value }: Setting): string | undefined {
+  if (isSecret(key) && (Array.isArray(value) ? value.length > 0 : value !== undefined)) return mask;
   if (typeof value !== 'string') return undefined;
-  if (isSecret(key)) return mask;
   const login = /^(https?:\/\/)[^@/]+@/.exec(value);
   return login === null ? undefined : `${login[1]}${mask}@${value.slice(login[0].length)}`;
 }
