@@ -59,7 +59,10 @@ test('without any configuration the defaults are the safe ones', async () => {
       networkFolder: join(home, 'network'),
       proxyConfigFile: join(home, 'proxy-config.json'),
     },
-    server: { host: '127.0.0.1', port: 8080, keepAliveMs: 30_000, requestsMax: 1024, backlog: 2048 },
+    server: {
+      ...{ host: '127.0.0.1', port: 8080, keepAliveMs: 30_000, requestsMax: 1024, backlog: 2048 },
+      rateLimits: { key: { perMinute: 1200, burst: 200 }, failures: { perMinute: 30, burst: 30 } },
+    },
     log: { level: 'info' },
     runtime: { type: 'bubblewrap' },
     docker: {
@@ -234,6 +237,7 @@ type = "gvisor"
     maxSandboxTimeoutMs: 86_400_000,
     keepAliveMs: 5_000,
     backlog: 16,
+    rateLimits: { key: { perMinute: 1200, burst: 200 }, failures: { perMinute: 30, burst: 30 } },
   });
   expect(config.file).toBe(file);
   expect(config.log).toEqual({ level: 'warn', file: '/home/someone/log/it.log' });
