@@ -59,6 +59,7 @@ export async function startDaemon(config: Config): Promise<Daemon> {
     agents: platform.agents,
     templates: platform.templates,
     ports: platform.ports,
+    workers: platform.workers,
     tenants: platform.tenants,
     bell: platform.bell,
     audit: platform.audit,

@@ -1,8 +1,6 @@
-// Puts the parts together: store, images, runtimes, sandboxes. With main.ts the only place that names drivers.
-import { createHash } from 'node:crypto';
-import { realpathSync } from 'node:fs';
+// Puts the parts together: store, images, runtimes, sandboxes.
 import { dirname, join } from 'node:path';
-import { agentCommand, agentEnvironment, ensureAgentBundle } from '../agent/bundle.ts';
+import { ensureAgentBundle } from '../agent/bundle.ts';
 import { AgentCatalogue } from '../agents/catalogue.ts';
 import type { AgentService } from '../api/agents.ts';
 import type { AuditService } from '../api/audit.ts';
@@ -12,6 +10,7 @@ import type { PortService } from '../api/ports.ts';
 import type { TemplateService } from '../api/templates.ts';
 import { Tenants } from '../api/tenants.ts';
 import type { WorkspaceService } from '../api/workspaces.ts';
+import { systemClock } from '../channel/clock.ts';
 import type { SandboxInfo } from '../contract/sandbox.ts';
 import type { Guest } from '../guest/guest.ts';
 import { ImageStore } from '../image/store.ts';
@@ -19,19 +18,20 @@ import { Listener } from '../ingress/listener.ts';
 import { connectionsMax, PublishedPorts } from '../ingress/published-ports.ts';
 import { Failure } from '../lib/failure.ts';
 import type { Log } from '../lib/log.ts';
-import { BubblewrapRuntime } from '../runtime/bubblewrap/bubblewrap.ts';
-import { DockerRuntime } from '../runtime/docker/docker.ts';
-import type { Runtime } from '../runtime/runtime.ts';
-import { nowhereElse } from '../sandbox/elsewhere.ts';
 import { Sandboxes } from '../sandbox/sandboxes.ts';
 import { openSqliteStore } from '../store/sqlite/sqlite.ts';
 import { Templates } from '../template/templates.ts';
+import { Workers } from '../worker/workers.ts';
 import { Workspaces } from '../workspace/workspaces.ts';
 import { openAudit } from './audit.ts';
 import { type HomeBell, openBell } from './bell.ts';
 import type { Config } from './config.ts';
+import { homeIdOf, keyOf } from './home.ts';
 import type { Meters } from './meters.ts';
 import { type HomeNetwork, openNetwork } from './network.ts';
+import { runtimesOf } from './runtimes.ts';
+
+export { homeIdOf } from './home.ts';
 
 export interface Platform extends AsyncDisposable {
   tenants: Tenants;
@@ -42,13 +42,9 @@ export interface Platform extends AsyncDisposable {
   agents: AgentService;
   templates: TemplateService;
   ports: PortService;
+  workers: Workers;
   bell: BellService;
   audit: AuditService;
-}
-
-/** A few characters that mark what belongs to a home on the host: control groups, containers. */
-export function homeIdOf(home: string): string {
-  return createHash('sha256').update(realpathSync(home)).digest('hex').slice(0, 12);
 }
 
 /** Opens everything of a home and takes up what an earlier daemon left. Disposing lets go of it; sandboxes go on. */
@@ -111,6 +107,23 @@ export async function openPlatform(config: Config, log: Log, meters: Meters): Pr
     log,
     now: () => new Date(),
   });
+  const workers = new Workers({
+    store,
+    controllerId: await keyOf(join(config.home, 'controller-id')),
+    clock: systemClock({ keepsProcessAlive: false }),
+    now: () => new Date(),
+    folder: join(config.home, 'workers'),
+    runFolder: config.paths.runFolder,
+    imageSource: async (name, runtime, signal) => {
+      const images = runtimes.get(runtime)?.images;
+      return (await images?.has(name, signal)) ? images?.export(name, signal) : undefined;
+    },
+    runtimes,
+    sandboxes: () => opened.sandboxes?.list() ?? [],
+    onOnline: () => void opened.sandboxes?.lookAround(),
+    log,
+  });
+  undo.defer(() => workers.close());
   const sandboxes = await Sandboxes.open({
     runtimes,
     defaultRuntime: config.runtime.type,
@@ -118,7 +131,7 @@ export async function openPlatform(config: Config, log: Log, meters: Meters): Pr
     network: network.networks,
     workspaces,
     ports,
-    elsewhere: nowhereElse,
+    elsewhere: workers,
     folders: {
       run: config.paths.runFolder,
       machines: config.paths.stateRoot,
@@ -158,7 +171,7 @@ export async function openPlatform(config: Config, log: Log, meters: Meters): Pr
   });
   const all = undo.move();
   return {
-    ...{ sandboxes, images, workspaces, agents, templates, ports },
+    ...{ sandboxes, images, workspaces, agents, templates, ports, workers },
     network: network.service,
     bell: bell.service,
     audit,
@@ -185,54 +198,4 @@ async function forwardTo(port: number, guest: () => Guest): Promise<AsyncDisposa
     },
   });
   return { [Symbol.asyncDispose]: () => listener.close() };
-}
-
-async function runtimesOf(
-  config: Config,
-  images: ImageStore,
-  agentFolder: string,
-  undo: AsyncDisposableStack,
-): Promise<Map<string, Runtime>> {
-  const homeId = homeIdOf(config.home);
-  const { docker } = config;
-  const runtimes: Runtime[] = [
-    undo.use(
-      new BubblewrapRuntime({
-        homeId,
-        stateRoot: config.paths.stateRoot,
-        folder: join(config.home, 'bubblewrap'),
-        images,
-        agent: { folder: agentFolder, command: agentCommand(), environment: agentEnvironment() },
-        idBase: config.bubblewrap.idBase,
-        defaults: config.bubblewrap.defaults,
-      }),
-    ),
-    undo.use(
-      new DockerRuntime({
-        homeId,
-        agent: { folder: agentFolder, command: agentCommand(), environment: agentEnvironment() },
-        folder: join(config.home, 'docker'),
-        host: docker.host,
-        apiTimeoutMs: docker.apiTimeoutMs,
-        network: docker.network,
-        dropCapabilities: [...docker.dropCapabilities],
-        noNewPrivileges: docker.noNewPrivileges,
-        seccompProfile: docker.seccompProfile,
-        pidsLimit: docker.pidsLimit,
-        ...(docker.apparmorProfile === undefined ? {} : { apparmorProfile: docker.apparmorProfile }),
-        ...(docker.runtimeClass === undefined ? {} : { runtimeClass: docker.runtimeClass }),
-      }),
-    ),
-  ];
-  // No walls at all: only when the configuration names it.
-  if (config.runtime.type === 'memory') {
-    const { MemoryRuntime } = await import('../runtime/memory/memory.ts');
-    runtimes.push(new MemoryRuntime({ acknowledgeNoIsolation: true }));
-  }
-  // Whoever configures a stronger wall for all sandboxes gets no weaker one by a request's wish.
-  const allowed =
-    config.runtime.type === 'docker' && docker.runtimeClass !== undefined
-      ? runtimes.filter((runtime) => runtime.name === 'docker')
-      : runtimes;
-  return new Map(allowed.map((runtime) => [runtime.name, runtime]));
 }

@@ -226,6 +226,9 @@ export class Sandboxes implements SandboxService {
   }
 
   activity(id: string): { holds: number; commands: number } {
+    const place = this.#options.elsewhere.place(id);
+    if (place !== undefined)
+      return { holds: 0, commands: place.executions.list().filter(({ exit }) => exit === undefined).length };
     const { holds, commands } = this.#life(id).activity;
     return { holds, commands };
   }

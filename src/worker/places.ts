@@ -21,13 +21,16 @@ const helloDeadlineMs = 60_000;
 export const hostMachine = 'host';
 export const hostRuntime = 'host';
 
+/** Where the background commands of places are remembered. */
+export type PlaceStore = Pick<Store, 'saveExecution' | 'forgetExecution' | 'executions'>;
+
 export interface PlaceOptions {
   workerId: string;
   /** The worker's runtime `host`. */
   runtime: Runtime;
   /** Of this place alone: run folder, logs, the agent's token. */
   folder: string;
-  store: Store;
+  store: PlaceStore;
   /** What may be started there; undefined: anything. Asked for each command. */
   allowedCommands: () => readonly string[] | undefined;
   log: Log;

@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import { WebSocketServer } from 'ws';
 import { webSocketProtocol, webSocketServerOptions } from '../channel/websocket.ts';
+import type { SandboxInfo } from '../contract/sandbox.ts';
 import {
   type Broadcast,
   type BroadcastResult,
@@ -26,8 +27,11 @@ import type { Elsewhere, Place } from '../sandbox/elsewhere.ts';
 import type { Execution, Executions } from '../sandbox/sandbox.ts';
 import type { Store } from '../store/store.ts';
 import { WorkerHub, type WorkerHubOptions } from './hub.ts';
-import type { Link } from './link.ts';
-import { hostRuntime, WorkerPlace } from './places.ts';
+import { hostMachine, hostRuntime, type PlaceStore, WorkerPlace } from './places.ts';
+import { AgentRelay } from './relay.ts';
+import { RemoteRuntime, type RemoteRuntimeOptions } from './remote-runtime.ts';
+import { type SanddAccess, SanddDaemons } from './sandd/daemons.ts';
+import { RemoteSnapshots } from './snapshots/service.ts';
 
 /** Workers that a broadcast waits for at the same time. */
 const broadcastAtOnce = 256;
@@ -35,21 +39,24 @@ const placePrefix = placeOf('');
 /** Which of a worker's runtimes is taken when nobody says. */
 const preferred = ['bubblewrap', 'docker'];
 
+export type WorkersStore = PlaceStore & Pick<Store, 'collection'>;
+
 export interface WorkersOptions extends Omit<WorkerHubOptions, 'workers' | 'enrolments' | 'sandboxesOn'> {
-  store: Store;
+  store: WorkersStore;
   /** Has a folder for each worker. */
   folder: string;
   log: Log;
-  /** The far end's runtime of this name. */
-  remoteRuntime: (link: Link, runtime: string, runFolder: (machine: string) => string) => Runtime;
   /** Where the sandboxes have their run folders. */
   runFolder: string;
+  imageSource: NonNullable<RemoteRuntimeOptions['imageSource']>;
   /** The runtimes of this daemon: those of workers come and go in it. */
   runtimes: Map<string, Runtime>;
-  /** Names of the runtimes that sandboxes use, one for each sandbox. */
-  inUse: () => string[];
+  /** The sandboxes that there are. */
+  sandboxes: () => readonly SandboxInfo[];
   /** A worker is back: sandboxes on it can be compared with their records. */
   onOnline: () => void;
+  /** Absent: SandD's daemons are not let in. */
+  sandd?: SanddAccess;
 }
 
 const runtimeName = (workerId: string, runtime: string) => `worker/${workerId}/${runtime}`;
@@ -58,6 +65,9 @@ export class Workers implements Elsewhere {
   readonly #options: WorkersOptions;
   readonly #hub: WorkerHub;
   readonly #places = new Map<string, WorkerPlace>();
+  readonly #remotes = new Map<string, RemoteRuntime>();
+  readonly #relays = new Map<string, AgentRelay>();
+  readonly #sandd: SanddDaemons | undefined;
   readonly #sockets = new WebSocketServer({
     ...webSocketServerOptions,
     noServer: true,
@@ -74,6 +84,11 @@ export class Workers implements Elsewhere {
       sandboxesOn: (id) => this.#sandboxesOn(id),
     });
     for (const info of this.#hub.list()) this.#know(info);
+    const { sandd: access, clock, now, log } = options;
+    const folder = join(options.folder, 'sandd');
+    this.#sandd =
+      access &&
+      new SanddDaemons({ access, folder, store, clock, now, log, isTaken: (id) => this.#hub.has(id) });
     this.#hub.onWorker(({ kind, workerId }) => {
       if (kind === 'removed') return void this.#forget(workerId);
       if (kind === 'offline') return;
@@ -86,23 +101,30 @@ export class Workers implements Elsewhere {
   }
 
   #know({ id, runtimes }: WorkerInfo): void {
-    const { runtimes: all, remoteRuntime, runFolder } = this.#options;
+    const { runtimes: all, runFolder, imageSource, sandboxes, store, log, now } = this.#options;
     const link = this.#hub.link(id);
+    const relay = this.#relays.get(id) ?? new AgentRelay({ link, log });
+    this.#relays.set(id, relay);
     for (const { name } of runtimes) {
-      if (name === hostRuntime || all.has(runtimeName(id, name))) continue;
-      all.set(
-        runtimeName(id, name),
-        remoteRuntime(link, name, (machine) => join(runFolder, machine)),
-      );
+      const full = runtimeName(id, name);
+      if (name === hostRuntime || all.has(full)) continue;
+      const runFolderOf = (machine: string) =>
+        sandboxes().some((it) => it.id === machine && it.runtime === full)
+          ? join(runFolder, machine)
+          : undefined;
+      const runtime = new RemoteRuntime({ link, relay, runtime: name, runFolderOf, imageSource, log });
+      this.#remotes.set(full, runtime);
+      all.set(full, runtime);
     }
     if (this.#places.has(id)) return;
-    const { store, log, now } = this.#options;
     const folder = join(this.#options.folder, id);
+    const runFolderOf = (machine: string) => (machine === hostMachine ? join(folder, 'run') : undefined);
+    const runtime = new RemoteRuntime({ link, relay, runtime: hostRuntime, runFolderOf, log });
+    this.#remotes.set(runtimeName(id, hostRuntime), runtime);
     this.#places.set(
       id,
       new WorkerPlace({
-        ...{ workerId: id, folder, store, log, now },
-        runtime: remoteRuntime(link, hostRuntime, () => join(folder, 'run')),
+        ...{ workerId: id, folder, store, log, now, runtime },
         allowedCommands: () => this.#hub.get(id).allowedCommands,
       }),
     );
@@ -110,10 +132,16 @@ export class Workers implements Elsewhere {
 
   async #forget(workerId: string): Promise<void> {
     const { runtimes, log } = this.#options;
-    for (const name of [...runtimes.keys()])
-      if (name.startsWith(runtimeName(workerId, ''))) runtimes.delete(name);
+    for (const [name, runtime] of [...this.#remotes])
+      if (name.startsWith(runtimeName(workerId, ''))) {
+        runtimes.delete(name);
+        this.#remotes.delete(name);
+        runtime[Symbol.dispose]();
+      }
     const place = this.#places.get(workerId);
     this.#places.delete(workerId);
+    this.#relays.get(workerId)?.[Symbol.dispose]();
+    this.#relays.delete(workerId);
     await place
       ?.remove()
       .catch((error) =>
@@ -122,7 +150,12 @@ export class Workers implements Elsewhere {
   }
 
   #sandboxesOn(id: string): number {
-    return this.#options.inUse().filter((name) => name.startsWith(runtimeName(id, ''))).length;
+    return this.#options.sandboxes().filter(({ runtime }) => runtime.startsWith(runtimeName(id, ''))).length;
+  }
+
+  /** When the id is that of one of SandD's daemons. */
+  #sanddOf(id: string): SanddDaemons | undefined {
+    return this.#sandd?.has(id) ? this.#sandd : undefined;
   }
 
   // ---- for the sandboxes
@@ -130,6 +163,8 @@ export class Workers implements Elsewhere {
   place(id: string): Place | undefined {
     if (!id.startsWith(placePrefix)) return undefined;
     const workerId = id.slice(placePrefix.length);
+    const sandd = this.#sanddOf(workerId);
+    if (sandd !== undefined) return sandd.place(workerId);
     const { state } = this.#hub.get(workerId);
     const place = this.#places.get(workerId);
     if (place === undefined)
@@ -177,22 +212,35 @@ export class Workers implements Elsewhere {
   }
 
   enrol(request: EnrolRequest, address: string): Enrolled {
-    return this.#hub.enrol(request, address);
+    const enrolled = this.#hub.enrol(request, address);
+    const { workerId } = enrolled;
+    this.#sanddOf(workerId)?.remove(workerId, `${workerId} is now a worker with a key of its own`);
+    return enrolled;
   }
 
   list(labels: Record<string, string>): WorkerInfo[] {
-    return this.#hub.list(labels);
+    const wanted = Object.entries(labels);
+    const foreign = (this.#sandd?.infos() ?? []).filter(({ labels: own }) =>
+      wanted.every(([key, value]) => Object.hasOwn(own, key) && own[key] === value),
+    );
+    return [...this.#hub.list(labels), ...foreign].sort((a, b) => (a.id < b.id ? -1 : 1));
   }
 
   get(id: string): WorkerInfo {
-    return this.#hub.get(id);
+    return this.#sanddOf(id)?.info(id) ?? this.#hub.get(id);
   }
 
   patch(id: string, change: PatchWorker): WorkerInfo {
+    if (this.#sanddOf(id) !== undefined)
+      throw new Failure('unsupported', `worker ${id} is a daemon of SandD: it is what it says of itself`, {
+        hint: 'Start it with other labels, or run a worker of Glovebox there.',
+      });
     return this.#hub.patch(id, change);
   }
 
   remove(id: string): void {
+    const sandd = this.#sanddOf(id);
+    if (sandd !== undefined) return sandd.remove(id);
     const { sandboxes } = this.#hub.get(id);
     if (sandboxes > 0)
       throw new Failure('conflict', `worker ${id}: ${sandboxes} sandboxes are on it`, {
@@ -202,11 +250,27 @@ export class Workers implements Elsewhere {
   }
 
   stats(): WorkerStats {
-    return this.#hub.stats();
+    const stats = this.#hub.stats();
+    const foreign = this.#sandd?.online() ?? [];
+    if (foreign.length === 0)
+      return { ...stats, workers: stats.workers + (this.#sandd?.infos().length ?? 0) };
+    const byPlatform = { ...stats.byPlatform };
+    for (const { platform } of foreign) byPlatform[platform] = (byPlatform[platform] ?? 0) + 1;
+    const oldest = Math.max(...foreign.map(({ connectedMs }) => connectedMs / 1000));
+    return {
+      ...{ byPlatform, online: stats.online + foreign.length },
+      workers: stats.workers + (this.#sandd?.infos().length ?? 0),
+      oldestConnectionSeconds: Math.max(stats.oldestConnectionSeconds ?? 0, oldest),
+    };
   }
 
-  link(id: string): Link {
-    return this.#hub.link(id);
+  snapshots(id: string): RemoteSnapshots {
+    if (this.#sanddOf(id) !== undefined)
+      throw new Failure(
+        'unsupported',
+        `worker ${id} is a daemon of SandD, whose snapshots are not supported`,
+      );
+    return new RemoteSnapshots(this.#hub.link(id));
   }
 
   /** Resolves when the connection is over, or the signal ends the waiting; the connection then goes on until `close`. */
@@ -215,13 +279,10 @@ export class Workers implements Elsewhere {
     takeOver: () => { socket: Duplex; head: Buffer },
     signal: AbortSignal,
   ): Promise<void> {
-    const admission = await this.#hub.authorize(
-      request.headers.authorization,
-      request.socket.remoteAddress ?? '',
-    );
+    const accept = await this.#admitted(request);
     const { socket, head } = takeOver();
     const over = new Promise<void>((resolve) => socket.once('close', () => resolve()));
-    this.#sockets.handleUpgrade(request, socket, head, (it) => this.#hub.accept(it, admission));
+    accept(socket, head);
     const stopped = Promise.withResolvers<void>();
     const stop = () => stopped.resolve();
     if (signal.aborted) stop();
@@ -230,9 +291,26 @@ export class Workers implements Elsewhere {
     signal.removeEventListener('abort', stop);
   }
 
+  /** What answers the handshake. */
+  async #admitted(request: IncomingMessage): Promise<(socket: Duplex, head: Buffer) => void> {
+    const offered = (request.headers['sec-websocket-protocol'] ?? '').split(',').map((it) => it.trim());
+    if (offered.includes(webSocketProtocol)) {
+      const { authorization } = request.headers;
+      const admission = await this.#hub.authorize(authorization, request.socket.remoteAddress ?? '');
+      return (socket, head) =>
+        this.#sockets.handleUpgrade(request, socket, head, (it) => this.#hub.accept(it, admission));
+    }
+    const sandd = this.#sandd;
+    if (sandd === undefined)
+      throw new Failure('unsupported', 'daemons of SandD are not let in here', {
+        hint: 'Set [workers] sandd = "token" in the configuration of the controller.',
+      });
+    await sandd.authorize(request);
+    return (socket, head) => sandd.accept(request, socket, head);
+  }
+
   async *broadcast(request: Broadcast, signal: AbortSignal): AsyncGenerator<BroadcastResult> {
-    const wanted = this.#hub
-      .list(request.labels)
+    const wanted = this.list(request.labels)
       .filter(({ state, capabilities }) => state === 'online' && capabilities.includes('exec'))
       .map(({ id }) => id);
     const running = new Map<string, Promise<BroadcastResult>>();
@@ -264,7 +342,9 @@ export class Workers implements Elsewhere {
   /** This daemon goes; workers, and what runs on them, stay. */
   async close(): Promise<void> {
     this.#hub.close();
+    this.#sandd?.close();
     await Promise.all([...this.#places.values()].map((place) => place.leave()));
+    for (const runtime of this.#remotes.values()) runtime[Symbol.dispose]();
   }
 }
 

@@ -7,13 +7,13 @@ import { Failure } from '../../lib/failure.ts';
 import type { Log } from '../../lib/log.ts';
 import type { Place } from '../../sandbox/elsewhere.ts';
 import { SandboxExecutions } from '../../sandbox/executions.ts';
-import type { Store } from '../../store/store.ts';
+import type { PlaceStore } from '../places.ts';
 
 export interface SanddPlaceOptions {
   daemonId: string;
   /** Has its logs. */
   folder: string;
-  store: Pick<Store, 'saveExecution' | 'forgetExecution' | 'executions'>;
+  store: PlaceStore;
   /** Of the connection that there is now. */
   guest: () => Guest | undefined;
   log: Log;
