@@ -1,12 +1,22 @@
 // Files of a sandbox, over execd's file routes (OpenSandbox's execd specification) and our archive route (src/contract/admin.ts).
 // Paths are absolute inside the sandbox; `~` stands for the user's home folder. Failures are FileErrors with the path.
 import type { Connection, RequestOptions } from './connection.ts';
-import { ProtocolError, SandboxError, UnsupportedError } from './errors.ts';
+import { FileError, ProtocolError, SandboxError, UnsupportedError } from './errors.ts';
+import {
+  downloadFile,
+  newSha256,
+  sha256Of,
+  type TransferProgress,
+  type UploadSource,
+  uploadFile,
+} from './transfers.ts';
 import { expectFields, expectItems, type FileInfo, fileInfoOf, modeToWire } from './wire.ts';
 
 export interface ReadOptions {
   /** The bytes from `start` on, up to and without `end`. Default: all of them. */
   range?: { start?: number; end?: number };
+  /** Checks the content against the SHA-256 that the server names; FileError `io` when it is another. Not with `range`, nor as a `stream`. */
+  sha256?: boolean;
   signal?: AbortSignal;
 }
 
@@ -16,6 +26,20 @@ export interface WriteOptions {
   /** Names or ids inside the sandbox. */
   owner?: string;
   group?: string;
+  /** Hexadecimal, or `true` for that of bytes and texts: what arrives otherwise is refused (FileError `invalid`), and the old file stays. */
+  sha256?: string | true;
+  /** Goes on where it broke off when the connection drops: for bytes, texts, and with `upload()`. Asks for a Glovebox server. */
+  resume?: boolean;
+  onProgress?: (progress: TransferProgress) => void;
+  signal?: AbortSignal;
+}
+
+export interface DownloadOptions {
+  /** Checks the whole file against the SHA-256 that the server names; FileError `io` when it is another. */
+  sha256?: boolean;
+  /** Goes on where it broke off when the connection drops, if the file is still the same. Default: true. */
+  resume?: boolean;
+  onProgress?: (progress: TransferProgress) => void;
   signal?: AbortSignal;
 }
 
@@ -34,6 +58,9 @@ export interface Formats {
   json: unknown;
   stream: ReadableStream<Uint8Array>;
 }
+
+/** Of what is read and sent at once. */
+const pieceBytes = 256 * 1024;
 
 /** `sandbox.files` */
 export class Files {
@@ -57,16 +84,28 @@ export class Files {
   ): Promise<Formats[keyof Formats]> {
     const { range, as = 'text' } = options;
     const asked = this.#asking(`read ${path}`, path, options);
+    if (options.sha256 && (range || as === 'stream'))
+      throw new FileError('invalid', `${asked.doing}: only a whole file can be checked`, path);
     // An empty range cannot be written in HTTP.
     if (range?.end !== undefined && range.end <= (range.start ?? 0)) return emptyAs(as);
     const last = range?.end === undefined ? '' : range.end - 1;
     const response = await this.#connection.request('GET', `${this.#base}/files/download`, {
       ...asked,
       query: { path },
-      headers: { ...literalPaths, ...(range ? { range: `bytes=${range.start ?? 0}-${last}` } : {}) },
+      headers: {
+        ...literalPaths,
+        ...(range ? { range: `bytes=${range.start ?? 0}-${last}` } : {}),
+        ...(options.sha256 ? { 'want-repr-digest': 'sha-256=1' } : {}),
+      },
     });
     if (as === 'stream') return this.#content(response.body, asked);
     const bytes = new Uint8Array(await this.#connection.reading(response.arrayBuffer(), asked));
+    if (options.sha256) {
+      const said = /sha-256=:([A-Za-z0-9+/=]+):/.exec(response.headers.get('repr-digest') ?? '')?.[1];
+      const wanted =
+        said && [...atob(said)].map((it) => it.charCodeAt(0).toString(16).padStart(2, '0')).join('');
+      checkDigest(wanted, await sha256Of(bytes), asked);
+    }
     if (as === 'bytes') return bytes;
     const text = new TextDecoder().decode(bytes);
     return as === 'json' ? JSON.parse(text) : text;
@@ -75,7 +114,39 @@ export class Files {
   /** Makes or replaces a file, and its parent folders. The file is replaced as a whole, at the end: on failure the old one stays. */
   async write(path: string, content: FileContent, options: WriteOptions = {}): Promise<void> {
     const { mode, owner, group } = options;
-    const metadata = { path, owner, group, ...(mode === undefined ? {} : { mode: modeToWire(mode) }) };
+    const held = typeof content === 'string' ? new TextEncoder().encode(content) : content;
+    if (options.sha256 === true && !(held instanceof Uint8Array))
+      throw new FileError(
+        'invalid',
+        `write ${path}: the SHA-256 of a stream is not known before it is sent`,
+        path,
+        {
+          hint: 'Pass the digest, or use upload() for a file.',
+        },
+      );
+    const sha256 = options.sha256 === true ? await sha256Of(held as Uint8Array) : options.sha256;
+    if (options.resume) {
+      if (!(held instanceof Uint8Array))
+        throw new FileError(
+          'invalid',
+          `write ${path}: a stream cannot be sent again from where it broke off`,
+          path,
+          {
+            hint: 'Use upload() for a file, or leave out `resume`.',
+          },
+        );
+      const from = async function* (offset: number) {
+        for (let at = offset; at < held.length; at += pieceBytes) yield held.subarray(at, at + pieceBytes);
+      };
+      return await this.#send(path, { size: held.length, from }, { ...options, sha256 });
+    }
+    const metadata = {
+      path,
+      owner,
+      group,
+      sha256,
+      ...(mode === undefined ? {} : { mode: modeToWire(mode) }),
+    };
     const boundary = `glovebox-${crypto.randomUUID()}`;
     const part = (name: string, type: string) =>
       `--${boundary}\r\ncontent-disposition: form-data; name="${name}"; filename="${name}"\r\ncontent-type: ${type}\r\n\r\n`;
@@ -84,14 +155,15 @@ export class Files {
       `${part('metadata', 'application/json')}${JSON.stringify(metadata)}\r\n${part('file', 'application/octet-stream')}`,
     );
     const after = encoder.encode(`\r\n--${boundary}--\r\n`);
-    const bytes = typeof content === 'string' ? encoder.encode(content) : content;
+    const { onProgress } = options;
+    const total = held instanceof Uint8Array ? held.length : undefined;
     const body =
-      bytes instanceof Uint8Array
-        ? joined(before, bytes, after)
+      held instanceof Uint8Array
+        ? joined(before, held, after)
         : streamOf(
             (async function* () {
               yield before;
-              yield* chunksOf(bytes);
+              yield* telling(chunksOf(held), total, onProgress);
               yield after;
             })(),
           );
@@ -99,6 +171,19 @@ export class Files {
       ...this.#asking(`write ${path}`, path, options),
       body,
       headers: { ...literalPaths, 'content-type': `multipart/form-data; boundary=${boundary}` },
+    });
+    if (total !== undefined) onProgress?.({ bytes: total, total });
+  }
+
+  async #send(
+    path: string,
+    source: UploadSource,
+    options: Omit<WriteOptions, 'sha256'> & { sha256?: string | undefined },
+  ): Promise<void> {
+    const { mode, owner, group, sha256, onProgress } = options;
+    await uploadFile(this.#connection, this.#base, {
+      ...{ path, source, onProgress, asked: this.#asking(`write ${path}`, path, options) },
+      query: { owner, group, sha256, mode: mode?.toString(8).padStart(4, '0') },
     });
   }
 
@@ -192,20 +277,62 @@ export class Files {
     const { stat } = await import('node:fs/promises');
     const found = await stat(localPath);
     if (!found.isFile()) throw folderError(localPath);
-    await this.write(path, createReadStream(localPath), { mode: found.mode & 0o777, ...options });
+    const all = { mode: found.mode & 0o777, ...options };
+    const from = (start: number) => createReadStream(localPath, { start, highWaterMark: pieceBytes });
+    let { sha256 } = all;
+    if (sha256 === true) {
+      const hash = await newSha256();
+      for await (const bytes of from(0)) hash.update(bytes);
+      sha256 = hash.digest('hex');
+    }
+    if (options.resume) await this.#send(path, { size: found.size, from }, { ...all, sha256 });
+    else await this.write(path, from(0), { ...all, ...(sha256 === undefined ? {} : { sha256 }) });
   }
 
   /** Copies a file of the sandbox to this machine (Node.js, Bun, Deno): whole, or not at all. For a folder see `pack()`. */
-  async download(path: string, localPath: string, options: Aborting = {}): Promise<void> {
-    const { createWriteStream } = await import('node:fs');
-    const { rename, rm } = await import('node:fs/promises');
-    const { pipeline } = await import('node:stream/promises');
-    const content = await this.read(path, { ...options, as: 'stream' });
+  async download(path: string, localPath: string, options: DownloadOptions = {}): Promise<void> {
+    const { open, rename, rm } = await import('node:fs/promises');
+    const { sha256: digest = false, resume = true, onProgress } = options;
+    const asked = this.#asking(`read ${path}`, path, options);
     const partial = `${localPath}.${crypto.randomUUID()}.part`;
+    const file = await open(partial, 'wx+');
     try {
-      await pipeline(chunksOf(content), createWriteStream(partial, { flags: 'wx' }));
+      let at = 0;
+      const sink = {
+        write: async (bytes: Uint8Array) => {
+          for (let from = 0; from < bytes.length; ) {
+            const { bytesWritten } = await file.write(bytes, from, bytes.length - from, at);
+            from += bytesWritten;
+            at += bytesWritten;
+          }
+        },
+        restart: async () => {
+          at = 0;
+          await file.truncate(0);
+        },
+      };
+      const said = await downloadFile(this.#connection, this.#base, {
+        path,
+        sink,
+        digest,
+        resume,
+        asked,
+        onProgress,
+      });
+      if (digest) {
+        const hash = await newSha256();
+        for await (const bytes of file.createReadStream({
+          start: 0,
+          autoClose: false,
+          highWaterMark: pieceBytes,
+        }))
+          hash.update(bytes as Uint8Array);
+        checkDigest(said, hash.digest('base64'), asked);
+      }
+      await file.close();
       await rename(partial, localPath);
     } catch (error) {
+      await file.close();
       await rm(partial, { force: true });
       throw error;
     }
@@ -253,6 +380,36 @@ export class Files {
       headers: literalPaths,
     };
   }
+}
+
+/** Passes chunks on and tells of them. */
+async function* telling(
+  chunks: AsyncIterable<Uint8Array>,
+  total: number | undefined,
+  onProgress: WriteOptions['onProgress'],
+): AsyncGenerator<Uint8Array, void, void> {
+  let bytes = 0;
+  for await (const chunk of chunks) {
+    yield chunk;
+    bytes += chunk.length;
+    onProgress?.({ bytes, total });
+  }
+}
+
+function checkDigest(said: string | undefined, found: string, asked: RequestOptions): void {
+  const { doing, path = '', sandboxId } = asked;
+  if (said === undefined)
+    throw new UnsupportedError('unsupported', `${doing}: the server names no SHA-256`, { sandboxId });
+  if (said !== found)
+    throw new FileError(
+      'io',
+      `${doing}: what arrived is not what the server has (its SHA-256 differs)`,
+      path,
+      {
+        sandboxId,
+        hint: 'Try again.',
+      },
+    );
 }
 
 function folderError(localPath: string): SandboxError {

@@ -35,7 +35,7 @@ export {
   UnsupportedError,
   ValidationError,
 } from './errors.ts';
-export type { FileContent, Files, ReadOptions, WriteOptions } from './files.ts';
+export type { DownloadOptions, FileContent, Files, ReadOptions, WriteOptions } from './files.ts';
 export type { Hold } from './hold.ts';
 export type {
   Answer,
@@ -85,6 +85,7 @@ export { type Command, Sandbox } from './sandbox.ts';
 export type { SecretBinding, SecretInfo, SecretSource, Secrets, SetSecret } from './secrets.ts';
 export { quote } from './shell.ts';
 export { type BuildEvent, type BuildOptions, Templates } from './templates.ts';
+export type { TransferProgress } from './transfers.ts';
 export { type Duration, milliseconds, type Size } from './units.ts';
 export type { Why, WhyCommand } from './why.ts';
 export type {

@@ -1,5 +1,6 @@
 // glovebox cp: the rules of docker cp about where things go, and what is kept out when a sandbox sends a hostile archive.
 import { execFileSync, spawn } from 'node:child_process';
+import { createHash } from 'node:crypto';
 import {
   existsSync,
   lstatSync,
@@ -106,7 +107,9 @@ beforeEach(async () => {
     });
   });
   server.on('PUT', /\/archive$/, (_, response) => response.writeHead(204).end());
-  server.on('POST', /\/files\/upload$/, (_, response) => response.end());
+  server.on('PATCH', /\/uploads\//, ({ body }, response) =>
+    json(response, 200, { offset: body.length, complete: true }),
+  );
 });
 
 afterEach(async () => {
@@ -176,11 +179,43 @@ test('what no archive can hold is left out, and it says so', async () => {
 
 test('a file goes in with its mode; into a link to a folder, too', async () => {
   writeFileSync(join(folder, 'run.sh'), '#!/bin/sh\n', { mode: 0o755 });
+  const sent = () => {
+    const { query, body } = server.requests('PATCH', /\/uploads\//).at(-1) as NonNullable<
+      (typeof server.seen)[0]
+    >;
+    return [query.get('path'), query.get('mode'), query.get('sha256')?.length, body.toString()];
+  };
   expect(await cp(['run.sh', 'web:/work'])).toMatchObject({ code: 0, stderr: '' });
-  expect(server.seen.at(-1)?.body.toString()).toContain('{"path":"/work/run.sh","mode":755}');
+  expect(sent()).toEqual(['/work/run.sh', '0755', undefined, '#!/bin/sh\n']);
   Object.assign(inside, { '/link': 'symlink', '/link/.': 'directory' });
-  expect(await cp(['run.sh', 'web:/link'])).toMatchObject({ code: 0, stderr: '' });
-  expect(server.seen.at(-1)?.body.toString()).toContain('{"path":"/link/run.sh","mode":755}');
+  expect(await cp(['--checksum', 'run.sh', 'web:/link'])).toMatchObject({ code: 0, stderr: '' });
+  expect(sent()).toEqual(['/link/run.sh', '0755', 64, '#!/bin/sh\n']);
+});
+
+test('a checksum of what is no single file is refused', async () => {
+  mkdirSync(join(folder, 'src'));
+  for (const args of [
+    ['src', 'web:/work'],
+    ['web:/work', '.'],
+    ['-', 'web:/work'],
+    ['web:/work', '-'],
+  ])
+    expect((await cp(['--checksum', ...args])).stderr).toContain('--checksum is for single files');
+});
+
+test('a file comes out checked against what the server says of it', async () => {
+  const digest = createHash('sha256').update('content').digest('base64');
+  let said = `sha-256=:${digest}:`;
+  server.on('GET', /\/files\/download$/, (_, response) =>
+    response.writeHead(200, { 'repr-digest': said }).end('content'),
+  );
+  expect(await cp(['--checksum', 'web:/work/old.txt', '.'])).toMatchObject({ code: 0, stderr: '' });
+  expect(readFileSync(join(folder, 'old.txt'), 'utf8')).toBe('content');
+  rmSync(join(folder, 'old.txt'));
+  said = `sha-256=:${digest.replace(/^../, 'AA')}:`;
+  const wrong = await cp(['--checksum', 'web:/work/old.txt', '.']);
+  expect([wrong.code, wrong.stderr]).toEqual([1, expect.stringContaining('its SHA-256 differs')]);
+  expect(readdirSync(folder)).toEqual([]);
 });
 
 const refused: [string[], RegExp][] = [

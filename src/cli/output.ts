@@ -135,6 +135,27 @@ export async function* withProgress<T extends Uint8Array>(
   }
 }
 
+/** Shows on a terminal how far something is, until it is over. */
+export class Meter implements Disposable {
+  readonly #what: string;
+  #shownAt = 0;
+
+  constructor(what: string) {
+    this.#what = what;
+  }
+
+  show({ bytes, total }: { bytes: number; total?: number | undefined }): void {
+    if (!process.stderr.isTTY || performance.now() - this.#shownAt <= progressEveryMs) return;
+    this.#shownAt = performance.now();
+    const part = total ? ` of ${sizeText(total)} (${Math.floor((100 * bytes) / total)} %)` : '';
+    process.stderr.write(`\r\u001b[K${clean(this.#what)}: ${sizeText(bytes)}${part}`);
+  }
+
+  [Symbol.dispose](): void {
+    if (process.stderr.isTTY) process.stderr.write('\r\u001b[K');
+  }
+}
+
 /** While the work goes on, shows on a terminal what `look` tells of it every half second. A look that fails shows nothing. */
 export async function withStatus<T>(work: Promise<T>, look: () => Promise<string | undefined>): Promise<T> {
   if (!process.stderr.isTTY) return work;

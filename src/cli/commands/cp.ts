@@ -1,6 +1,5 @@
 // glovebox cp: files and folders into a sandbox and out of it, with the rules of `docker cp`. What comes out of a sandbox is hostile: nothing
 // in it is written outside the target, and links that lead out of it are left behind.
-import { createReadStream } from 'node:fs';
 import { chmod, lstat, mkdir, readdir, stat, utimes } from 'node:fs/promises';
 import { basename, dirname, join, normalize, posix, relative, resolve } from 'node:path';
 import { Readable } from 'node:stream';
@@ -9,7 +8,7 @@ import { packTar, type TarSource, unpackTar } from 'modern-tar/fs';
 import { type FileInfo, type Sandbox, SandboxError } from '../../../sdk/src/index.ts';
 import { connect } from '../connect.ts';
 import { CliError, usageError } from '../exit-codes.ts';
-import { sayError, withProgress, writeAll } from '../output.ts';
+import { Meter, sayError, withProgress, writeAll } from '../output.ts';
 
 type Place =
   | { at: 'here'; path: string }
@@ -24,7 +23,13 @@ export function placeOf(text: string): Place {
   return { at: 'sandbox', reference: match[1] as string, path: match[2] || '/' };
 }
 
-export async function cp(source: string, target: string): Promise<void> {
+export interface CopyOptions {
+  /** Single files are checked against their SHA-256. */
+  checksum?: boolean;
+}
+
+/** Single files go on where a dropped connection has cut them. */
+export async function cp(source: string, target: string, options: CopyOptions = {}): Promise<void> {
   const from = placeOf(source);
   const to = placeOf(target);
   if (from.at === 'sandbox' && to.at === 'sandbox') {
@@ -38,14 +43,24 @@ export async function cp(source: string, target: string): Promise<void> {
   }
   if (to.at === 'sandbox') {
     const sandbox = await (await connect()).connect(to.reference);
+    if (from.at === 'stream') refuseChecksum(options.checksum ?? false);
     if (from.at === 'stream') return await unpackStdin(sandbox, to.path);
-    if (from.at === 'here') return await copyIn(from.path, sandbox, to.path);
+    if (from.at === 'here') return await copyIn(from.path, sandbox, to.path, options);
   }
   if (from.at === 'sandbox') {
     const sandbox = await (await connect()).connect(from.reference);
+    if (to.at === 'stream') refuseChecksum(options.checksum ?? false);
     if (to.at === 'stream') return await packToStdout(sandbox, from.path);
-    if (to.at === 'here') return await copyOut(sandbox, from.path, to.path);
+    if (to.at === 'here') return await copyOut(sandbox, from.path, to.path, options);
   }
+}
+
+function refuseChecksum(checksum: boolean): void {
+  if (checksum)
+    throw usageError(
+      'cp: --checksum is for single files',
+      'Copy the folder without it, or its files one by one.',
+    );
 }
 
 async function unpackStdin(sandbox: Sandbox, path: string): Promise<void> {
@@ -95,7 +110,12 @@ export function targetOf(
   return { ...parent, merge: false };
 }
 
-async function copyIn(source: string, sandbox: Sandbox, path: string): Promise<void> {
+async function copyIn(
+  source: string,
+  sandbox: Sandbox,
+  path: string,
+  { checksum = false }: CopyOptions,
+): Promise<void> {
   const whole = wholeOf(source);
   const found = await stat(whole.path).catch((error: NodeJS.ErrnoException) => {
     if (error.code !== 'ENOENT' && error.code !== 'ENOTDIR') throw error;
@@ -114,10 +134,14 @@ async function copyIn(source: string, sandbox: Sandbox, path: string): Promise<v
     { path, kind, parentExists },
   );
   if (found.isFile()) {
-    const content = withProgress(`copying ${name}`, createReadStream(whole.path));
-    await sandbox.files.write(posix.join(to.folder, to.name), content, { mode: found.mode & 0o7777 });
+    using meter = new Meter(`copying ${name}`);
+    await sandbox.files.upload(whole.path, posix.join(to.folder, to.name), {
+      ...{ mode: found.mode & 0o7777, resume: true, onProgress: (it) => meter.show(it) },
+      ...(checksum ? { sha256: true } : {}),
+    });
     return;
   }
+  refuseChecksum(checksum);
   const sources: TarSource[] = to.merge
     ? (await readdir(whole.path)).map((entry) => ({
         type: 'file',
@@ -153,7 +177,12 @@ async function typed(source: TarSource): Promise<TarSource> {
   return (await lstat(source.source)).isDirectory() ? { ...source, type: 'directory' } : source;
 }
 
-async function copyOut(sandbox: Sandbox, path: string, target: string): Promise<void> {
+async function copyOut(
+  sandbox: Sandbox,
+  path: string,
+  target: string,
+  { checksum = false }: CopyOptions,
+): Promise<void> {
   const whole = wholeOf(path);
   const kindOfSource = await kindInside(sandbox, whole.path);
   if (kindOfSource === 'nothing') throw new CliError(`${whole.path} does not exist in the sandbox`);
@@ -167,14 +196,21 @@ async function copyOut(sandbox: Sandbox, path: string, target: string): Promise<
   const parentExists = kind !== 'nothing' || (await kindHere(dirname(resolve(target)))) === 'folder';
   const to = targetOf({ name, folder, contentOnly: whole.contentOnly }, { path: target, kind, parentExists });
   const copied = to.merge ? to.folder : join(to.folder, to.name);
+  if (folder) refuseChecksum(checksum);
   if (folder) await unpackFolder(sandbox, whole.path, copied);
-  else await copyFileOut(sandbox, whole.path, copied);
+  else await copyFileOut(sandbox, whole.path, copied, checksum);
 }
 
-async function copyFileOut(sandbox: Sandbox, path: string, copied: string): Promise<void> {
+async function copyFileOut(sandbox: Sandbox, path: string, copied: string, checksum: boolean): Promise<void> {
   const info = await sandbox.files.stat(path);
   if (info.type === 'other') throw new CliError(`${path} is neither a file nor a folder`);
-  await sandbox.files.download(path, copied);
+  {
+    using meter = new Meter(`copying ${posix.basename(path)}`);
+    await sandbox.files.download(path, copied, {
+      sha256: checksum,
+      onProgress: (it) => meter.show(it),
+    });
+  }
   // Of a link, the content is copied, and the rights of the link itself say nothing.
   if (info.type === 'symlink') return;
   await chmod(copied, info.mode & 0o777);
