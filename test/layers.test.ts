@@ -36,7 +36,8 @@ const arrows: Record<string, string[]> = {
     ...['sandbox', 'guest', 'runtime', 'contract', 'lib'],
   ],
   // A project's agents are read and approved where the person is; the bell's client is given away.
-  cli: ['agents', 'bell', 'contract', 'lib', 'sdk', 'daemon'],
+  // A worker's own home, and why its link has ended, are what its command line tells.
+  cli: ['agents', 'bell', 'worker', 'channel', 'contract', 'lib', 'sdk', 'daemon'],
   daemon: [
     ...['workspace', 'agents', 'ingress', 'template', 'dockergate', 'bell', 'worker'],
     ...['api', 'egress', 'policy', 'journal', 'vault', 'sandbox', 'image', 'runtime', 'agent', 'store'],
