@@ -23,6 +23,8 @@ const places: [string, object][] = [
   ['-', { at: 'stream' }],
   ['web:/a b/c', { at: 'sandbox', reference: 'web', path: '/a b/c' }],
   ['web:', { at: 'sandbox', reference: 'web', path: '/' }],
+  ['worker:gpu-1:/srv/a', { at: 'sandbox', reference: 'worker:gpu-1', path: '/srv/a' }],
+  ['worker:/srv/a:b', { at: 'sandbox', reference: 'worker', path: '/srv/a:b' }],
   ['web:rel', { at: 'sandbox', reference: 'web', path: 'rel' }],
   ['web:/a:b', { at: 'sandbox', reference: 'web', path: '/a:b' }],
   ['./a:b', { at: 'here', path: './a:b' }],

@@ -15,10 +15,10 @@ type Place =
   | { at: 'sandbox'; reference: string; path: string }
   | { at: 'stream' };
 
-/** `NAME:PATH` is inside a sandbox. A local name with a colon is written `./a:b`, as for docker cp. */
+/** `NAME:PATH` is inside a sandbox, `worker:ID:PATH` on a worker. A local name with a colon is written `./a:b`, as for docker cp. */
 export function placeOf(text: string): Place {
   if (text === '-') return { at: 'stream' };
-  const match = /^([^/.:][^/:]*):(.*)$/s.exec(text);
+  const match = /^(worker:[^/:]+|[^/.:][^/:]*):(.*)$/s.exec(text);
   if (!match) return { at: 'here', path: text };
   return { at: 'sandbox', reference: match[1] as string, path: match[2] || '/' };
 }
