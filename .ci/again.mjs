@@ -18,10 +18,14 @@ if (failed.length === 0 || failed.length > filesMax) {
 
 console.log(`\nRun again, one after the other: ${names.join(', ')}`);
 const still = names.filter((name) => {
-  const { status } = spawnSync('bin/node', ['node_modules/vitest/vitest.mjs', 'run', '--maxWorkers=1', name], {
-    cwd: root,
-    stdio: 'inherit',
-  });
+  const { status } = spawnSync(
+    'bin/node',
+    ['node_modules/vitest/vitest.mjs', 'run', '--maxWorkers=1', name],
+    {
+      cwd: root,
+      stdio: 'inherit',
+    },
+  );
   return status !== 0;
 });
 

@@ -336,8 +336,7 @@ test('an upload is continued at what is held, put in place at its end, or given 
   const id = '01234567-89ab-cdef-0123-456789abcdef';
   const at = `/uploads/${id}?${query('~/f')}`;
   expect((await api.execd('GET', at)).status).toBe(404);
-  const send = (more: string, body: string) =>
-    api.execd('PATCH', `${at}&${more}`, Buffer.from(body));
+  const send = (more: string, body: string) => api.execd('PATCH', `${at}&${more}`, Buffer.from(body));
   expect((await send('offset=0', 'one ')).json).toEqual({ offset: 4, complete: false });
   expect((await api.execd('GET', at)).json).toEqual({ offset: 4, complete: false });
   expect((await send('offset=3', 'x')).status).toBe(409);
