@@ -169,6 +169,8 @@ function errorAnswer(failure: Failure, area: Area) {
     [errorHeaders.failure]: headerText(guestWord(failure) ?? failure.code),
   };
   if (failure.hint) headers[errorHeaders.hint] = headerText(failure.hint);
+  const wait = failure.details?.retryAfterMs;
+  if (typeof wait === 'number' && wait > 0) headers['Retry-After'] ??= String(Math.ceil(wait / 1000));
   return {
     status: own?.status ?? httpStatusOf(failure.code),
     code: own?.wireCode ?? wireCodeOf(failure.code, area),
