@@ -35,6 +35,8 @@ const arrows: Record<string, string[]> = {
     ...['egress', 'policy', 'journal', 'vault', 'workspace', 'agents', 'ingress', 'template', 'dockergate'],
     ...['sandbox', 'guest', 'runtime', 'contract', 'lib'],
   ],
+  // A controller inside a program, without the daemon's doors; what a duration is, is the SDK's.
+  embed: ['worker', 'sandbox', 'store', 'channel', 'contract', 'lib', 'sdk'],
   // A project's agents are read and approved where the person is; the bell's client is given away.
   // A worker's own home, and why its link has ended, are what its command line tells.
   cli: ['agents', 'bell', 'worker', 'channel', 'contract', 'lib', 'sdk', 'daemon'],

@@ -418,6 +418,8 @@ export interface SystemInfo {
   startedAt: Date;
   sandboxes: number;
   runtimes: RuntimeInfo[];
+  /** What its configuration lets be that an operator should know of. */
+  warnings: string[];
 }
 
 export function systemInfoOf(value: unknown, what: string): SystemInfo {
@@ -425,7 +427,7 @@ export function systemInfoOf(value: unknown, what: string): SystemInfo {
     value,
     {
       ...{ version: 'string', pid: 'number', home: 'string', startedAt: 'date', sandboxes: 'number' },
-      runtimes: 'array',
+      ...{ runtimes: 'array', 'warnings?': 'array' },
     },
     what,
   );
@@ -435,5 +437,6 @@ export function systemInfoOf(value: unknown, what: string): SystemInfo {
     what,
   );
   const { version, pid, home, sandboxes } = wire;
-  return { version, pid, home, sandboxes, runtimes, startedAt: new Date(wire.startedAt) };
+  const warnings = (wire.warnings ?? []).map(String);
+  return { version, pid, home, sandboxes, runtimes, warnings, startedAt: new Date(wire.startedAt) };
 }

@@ -952,6 +952,7 @@ export async function startTestApi(options: Partial<ApiOptions> = {}): Promise<T
       startedAt: '2026-01-01T00:00:00.000Z',
       sandboxes: service.sandboxes.size,
       runtimes: [],
+      warnings: [],
     }),
     now: () => service.now,
     ...options,

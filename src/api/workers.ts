@@ -16,7 +16,7 @@ import type {
   WorkerInfo,
   WorkerStats,
 } from '../contract/worker.ts';
-import { sanddProtocol } from '../contract/worker.ts';
+import { sanddProtocol, sanddStatsOf } from '../contract/worker.ts';
 import { Failure } from '../lib/failure.ts';
 import type { ApiOptions, Handlers } from './handlers.ts';
 import { sendLines } from './lines.ts';
@@ -68,7 +68,15 @@ export function labelsOf(pairs: readonly string[]): Record<string, string> {
 
 type WorkerHandlers = Handlers<
   | ('connectWorker' | 'enrolWorker' | 'addEnrolment' | 'listEnrolments' | 'removeEnrolment')
-  | ('listWorkers' | 'workerStats' | 'broadcast' | 'getWorker' | 'patchWorker' | 'removeWorker')
+  | (
+      | 'listWorkers'
+      | 'workerStats'
+      | 'sanddStats'
+      | 'broadcast'
+      | 'getWorker'
+      | 'patchWorker'
+      | 'removeWorker'
+    )
   | ('createWorkerSnapshot' | 'listWorkerSnapshots' | 'getWorkerSnapshot' | 'patchWorkerSnapshot')
   | ('removeWorkerSnapshot' | 'restoreWorkerSnapshot')
 >;
@@ -93,6 +101,7 @@ export function workerHandlers({ workers: taken }: ApiOptions): WorkerHandlers {
       return { status: 204 };
     },
     listWorkers: ({ query }) => ({ status: 200, json: { items: workers.list(labelsOf(query.label)) } }),
+    sanddStats: () => ({ status: 200, json: sanddStatsOf(workers.stats()) }),
     workerStats: () => ({ status: 200, json: workers.stats() }),
     broadcast: ({ body, exchange }) => sendLines(exchange, ended(workers.broadcast(body, exchange.signal))),
     getWorker: ({ params }) => ({ status: 200, json: workers.get(params.workerId ?? '') }),

@@ -65,5 +65,7 @@ export const SystemInfo = z.object({
   startedAt: z.iso.datetime({ offset: true }),
   sandboxes: z.int(),
   runtimes: z.array(RuntimeInfo),
+  /** What the configuration lets be that an operator should know of. */
+  warnings: z.array(z.string()).default([]),
 });
 export type SystemInfo = z.infer<typeof SystemInfo>;

@@ -314,6 +314,20 @@ const secureRuntime = z.strictObject({
     ),
 });
 
+const workers = z.strictObject({
+  sandd: z
+    .enum(['off', 'token', 'insecure'])
+    .default('off')
+    .describe(
+      'Whether daemons of SandD may connect as workers: not at all, with a token of `sandd_token_file`, or whoever comes. They have no keys: each may take any id.',
+    ),
+  sandd_token_file: path
+    .optional()
+    .describe(
+      'SHA-256 hashes of these tokens, one a line, as `sha256sum` writes them. Read anew for each connection.',
+    ),
+});
+
 const telemetry = z.strictObject({
   otlp_endpoint: line
     .regex(
@@ -353,6 +367,7 @@ export const configSections = {
   egress,
   sandboxd,
   secure_runtime: secureRuntime,
+  workers,
   telemetry,
 } as const;
 
@@ -369,6 +384,7 @@ export const ConfigFile = z.strictObject({
   egress: egress.prefault({}),
   sandboxd: sandboxd.prefault({}),
   secure_runtime: secureRuntime.prefault({}),
+  workers: workers.prefault({}),
   telemetry: telemetry.prefault({}),
 });
 export type ConfigFile = z.infer<typeof ConfigFile>;

@@ -71,6 +71,14 @@ export const workerRoutes = {
     status: 200,
     answer: worker.WorkerStats,
   },
+  sanddStats: {
+    ...ofWorkers,
+    method: 'GET',
+    path: '/stats',
+    summary: 'How many workers are connected, as SandD’s server says it',
+    status: 200,
+    answer: worker.SanddStats,
+  },
   broadcast: {
     ...ofWorkers,
     method: 'POST',

@@ -126,6 +126,22 @@ export const WorkerStats = z.object({
 });
 export type WorkerStats = z.infer<typeof WorkerStats>;
 
+/** The same in SandD's words. */
+export const SanddStats = z.object({
+  total_daemons: z.int(),
+  by_platform: z.record(z.string(), z.int()),
+  oldest_connection_secs: z.int().nullable(),
+});
+export type SanddStats = z.infer<typeof SanddStats>;
+
+export function sanddStatsOf({ online, byPlatform, oldestConnectionSeconds }: WorkerStats): SanddStats {
+  return {
+    ...{ total_daemons: online, by_platform: byPlatform },
+    oldest_connection_secs:
+      oldestConnectionSeconds === undefined ? null : Math.floor(oldestConnectionSeconds),
+  };
+}
+
 export const Broadcast = z
   .strictObject({
     labels: Labels.default({}),

@@ -42,6 +42,7 @@ test('without any configuration the defaults are the safe ones', async () => {
   expect(config).toEqual({
     home,
     warnings: [],
+    workers: {},
     sandboxd: { enabled: true, shortParent: `/tmp/glovebox-${process.getuid?.()}` },
     paths: {
       database: join(home, 'glovebox.db'),

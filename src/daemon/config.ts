@@ -105,6 +105,10 @@ export interface Config {
     readonly keyring: 'file' | 'system';
     readonly dangerouslyAllowMetadata: boolean;
   };
+  readonly workers: {
+    /** Absent: daemons of SandD are not let in. */
+    readonly sandd?: { readonly mode: 'insecure' } | { readonly mode: 'token'; readonly tokenFile: string };
+  };
   readonly storage: { readonly allowedHostPaths: readonly string[] };
   /** Absent: nothing is sent. */
   readonly telemetry?: {
@@ -666,6 +670,7 @@ function configOf(
     storage: { allowedHostPaths: storage.allowed_host_paths.map(absolute) },
     egress: egressOf(parsed.egress, absolute),
     ...telemetryOf(parsed.telemetry),
+    workers: workersOf(parsed.workers, absolute),
     sandboxd: {
       enabled: parsed.sandboxd.enabled,
       ...(parsed.sandboxd.docker_path && {
@@ -703,6 +708,19 @@ function tlsOf(tls: ConfigFile['server.tls'], absolute: (path: string) => string
       minVersion: `TLSv${tls.min_version}`,
     },
   };
+}
+
+function workersOf(
+  { sandd, sandd_token_file: tokenFile }: ConfigFile['workers'],
+  absolute: (path: string) => string,
+): Config['workers'] {
+  if (sandd === 'off') return {};
+  if (sandd === 'insecure') return { sandd: { mode: 'insecure' } };
+  if (tokenFile === undefined)
+    throw new Failure('invalid', 'workers.sandd is token, and workers.sandd_token_file is not set', {
+      hint: 'Make one with: printf %s "$TOKEN" | sha256sum > FILE',
+    });
+  return { sandd: { mode: 'token', tokenFile: absolute(tokenFile) } };
 }
 
 function telemetryOf(telemetry: ConfigFile['telemetry']): Pick<Config, 'telemetry'> {
@@ -761,7 +779,7 @@ async function warnOfSecretInFile(settings: Settings, file: string): Promise<voi
 
 function warnOfRisks(
   settings: Settings,
-  { server, docker, runtime, egress }: Omit<Config, 'warnings'>,
+  { server, docker, runtime, egress, workers }: Omit<Config, 'warnings'>,
 ): void {
   if (egress.dangerouslyAllowMetadata)
     settings.warnings.push(
@@ -770,6 +788,10 @@ function warnOfRisks(
   if (server.tls === undefined && !/^(127\.|localhost$|::1$)/.test(server.host))
     settings.warnings.push(
       `server.host is ${server.host}: other machines can reach the API, and without TLS the key, files and output can be read on the way; set server.tls.cert_file and server.tls.key_file, or put a proxy with TLS in front`,
+    );
+  if (workers.sandd?.mode === 'insecure')
+    settings.warnings.push(
+      'workers.sandd is insecure: whoever reaches the port can be any daemon of SandD, and is sent the commands and files that are meant for it',
     );
   if (docker.network !== 'none')
     settings.warnings.push(

@@ -145,5 +145,6 @@ async function systemInfo(
     startedAt: startedAt.toISOString(),
     sandboxes: platform.sandboxes.list().length,
     runtimes: runtimes.map(({ name, default: isDefault, check }) => ({ name, default: isDefault, ...check })),
+    warnings: [...config.warnings],
   };
 }

@@ -21,6 +21,7 @@ import type { Log } from '../lib/log.ts';
 import { Sandboxes } from '../sandbox/sandboxes.ts';
 import { openSqliteStore } from '../store/sqlite/sqlite.ts';
 import { Templates } from '../template/templates.ts';
+import { readTokenHashes } from '../worker/sandd/token.ts';
 import { Workers } from '../worker/workers.ts';
 import { Workspaces } from '../workspace/workspaces.ts';
 import { openAudit } from './audit.ts';
@@ -107,8 +108,12 @@ export async function openPlatform(config: Config, log: Log, meters: Meters): Pr
     log,
     now: () => new Date(),
   });
+  const { sandd } = config.workers;
+  // Tokens that cannot be read are found here rather than with the first daemon that is refused.
+  if (sandd?.mode === 'token') await readTokenHashes(sandd.tokenFile);
   const workers = new Workers({
     store,
+    ...(sandd === undefined ? {} : { sandd }),
     controllerId: await keyOf(join(config.home, 'controller-id')),
     clock: systemClock({ keepsProcessAlive: false }),
     now: () => new Date(),

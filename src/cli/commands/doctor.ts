@@ -81,7 +81,13 @@ async function serverChecks(): Promise<{ checks: Check[]; runtimes: SystemInfo['
     status: 'pass',
     message: `${system.version} at ${url}, process ${system.pid}, ${system.sandboxes} sandboxes`,
   };
-  return { checks: [daemon, ...system.runtimes.flatMap(runtimeChecks)], runtimes: system.runtimes };
+  const warnings = system.warnings.map(
+    (message): Check => ({ name: 'configuration', status: 'warn', message }),
+  );
+  return {
+    checks: [daemon, ...warnings, ...system.runtimes.flatMap(runtimeChecks)],
+    runtimes: system.runtimes,
+  };
 }
 
 function runtimeChecks(runtime: SystemInfo['runtimes'][number]): Check[] {
