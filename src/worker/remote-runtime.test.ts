@@ -350,7 +350,7 @@ describe.runIf(process.env.GLOVEBOX_TEST_PRESENT?.split(',').includes('bubblewra
       await vi.waitFor(() => expect(it.end.link.connected).toBe(false));
       await farProcess(address);
       await connected(it);
-      await guest.write('/gate-is-open', (async function* () {})(), {}, soon());
+      await guest.write('/gate', (async function* () {})(), {}, soon());
       expect(await outputOf(await run(guest, 'echo back'))).toBe('back\n');
       expect(await output).toContain('3000\n');
       expect(await it.remote.list(soon())).toEqual([machine]);

@@ -376,7 +376,7 @@ export class RuntimeHost {
     const start = runtime.start?.bind(runtime);
     if (what === 'start' && start === undefined)
       throw new Failure('unsupported', `${doing}: runtime ${runtime.name} cannot start machines again`);
-    await this.#claim(runtime, id, what);
+    const fresh = await this.#claim(runtime, id, what);
     let hosted: Hosted;
     try {
       await this.#writeFiles(id, files, input);
@@ -387,7 +387,11 @@ export class RuntimeHost {
     } catch (error) {
       // The runtime has left nothing, or what was there before.
       if (what === 'create') await this.#clear(id);
-      else await this.#closeSocket(id);
+      else {
+        await this.#closeSocket(id);
+        // Nothing was kept there: it was removed, and so is this.
+        if (fresh) await rm(this.#runFolder(id), { recursive: true, force: true });
+      }
       await rm(this.#makingFile(id), { force: true });
       throw error;
     }
@@ -401,7 +405,8 @@ export class RuntimeHost {
   }
 
   /** One at a time makes a machine of an id, and a new one takes no other's place. */
-  async #claim(runtime: Runtime, id: string, what: Making['what']): Promise<void> {
+  /** Whether it has made the run folder. */
+  async #claim(runtime: Runtime, id: string, what: Making['what']): Promise<boolean> {
     const making: Making = { runtime: runtime.name, what };
     const conflict = (why: string) => new Failure('conflict', `machine ${id} ${why}`);
     await writeFile(this.#makingFile(id), JSON.stringify(making), { flag: 'wx', mode: 0o600 }).catch(
@@ -419,8 +424,9 @@ export class RuntimeHost {
       else {
         const hosted = this.#hosted.get(`${runtime.name}/${id}`);
         if (hosted !== undefined && hosted.exit === undefined) throw conflict('is running');
-        await mkdir(this.#runFolder(id), { recursive: true, mode: 0o755 });
+        return (await mkdir(this.#runFolder(id), { recursive: true, mode: 0o755 })) !== undefined;
       }
+      return true;
     } catch (error) {
       await rm(this.#makingFile(id), { force: true });
       throw error;
