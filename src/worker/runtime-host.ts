@@ -59,6 +59,8 @@ interface Hosted {
   runtime: Runtime;
   machine: Machine;
   run: string;
+  /** Since it was made or found, by our own doing. */
+  paused?: boolean;
   exit?: MachineExit;
   memory?: MemoryUse;
 }
@@ -275,10 +277,12 @@ export class RuntimeHost {
         return {};
       case 'pause':
       case 'resume': {
-        const { machine } = await this.#find(runtime, wanted.machine, signal);
-        if (machine.pausing === undefined)
+        const hosted = await this.#find(runtime, wanted.machine, signal);
+        const { pausing } = hosted.machine;
+        if (pausing === undefined)
           throw new Failure('unsupported', `runtime ${runtime.name} cannot pause machines here`);
-        await machine.pausing[wanted.do](signal);
+        await pausing[wanted.do](signal);
+        hosted.paused = wanted.do === 'pause';
         return {};
       }
       case 'stop': {
@@ -603,10 +607,10 @@ function sameUse(a: MemoryUse, b: MemoryUse | undefined): boolean {
   return a.kills === b?.kills && a.peakBytes === b.peakBytes;
 }
 
-function factsOf({ machine, run, exit, memory }: Hosted): MachineFacts {
+function factsOf({ machine, run, exit, memory, paused = machine.paused }: Hosted): MachineFacts {
   const used = memory ?? memoryOf(machine);
   return {
-    ...{ id: machine.id, run, image: machine.image, paused: machine.paused, network: machine.network },
+    ...{ id: machine.id, run, image: machine.image, paused, network: machine.network },
     pauses: machine.pausing !== undefined,
     keeps: machine.keeping !== undefined,
     saves: machine.saving !== undefined,

@@ -325,7 +325,9 @@ describe.each([
         groups.mode === 'cgroup-v1'
           ? 'g=$(sed -n "s/^[0-9]*:[^:]*\\bcpu\\b[^:]*://p" /proc/self/cgroup); cat /sys/fs/cgroup/cpu$g/cpu.cfs_quota_us /sys/fs/cgroup/cpu$g/cpu.cfs_period_us'
           : 'cat /sys/fs/cgroup$(sed -n "s/^0:://p" /proc/self/cgroup)/cpu.max';
-      const { stdout } = await run(guest, shell, { limits: { cpu: 0.5 } });
+      // Where the agent moves a command into its group after its start, that is a moment later.
+      const looked = `i=0; until [ $i -gt 200 ]; do q=$(${shell}); case $q in *50000*) break;; esac; i=$((i+1)); sleep 0.05; done; echo $q`;
+      const { stdout } = await run(guest, looked, { limits: { cpu: 0.5 } });
       expect(stdout.trim().split(/\s+/)).toEqual(['50000', '100000']);
     });
 
