@@ -1,4 +1,7 @@
-// The store on node:sqlite: one file, one writer (the daemon holds the home's lock).
+// The store on node:sqlite: one file, one writer (the daemon holds the home's lock). What a power cut, a bad disk or somebody's hand has taken from the file is refused
+// when it is opened: an empty store looks as if there were no sandboxes, and what belongs to no sandbox is removed.
+import { closeSync, existsSync, fsyncSync, openSync, renameSync, rmSync, statSync } from 'node:fs';
+import { dirname } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import type { Rule } from '../../contract/network.ts';
 import type { NetworkPolicy } from '../../contract/opensandbox.ts';
@@ -29,34 +32,125 @@ const migrations = [
 
 const policyInitialized = 'policy-initialized';
 
-/** Opens or makes the database. Failure('unavailable') when the file is newer than this program or damaged. */
+/** Written beside the file, besides `-shm`, whose content never matters. */
+const logOf = (path: string) => `${path}-wal`;
+
+/** Opens or makes the database. Failure('unavailable') when the file is newer than this program, damaged, or not all of it is there. */
 export function openSqliteStore(path: string): Store {
-  const database = new DatabaseSync(path);
+  if (!existsSync(path)) makeDatabase(path);
+  const database = openWhole(path);
   try {
-    database.exec(
-      'PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA busy_timeout = 5000',
-    );
     migrate(database, path);
   } catch (error) {
     database.close();
-    throw error instanceof Failure
-      ? error
-      : new Failure('unavailable', `open the database ${path}: ${(error as Error).message}`, {
-          cause: error,
-          hint: 'Move the file away to start with an empty one; running sandboxes are then removed.',
-        });
+    throw unusable(path, error);
   }
   return sqliteStore(database);
 }
 
+/**
+ * Copies what the database holds at this moment into a new file, also while a daemon writes. Failure('unavailable') when it is damaged or newer than this program, `full` where there
+ * is no room for the copy.
+ */
+export function copySqliteStore(path: string, to: string): void {
+  const database = openWhole(path);
+  try {
+    database.prepare('VACUUM INTO ?').run(to);
+  } catch (error) {
+    throw kindOf(error) === fullKind
+      ? new Failure('full', `copy the database to ${to}: ${(error as Error).message}`, { cause: error })
+      : unusable(path, error);
+  } finally {
+    database.close();
+  }
+}
+
+/** Looks whether every part of the file is where it belongs. Failure('unavailable') where not, or where a newer program wrote it. */
+export function checkSqliteStore(path: string): void {
+  openWhole(path).close();
+}
+
+/** It appears under its name once its tables are there, so that a file without any is one that has lost them. */
+function makeDatabase(path: string): void {
+  if (existsSync(logOf(path)))
+    throw unusable(path, new Error('the file is missing, and what was last written to it is still there'));
+  const beside = `${path}.new`;
+  const removeDraft = () => {
+    for (const end of ['', '-wal', '-shm', '-journal']) rmSync(beside + end, { force: true });
+  };
+  removeDraft();
+  try {
+    const database = new DatabaseSync(beside);
+    try {
+      database.exec('PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL');
+      migrate(database, path);
+    } finally {
+      database.close();
+    }
+    renameSync(beside, path);
+    const folder = openSync(dirname(path), 'r');
+    try {
+      fsyncSync(folder);
+    } finally {
+      closeSync(folder);
+    }
+  } catch (error) {
+    removeDraft();
+    throw withCode(error, `make the database ${path}`);
+  }
+}
+
+function openWhole(path: string): DatabaseSync {
+  // SQLite takes a file without a byte for a new database, and throws away the log beside it.
+  const { size } = statSync(path, { throwIfNoEntry: false }) ?? {};
+  if (size === undefined) throw unusable(path, new Error('the file is missing'));
+  if (size === 0) throw unusable(path, new Error('it is empty'));
+  let database: DatabaseSync;
+  try {
+    database = new DatabaseSync(path);
+  } catch (error) {
+    throw unusable(path, error);
+  }
+  try {
+    database.exec(
+      'PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON',
+    );
+    const generation = generationOf(database);
+    if (generation > migrations.length)
+      throw new Failure('unavailable', `${path} was written by a newer glovebox`, {
+        hint: 'Upgrade glovebox.',
+      });
+    if (generation === 0) throw new Error('it has no tables');
+    const found = database.prepare('PRAGMA quick_check(1)').get() as { quick_check: string };
+    if (found.quick_check !== 'ok') throw new Error(found.quick_check.replaceAll(/\s+/g, ' '));
+    return database;
+  } catch (error) {
+    database.close();
+    throw unusable(path, error);
+  }
+}
+
+function generationOf(database: DatabaseSync): number {
+  return (database.prepare('PRAGMA user_version').get() as { user_version: number }).user_version;
+}
+
 function migrate(database: DatabaseSync, path: string): void {
-  const row = database.prepare('PRAGMA user_version').get() as { user_version: number };
-  if (row.user_version > migrations.length)
-    throw new Failure('unavailable', `${path} was written by a newer glovebox`, {
-      hint: 'Upgrade glovebox.',
-    });
-  for (let step = row.user_version; step < migrations.length; step++)
-    database.exec(`BEGIN; ${migrations[step]} PRAGMA user_version = ${step + 1}; COMMIT`);
+  try {
+    for (let step = generationOf(database); step < migrations.length; step++)
+      database.exec(`BEGIN; ${migrations[step]} PRAGMA user_version = ${step + 1}; COMMIT`);
+  } catch (error) {
+    throw withCode(error, `bring the database ${path} up to date`);
+  }
+}
+
+const damagedHint =
+  'Put a backup in its place (`glovebox restore FILE --force`), or move it and its -wal and -shm files away to start with an empty one: all sandboxes are then removed.';
+
+/** Why the database cannot be opened: damaged, unless SQLite says that something else was in the way. */
+function unusable(path: string, error: unknown): Failure {
+  if (error instanceof Failure) return error;
+  const doing = `open the database ${path}`;
+  return Object.hasOwn(codes, kindOf(error)) ? withCode(error, doing) : damaged(error, doing);
 }
 
 function sqliteStore(database: DatabaseSync): Store {
@@ -193,14 +287,41 @@ function sqliteStore(database: DatabaseSync): Store {
   });
 }
 
-/** SQLite's own codes, as far as a caller can do something about them. */
+const fullKind = 13;
+/** SQLite's own codes, as far as somebody can do something about them. */
 const codes: Record<number, FailureCode> = {
   5: 'unavailable',
   8: 'permission',
-  10: 'io',
-  13: 'full',
+  [fullKind]: 'full',
   14: 'io',
 };
+const readAndWriteErrors = 10;
+const damageKinds = [11, 26];
+
+/** Extended codes have the kind of trouble in their lowest byte; 0 for what is no error of SQLite's. */
+const kindOf = (error: unknown) => ((error as { errcode?: number }).errcode ?? 0) & 0xff;
+
+function damaged(error: unknown, doing: string): Failure {
+  return new Failure('unavailable', `${doing}: it is damaged: ${(error as Error).message}`, {
+    cause: error,
+    hint: damagedHint,
+  });
+}
+
+function withCode(error: unknown, doing: string): Failure {
+  if (error instanceof Failure) return error;
+  const kind = kindOf(error);
+  // A record is JSON that we wrote: one that is not has lost something.
+  if (error instanceof SyntaxError || damageKinds.includes(kind)) return damaged(error, doing);
+  const code = kind === readAndWriteErrors ? 'io' : codes[kind];
+  if (code === undefined) return Failure.from(error, doing);
+  return new Failure(code, `${doing}: ${(error as Error).message}`, {
+    cause: error,
+    ...(code === 'full'
+      ? { hint: 'Make room on the disk of GLOVEBOX_HOME; removing sandboxes works meanwhile.' }
+      : {}),
+  });
+}
 
 /** The same store; what SQLite throws becomes a Failure that says what cannot be recorded and why. */
 function withFailures<T extends object>(store: T): T {
@@ -211,14 +332,7 @@ function withFailures<T extends object>(store: T): T {
         try {
           return (target[name as keyof T] as (...given: unknown[]) => unknown)(...given);
         } catch (error) {
-          // Extended codes have the kind of trouble in their lowest byte.
-          const code = codes[((error as { errcode?: number }).errcode ?? 0) & 0xff] ?? 'internal';
-          throw new Failure(code, `the database (${String(name)}): ${(error as Error).message}`, {
-            cause: error,
-            ...(code === 'full'
-              ? { hint: 'Make room on the disk of GLOVEBOX_HOME; removing sandboxes works meanwhile.' }
-              : {}),
-          });
+          throw withCode(error, `the database (${String(name)})`);
         }
       },
   });
