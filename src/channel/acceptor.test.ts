@@ -219,6 +219,28 @@ test('a dialer stays away for as long as it is asked to, by a failure to connect
   expect(dials).toBe(3);
 });
 
+test('how long a dialer stays away is by how well its last connection held, not by how many have broken', async () => {
+  const world = new World();
+  world.dial({ backOff: { firstMs: 250, capMs: 30_000 }, random: () => 0.999 });
+  await world.until(() => world.wires.length === 1);
+  const waitedMs = async (heldMs: number) => {
+    await world.until(() => world.daemon.connected);
+    world.clock.advance(heldMs);
+    await world.settled();
+    const brokenAt = world.clock.now();
+    const wires = world.wires.length;
+    world.lastWire.cut('rst');
+    await world.until(() => world.wires.length > wires, { stepMs: 10 });
+    return world.clock.now() - brokenAt;
+  };
+  for (let times = 0; times < 20; times++) expect(await waitedMs(5_000)).toBeLessThan(1_000);
+  // Where every connection breaks at once, less and less is dialled.
+  for (let times = 0; times < 10; times++) await waitedMs(0);
+  expect(await waitedMs(0)).toBeGreaterThan(20_000);
+  expect(await waitedMs(5_000)).toBeGreaterThan(20_000);
+  expect(await waitedMs(70_000)).toBeLessThan(1_000);
+});
+
 test('the newest connection of the same agent takes over; the old one dying later changes nothing', async () => {
   const world = new World();
   const first = raw(world, hello);

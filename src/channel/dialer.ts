@@ -58,6 +58,8 @@ export class Dialer {
   #session: Session | undefined;
   /** Why the session of the present connection has ended, if it has. */
   #sessionEnd: EndReason | undefined;
+  /** When the other end last said welcome, on the connection of the present attempt. */
+  #welcomedAt: number | undefined;
   #fresh = crypto.randomUUID();
 
   constructor(options: DialerOptions) {
@@ -78,13 +80,16 @@ export class Dialer {
   async #run(): Promise<EndReason> {
     const { clock, backOff, onTrouble } = this.#options;
     for (let failures = 0; this.#stopReason === undefined; failures++) {
-      const startedAt = clock.now();
+      this.#welcomedAt = undefined;
       const trouble = await this.#attempt();
       if (this.#stopReason !== undefined) break;
       onTrouble?.(trouble);
-      // A connection that has held well is no reason for patience.
-      if (clock.now() - startedAt >= 2 * backOff.capMs) failures = 0;
-      const longestMs = Math.min(backOff.capMs, backOff.firstMs * 2 ** Math.min(failures, 16));
+      let longestMs = Math.min(backOff.capMs, backOff.firstMs * 2 ** Math.min(failures, 16));
+      // A connection that has held for longer than we would stay away is no reason for patience, however often one breaks.
+      if (this.#welcomedAt !== undefined && clock.now() - this.#welcomedAt >= 2 * longestMs) {
+        failures = 0;
+        longestMs = backOff.firstMs;
+      }
       const askedMs = Math.min(trouble.retryAfterMs ?? 0, retryAfterMsMax);
       // Many that were told the same time come back one after the other.
       await this.#pause(askedMs + this.#random() * Math.max(longestMs, askedMs / 2));
@@ -172,6 +177,7 @@ export class Dialer {
   }
 
   #attach(link: Link, welcome: Welcome): void {
+    this.#welcomedAt = this.#options.clock.now();
     if (welcome.v < channelProtocol.min || welcome.v > channelProtocol.max) {
       throw new Failure('protocol', `WELCOME in channel protocol ${welcome.v}, which was not offered`);
     }
