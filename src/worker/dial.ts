@@ -74,6 +74,8 @@ export class ControllerLink {
   #stopReason: EndReason | undefined;
   #end: (reason: EndReason) => void = () => {};
   #carrier: Carrier | undefined;
+  /** What to do about the latest failure to connect. */
+  #hint: string | undefined;
   #refusals = 0;
 
   constructor(options: ControllerLinkOptions) {
@@ -102,13 +104,16 @@ export class ControllerLink {
       // The handshake of the WebSocket has proven who it is.
       token: identity.workerId,
       ...{ clock, backOff, limits: workerLimits, ...(random === undefined ? {} : { random }) },
-      connect: (signal) => this.#connect(signal),
+      connect: (signal) => this.#connectOrSay(signal),
       onChannel: (channel) => {
         this.#link.begin(channel);
         this.#introduce(channel);
       },
-      onTrouble: ({ code, message, retryAfterMs }) =>
-        log.warn({ code, message, ...(retryAfterMs === undefined ? {} : { retryAfterMs }) }, 'not connected'),
+      onTrouble: ({ code, message, retryAfterMs }) => {
+        const hint = this.#hint;
+        const more = { ...(hint && { hint }), ...(retryAfterMs !== undefined && { retryAfterMs }) };
+        log.warn({ code, message, ...more }, 'not connected');
+      },
       onHandlerError: (error) => log.error({ error: String(error) }, 'trouble with a request'),
     });
     void this.#dialer.ended.then(this.#end);
@@ -134,6 +139,16 @@ export class ControllerLink {
     this.#stopReason ??= reason;
     if (this.#dialer === undefined) this.#end(reason);
     else this.#dialer.stop(reason);
+  }
+
+  async #connectOrSay(signal: AbortSignal): Promise<Carrier> {
+    this.#hint = undefined;
+    try {
+      return await this.#connect(signal);
+    } catch (thrown) {
+      if (thrown instanceof Failure) this.#hint = thrown.hint;
+      throw thrown;
+    }
   }
 
   async #connect(signal: AbortSignal): Promise<Carrier> {

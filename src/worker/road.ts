@@ -3,7 +3,7 @@ import { readFileSync } from 'node:fs';
 import type { ClientRequest, IncomingHttpHeaders, IncomingMessage } from 'node:http';
 import { Agent as HttpAgent, request as httpRequest } from 'node:http';
 import { Agent as HttpsAgent, request as httpsRequest } from 'node:https';
-import { createSecureContext, getCACertificates } from 'node:tls';
+import { checkServerIdentity, createSecureContext, getCACertificates } from 'node:tls';
 import { HttpsProxyAgent } from 'https-proxy-agent';
 import { WebSocket } from 'ws';
 import type { Carrier } from '../channel/channel.ts';
@@ -14,6 +14,8 @@ import { proxyFor, shownProxy } from './proxy.ts';
 
 const answerWithinMs = 20_000;
 const answerBytesMax = 64 * 1024;
+/** However long we are asked to stay away. */
+const retryAfterMsMax = 600_000;
 
 /** `wss://HOST:PORT`, with a path in front of `/ws` if there is a proxy that wants one. Failure('invalid'), also for `ws:` beyond this machine. */
 export function parseServerUrl(text: string, { insecure }: { insecure: boolean }): URL {
@@ -199,7 +201,7 @@ export class Road {
     const { origin } = this.#options.server;
     const to = proxy === undefined ? origin : `${origin} through the proxy ${shownProxy(proxy)}`;
     const error = thrown as NodeJS.ErrnoException;
-    const { code, hint } = explanationOf(error);
+    const { code, hint } = explanationOf(error, this.#options.server.protocol === 'wss:');
     const words =
       error.name === 'TimeoutError' ? `no answer within ${answerWithinMs / 1000} seconds` : wordsOf(error);
     return new Failure(code, `connect to ${to}: ${words}`, {
@@ -221,6 +223,14 @@ class Tunnel extends HttpsProxyAgent<string> {
   override isSecureEndpoint(): boolean {
     return this.#isSecure;
   }
+
+  override connect(request: ClientRequest, options: Parameters<HttpsProxyAgent<string>['connect']>[1]) {
+    const { host } = options;
+    if (!options.secureEndpoint || host === undefined) return super.connect(request, options);
+    // The library forgets an address that is no name, and the certificate would have to be for `localhost`.
+    const check: typeof checkServerIdentity = (_, certificate) => checkServerIdentity(host, certificate);
+    return super.connect(request, { ...options, checkServerIdentity: check });
+  }
 }
 
 /** A proxy's refusal looks like an answer of the controller; the returned function tells. */
@@ -232,7 +242,15 @@ function watchProxy(request: ClientRequest, proxy: URL | undefined): () => Failu
   });
   return () => {
     if (status === 200) return undefined;
-    const why = status === 407 ? 'wants a user and a password' : `does not let us through: ${status}`;
+    if (!Number.isInteger(status))
+      return new Failure('unavailable', `what is at ${shownProxy(proxy)} is no HTTP proxy`, {
+        hint: 'Look at HTTPS_PROXY and HTTP_PROXY.',
+      });
+    const asked =
+      proxy.username === ''
+        ? 'wants a user and a password'
+        : 'does not take the user and password that it was given';
+    const why = status === 407 ? asked : `does not let us through: ${status}`;
     return new Failure('unavailable', `the proxy ${shownProxy(proxy)} ${why}`, {
       hint:
         status === 407
@@ -260,7 +278,7 @@ async function textOf(response: IncomingMessage): Promise<Answer> {
 
 /** What an answer says went wrong, when it is one of Glovebox; what it is otherwise. Never the text of strangers. */
 export function failureOf({ status, headers, text }: Answer, doing: string): Failure {
-  const retryAfterMs = retryAfterOf(headers['retry-after']);
+  const retryAfterMs = retryAfterOf(headers);
   const details = { status, ...(retryAfterMs === undefined ? {} : { retryAfterMs }) };
   const code = headers[errorHeaders.failure.toLowerCase()];
   const hint = headers[errorHeaders.hint.toLowerCase()];
@@ -295,20 +313,28 @@ function messageOf(text: string): string | undefined {
 // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what it looks for
 const oneLine = (text: string) => text.replace(/[\u0000-\u001f\u007f-\u009f]+/g, ' ').slice(0, 500);
 
-function retryAfterOf(header: string | undefined): number | undefined {
+function retryAfterOf({ 'retry-after': header, date }: IncomingHttpHeaders): number | undefined {
   if (header === undefined) return undefined;
-  const ms = /^\d{1,9}$/.test(header) ? Number(header) * 1000 : Date.parse(header) - Date.now();
-  return ms > 0 ? ms : undefined;
+  const told = Date.parse(date ?? '');
+  // A moment is meant by the clock of who names it.
+  const now = Number.isNaN(told) ? Date.now() : told;
+  const ms = /^\d{1,9}$/.test(header) ? Number(header) * 1000 : Date.parse(header) - now;
+  return ms > 0 ? Math.min(ms, retryAfterMsMax) : undefined;
 }
 
 function wordsOf(error: NodeJS.ErrnoException): string {
   // Both address families failed: the error itself says nothing then.
   const inner = error instanceof AggregateError ? (error.errors[0] as Error | undefined) : undefined;
+  const { code, reason } = error as { code?: string; reason?: unknown };
+  // Around these the library writes addresses of its own memory and source.
+  if (code?.startsWith('ERR_SSL') && typeof reason === 'string') return oneLine(reason);
   return oneLine((inner ?? error).message || error.code || 'failed');
 }
 
 const clockHint = 'Is the clock of this machine right? Certificates are checked by it.';
 const trustHint = 'If its certificate is your own authority’s, name that with --ca FILE.';
+const clientCertificateHint =
+  'If the controller wants a certificate of the worker, give one that it takes with --cert and --cert-key.';
 const certificateTrouble: Record<string, string> = {
   UNABLE_TO_VERIFY_LEAF_SIGNATURE: trustHint,
   UNABLE_TO_GET_ISSUER_CERT_LOCALLY: trustHint,
@@ -319,12 +345,18 @@ const certificateTrouble: Record<string, string> = {
   CERT_NOT_YET_VALID: clockHint,
 };
 
-function explanationOf({ code = '', name }: NodeJS.ErrnoException): { code: FailureCode; hint?: string } {
+function explanationOf(
+  { code = '', name }: NodeJS.ErrnoException,
+  secure: boolean,
+): { code: FailureCode; hint?: string } {
   if (name === 'TimeoutError') return { code: 'timeout' };
   if (Object.hasOwn(certificateTrouble, code))
     return { code: 'unavailable', hint: certificateTrouble[code] as string };
-  if (code.startsWith('ERR_SSL_TLSV13_ALERT_CERTIFICATE') || code === 'ERR_SSL_SSLV3_ALERT_BAD_CERTIFICATE')
-    return { code: 'unavailable', hint: 'The controller wants a client certificate: --cert and --cert-key.' };
+  if (/^ERR_SSL_\w+_ALERT_(\w*CERTIFICATE\w*|UNKNOWN_CA|ACCESS_DENIED)$/.test(code))
+    return { code: 'unavailable', hint: clientCertificateHint };
+  // Many servers say no more than this about a certificate that they do not take.
+  if (code === 'ECONNRESET' && secure)
+    return { code: 'unavailable', hint: `It has hung up. ${clientCertificateHint}` };
   if (code === 'EPROTO' || code.startsWith('ERR_SSL'))
     return { code: 'unavailable', hint: 'Does that port speak TLS? ws:// is for this machine only.' };
   return { code: 'unavailable' };
