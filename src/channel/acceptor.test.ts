@@ -233,12 +233,11 @@ test('how long a dialer stays away is by how well its last connection held, not 
     await world.until(() => world.wires.length > wires, { stepMs: 10 });
     return world.clock.now() - brokenAt;
   };
-  for (let times = 0; times < 20; times++) expect(await waitedMs(5_000)).toBeLessThan(1_000);
+  for (let times = 0; times < 20; times++) expect(await waitedMs(2_000)).toBeLessThan(1_000);
   // Where every connection breaks at once, less and less is dialled.
   for (let times = 0; times < 10; times++) await waitedMs(0);
   expect(await waitedMs(0)).toBeGreaterThan(20_000);
-  expect(await waitedMs(5_000)).toBeGreaterThan(20_000);
-  expect(await waitedMs(70_000)).toBeLessThan(1_000);
+  expect(await waitedMs(2_000)).toBeLessThan(1_000);
 });
 
 test('the newest connection of the same agent takes over; the old one dying later changes nothing', async () => {

@@ -18,6 +18,8 @@ export interface BackOff {
 /** For sockets on the same machine: a restarted daemon is found quickly, and nobody else is bothered. */
 export const localBackOff: BackOff = { firstMs: 20, capMs: 500 };
 export const remoteBackOff: BackOff = { firstMs: 250, capMs: 30_000 };
+/** A connection that lasts for so many times the first wait is worth dialling again at once: where each breaks then, that is still less often than once in that time. */
+const heldWell = 4;
 /** However long the other end asks us to stay away, it is no longer than this. */
 const retryAfterMsMax = 600_000;
 
@@ -84,12 +86,10 @@ export class Dialer {
       const trouble = await this.#attempt();
       if (this.#stopReason !== undefined) break;
       onTrouble?.(trouble);
-      let longestMs = Math.min(backOff.capMs, backOff.firstMs * 2 ** Math.min(failures, 16));
-      // A connection that has held for longer than we would stay away is no reason for patience, however often one breaks.
-      if (this.#welcomedAt !== undefined && clock.now() - this.#welcomedAt >= 2 * longestMs) {
-        failures = 0;
-        longestMs = backOff.firstMs;
-      }
+      // A connection that has held is no reason for patience, however often one breaks.
+      const heldMs = this.#welcomedAt === undefined ? 0 : clock.now() - this.#welcomedAt;
+      if (heldMs >= heldWell * backOff.firstMs) failures = 0;
+      const longestMs = Math.min(backOff.capMs, backOff.firstMs * 2 ** Math.min(failures, 16));
       const askedMs = Math.min(trouble.retryAfterMs ?? 0, retryAfterMsMax);
       // Many that were told the same time come back one after the other.
       await this.#pause(askedMs + this.#random() * Math.max(longestMs, askedMs / 2));
