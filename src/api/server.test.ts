@@ -1,5 +1,6 @@
 // What holds for every route: who may call it, what is refused, how failures look.
 import { once } from 'node:events';
+import { request as httpRequest } from 'node:http';
 import { connect } from 'node:net';
 import { expect, test } from 'vitest';
 import { WebSocket } from 'ws';
@@ -274,6 +275,16 @@ test('more requests than allowed at a time are told to come again', async () => 
   expect([second.status, second.headers.get('retry-after')]).toEqual([503, '1']);
   expect((await api.call('GET', '/health')).status).toBe(200);
   await first.body?.cancel();
+});
+
+test('what needs no key, as the links of workers, is no reason to refuse who has one', async () => {
+  await using api = await startTestApi({ limits: { concurrency: 1 } });
+  const headers = { 'Content-Type': 'application/json', 'Content-Length': '100', Expect: '100-continue' };
+  const slow = httpRequest(`${api.url}/v1/workers/enrol`, { method: 'POST', headers });
+  slow.on('error', () => undefined);
+  await new Promise((resolve) => slow.once('continue', resolve));
+  expect((await api.call('GET', '/v1/sandboxes')).status).toBe(200);
+  slow.destroy();
 });
 
 test('closing lets requests finish, ends streams, and then cuts', async () => {

@@ -108,6 +108,8 @@ class ApiServer {
   readonly #tls: ServerTls | undefined;
   readonly #wires = new WireServer();
   readonly #active = new Map<Exchange, Promise<void>>();
+  /** Those that need no key: workers' links, of which there may be thousands and which last, and whatever strangers send, are no reason to refuse who has one. */
+  readonly #uncounted = new Set<Exchange>();
   readonly #forced = new AbortController();
   readonly #hostRules = { boundToLoopback: true, names: [] as string[] };
   #closing: Promise<void> | undefined;
@@ -194,9 +196,10 @@ class ApiServer {
   #begin(exchange: Exchange, upgrade: Upgrade | undefined): void {
     const { method = '', headers } = exchange.request;
     const span = this.#options.tracer?.open(method, { kind: 'server', headers });
-    const work = within(span, () => this.#serve(exchange, upgrade, span)).finally(() =>
-      this.#active.delete(exchange),
-    );
+    const work = within(span, () => this.#serve(exchange, upgrade, span)).finally(() => {
+      this.#active.delete(exchange);
+      this.#uncounted.delete(exchange);
+    });
     this.#active.set(exchange, work);
   }
 
@@ -228,9 +231,10 @@ class ApiServer {
         held = tenants.follow(tenant, exchange);
         refuseToTenant(tenant, target, service);
       }
-      // This one is not counted yet.
       const { concurrency } = this.#limits;
-      if (access !== 'open' && concurrency > 0 && this.#active.size >= concurrency)
+      if (access === 'open') this.#uncounted.add(exchange);
+      // This one is not counted yet.
+      else if (concurrency > 0 && this.#active.size - this.#uncounted.size >= concurrency)
         throw new Refusal('unavailable', `more than ${concurrency} requests at the same time`, {
           headers: { 'Retry-After': '1' },
           hint: 'Try again in a moment, or raise server.limit_concurrency.',
