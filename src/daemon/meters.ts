@@ -17,6 +17,7 @@ const delayLookMs = 500;
 export interface Measured {
   sandboxes: () => readonly SandboxInfo[];
   questions: () => Promise<readonly unknown[]>;
+  workers: () => readonly { state: string; schedulable: boolean; count: number }[];
 }
 
 export class Meters implements ApiMeters, Disposable {
@@ -94,7 +95,7 @@ export class Meters implements ApiMeters, Disposable {
   }
 
   /** What can be looked at from now on. */
-  watch({ sandboxes, questions }: Measured): void {
+  watch({ sandboxes, questions, workers }: Measured): void {
     this.#registry.read<'runtime' | 'state'>(
       'gauge',
       'glovebox_sandboxes',
@@ -107,6 +108,16 @@ export class Meters implements ApiMeters, Disposable {
       'Questions that wait for a person.',
       async () => [[{}, (await questions()).length]],
     );
+    this.#registry.read<'state' | 'cordoned'>(
+      'gauge',
+      'glovebox_workers',
+      'Machines that dial in, by whether they are connected and whether new sandboxes are kept away.',
+      () =>
+        workers().map(({ state, schedulable, count }) => [
+          { state, cordoned: schedulable ? 'no' : 'yes' },
+          count,
+        ]),
+    );
   }
 
   request({ operation, status, ms }: Parameters<ApiMeters['request']>[0]): void {
@@ -115,7 +126,7 @@ export class Meters implements ApiMeters, Disposable {
   }
 
   sandbox(event: SandboxEvent): void {
-    const { runtime } = event;
+    const runtime = kindOf(event.runtime);
     switch (event.type) {
       case 'created':
         this.#sandboxes.created.add({ runtime });
@@ -217,9 +228,15 @@ export class Meters implements ApiMeters, Disposable {
   }
 }
 
+/** Whichever worker it is of, whose id is no word of ours. */
+function kindOf(runtime: string): string {
+  return runtime.replace(/^worker\/[^/]*\//, 'worker/');
+}
+
 function countedBy(all: readonly SandboxInfo[]): [Record<'runtime' | 'state', string>, number][] {
   const counts = new Map<string, [Record<'runtime' | 'state', string>, number]>();
-  for (const { runtime, state } of all) {
+  for (const { runtime: name, state } of all) {
+    const runtime = kindOf(name);
     const key = `${runtime} ${state}`;
     const [, count] = counts.get(key) ?? [{}, 0];
     counts.set(key, [{ runtime, state }, count + 1]);

@@ -149,7 +149,11 @@ export async function openPlatform(config: Config, log: Log, meters: Meters): Pr
     onEvent: (event) => meters.sandbox(event),
   });
   opened.sandboxes = sandboxes;
-  meters.watch({ sandboxes: () => sandboxes.list(), questions: () => network.service.questions() });
+  meters.watch({
+    sandboxes: () => sandboxes.list(),
+    questions: () => network.service.questions(),
+    workers: () => workers.counts(),
+  });
   undo.defer(() => sandboxes.close());
   await images.sweep();
   await workspaces.sweep(sandboxes.list().map(({ id }) => id));

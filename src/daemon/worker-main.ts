@@ -14,7 +14,7 @@ import type { Runtime } from '../runtime/runtime.ts';
 import { ControllerLink, enrol } from '../worker/dial.ts';
 import { type Identity, IdentityFiles, prepareWorkerHome } from '../worker/identity.ts';
 import { parseServerUrl, Road, readTlsFiles, type TlsFileNames } from '../worker/road.ts';
-import { RuntimeHost } from '../worker/runtime-host.ts';
+import { imagesOfMachines, RuntimeHost } from '../worker/runtime-host.ts';
 import { ServerClock } from '../worker/server-clock.ts';
 import { serveSnapshots } from '../worker/snapshots/service.ts';
 import { FolderSnapshots } from '../worker/snapshots/snapshots.ts';
@@ -56,7 +56,7 @@ export interface RunningWorker {
   workerId: string;
   /** Resolves at the first connection. */
   connected: Promise<void>;
-  /** See ControllerLink.ended. */
+  /** See ControllerLink.ended. After `revoked`, once all that the controller had made here is ended and taken away. */
   ended: Promise<EndReason>;
   /** Reads the TLS files again and connects anew with them; keeps what it has when they cannot be used. */
   reload(): void;
@@ -73,22 +73,23 @@ export async function startWorker(options: WorkerOptions, signal: AbortSignal): 
   await using undo = new AsyncDisposableStack();
   const server = parseServerUrl(options.serverUrl, options);
   let tls = readTlsFiles(options.tls);
-  await prepareWorkerHome(home);
+  await prepareWorkerHome(home, platform);
   undo.use(lockWorkerHome(join(home, 'worker.lock'), home));
   const clock = systemClock({ keepsProcessAlive: true });
   const serverClock = new ServerClock({ monotonicMs: () => clock.now(), ownMs: () => Date.now() });
   const road = new Road({ server, env, tls: () => tls });
   const files = new IdentityFiles({ home, platform });
-  const identity = await identityOf(options, { road, files, serverClock }, signal);
+  // All that can be wrong here is told before a token is spent.
   const { runtimes, config } = await offeredRuntimes(options, undo);
-  const offer = new Offer(runtimes, log);
-  await offer.look();
   const snapshots = options.direct
     ? await FolderSnapshots.open({
         folder: join(home, 'snapshots'),
         ...(options.folders === undefined ? {} : { folders: options.folders }),
       })
     : undefined;
+  const identity = await identityOf(options, { road, files, serverClock }, signal);
+  const offer = new Offer(runtimes, log);
+  await offer.look();
   const controller = new ControllerLink({
     ...{ road, identity, serverClock, clock, log },
     hello: () => ({
@@ -116,10 +117,14 @@ export async function startWorker(options: WorkerOptions, signal: AbortSignal): 
     if (link.connected) resolve();
     else link.onReach((reached) => reached && resolve());
   });
+  const ended = controller.ended.then(async (reason) => {
+    if (reason.code === 'revoked') await hosting.removeAll();
+    return reason;
+  });
   log.info({ worker: identity.workerId, server: server.href, home, version }, 'worker');
   const running = undo.move();
   return {
-    ...{ workerId: identity.workerId, connected, ended: controller.ended },
+    ...{ workerId: identity.workerId, connected, ended },
     reload() {
       try {
         tls = readTlsFiles(options.tls);
@@ -223,7 +228,7 @@ async function offeredRuntimes(
       process.getuid?.() === 0
         ? { uidBase: config.bubblewrap.idBase, gidBase: config.bubblewrap.idBase }
         : null,
-    inUse: () => [],
+    inUse: () => imagesOfMachines(home),
   });
   const known = await runtimesOf(
     { ...config, paths: { ...config.paths, stateRoot } },

@@ -403,6 +403,7 @@ export class WorkerHub {
     const online = entry.link.connected && entry.introduced === entry.link.channel();
     if (online === (entry.online !== undefined)) return;
     entry.online = online ? { since: now(), sinceMs: clock.now() } : undefined;
+    if (online) entry.record.address = entry.address;
     entry.record.lastSeenAt = now().toISOString();
     this.#saveSoon(id);
     this.#tell({ kind: online ? 'online' : 'offline', workerId: id });
@@ -463,6 +464,19 @@ export class WorkerHub {
     entry.link.finish(reason);
     this.#options.log.info({ worker: id }, 'a worker was removed');
     this.#tell({ kind: 'removed', workerId: id });
+  }
+
+  /** How many there are of each kind; cheap also when they are many. */
+  counts(): { state: 'online' | 'offline'; schedulable: boolean; count: number }[] {
+    const kinds = (['online', 'offline'] as const).flatMap((state) =>
+      [true, false].map((schedulable) => ({ state, schedulable, count: 0 })),
+    );
+    for (const { record, online } of this.#entries.values()) {
+      const state = online === undefined ? 'offline' : 'online';
+      const kind = kinds.find((it) => it.state === state && it.schedulable === record.schedulable);
+      if (kind !== undefined) kind.count += 1;
+    }
+    return kinds;
   }
 
   stats(): WorkerStats {

@@ -1,6 +1,6 @@
 // Who this worker is, in its home: `worker.key`, the private key, and `worker.json`, what it was enrolled as. Nothing here needs more than Node.js has everywhere.
 import { createHash, createPrivateKey, type KeyObject } from 'node:crypto';
-import { chmod, mkdir, open, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
+import { chmod, mkdir, open, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
 import { WorkerId } from '../contract/worker.ts';
@@ -22,6 +22,9 @@ export function defaultWorkerHome(host: {
     return under(env.LOCALAPPDATA || under(userHome, 'AppData', 'Local'), 'glovebox', 'worker');
   return under(userHome, '.glovebox', 'worker');
 }
+
+/** Ours have some hundreds. */
+const fileBytesMax = 64 * 1024;
 
 const Kept = z.strictObject({
   workerId: WorkerId,
@@ -94,19 +97,21 @@ export class IdentityFiles {
   }
 
   async #readKept(): Promise<Kept | undefined> {
-    const text = await readIfThere(this.#kept);
+    const noRecord = (problem: string, cause?: unknown) =>
+      new Failure('invalid', `${this.#kept} ${problem}`, {
+        ...{ cause, hint: 'Remove it, and enrol this machine anew with a token.' },
+      });
+    const text = await readIfThere(this.#kept, noRecord);
     if (text === undefined) return undefined;
     try {
       return Kept.parse(JSON.parse(text));
     } catch (cause) {
-      throw new Failure('invalid', `${this.#kept} does not say which worker this is`, {
-        ...{ cause, hint: 'Remove it, and enrol this machine anew with a token.' },
-      });
+      throw noRecord('does not say which worker this is', cause);
     }
   }
 
   async #readKey(path: string): Promise<KeyObject | undefined> {
-    const text = await readIfThere(path);
+    const text = await readIfThere(path, (problem) => this.#noKey(path, problem));
     if (text === undefined) return undefined;
     // Windows has no such modes; there the profile's rights are inherited.
     if (this.#platform !== 'win32' && ((await stat(path)).mode & 0o077) !== 0)
@@ -119,26 +124,44 @@ export class IdentityFiles {
     } catch {
       // Said below.
     }
-    throw new Failure('invalid', `${path} holds no Ed25519 key in PEM`, {
+    throw this.#noKey(path);
+  }
+
+  #noKey(path: string, problem = 'holds no Ed25519 key in PEM'): Failure {
+    return new Failure('invalid', `${path} ${problem}`, {
       hint: 'Remove it, and enrol this machine anew with a token.',
     });
   }
 }
 
-/** Makes the folder if it is missing, and closes it to other users. */
-export async function prepareWorkerHome(home: string): Promise<void> {
+/** Makes the folder if it is missing, and closes it to other users. Failure('permission') for one that is open and not a worker's, like `/tmp` or `/srv`. */
+export async function prepareWorkerHome(home: string, platform: NodeJS.Platform): Promise<void> {
+  const doing = `prepare the worker home ${home}`;
   try {
     await mkdir(home, { recursive: true, mode: 0o700 });
+    if (platform === 'win32' || ((await stat(home)).mode & 0o077) === 0) return;
+    const names = await readdir(home);
+    if (names.length > 0 && !names.includes('worker.lock'))
+      throw new Failure(
+        'permission',
+        `${doing}: other users can enter it, and what is in it is not a worker's`,
+        {
+          hint: 'Give a folder of its own with --home; it need not be there yet.',
+        },
+      );
     await chmod(home, 0o700);
   } catch (error) {
-    throw Failure.from(error, `prepare the worker home ${home}`);
+    throw Failure.from(error, doing);
   }
 }
 
 const sha256Of = (token: string) => createHash('sha256').update(token).digest('hex');
 
-async function readIfThere(path: string): Promise<string | undefined> {
+async function readIfThere(path: string, refusal: (problem: string) => Failure): Promise<string | undefined> {
   try {
+    const found = await stat(path);
+    if (!found.isFile()) throw refusal('is no file');
+    if (found.size > fileBytesMax) throw refusal(`has more than ${fileBytesMax} bytes`);
     return await readFile(path, 'utf8');
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined;

@@ -1,7 +1,7 @@
 // Machines on a worker while the link to it is cut, gone, or hostile, and while the worker or the controller is replaced.
 import { type ChildProcess, spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { existsSync, mkdirSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { mkdir, rm } from 'node:fs/promises';
 import { connect } from 'node:net';
 import { join } from 'node:path';
@@ -21,7 +21,7 @@ import { ControllerEnd, noLog, WorkerEnd } from './linked.fixture.ts';
 import { AgentRelay, linkStreamsMax, machineStreamsMax, StreamCount } from './relay.ts';
 import { RemoteRuntime, type RemoteRuntimeOptions } from './remote-runtime.ts';
 import { ask, type Call, takeCalls } from './rpc.ts';
-import { RuntimeHost } from './runtime-host.ts';
+import { imagesOfMachines, RuntimeHost } from './runtime-host.ts';
 
 const soon = () => AbortSignal.timeout(60_000);
 const path = { PATH: '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' };
@@ -276,6 +276,23 @@ describe('while the link comes and goes', () => {
     await machine.remove(soon());
   });
 
+  test('a worker that was let go ends its machines, with all that they run, and leaves nothing of them', async () => {
+    const it = near();
+    const { host } = await far([memory()], () => it.end);
+    await connected(it);
+    const machines = [await start(it.remote), await start(it.remote)];
+    const pids = join(there, 'pids');
+    for (const { guest } of machines) (await run(guest, `echo $$ >>${pids}; exec sleep 100000`)).detach();
+    await expect.poll(() => existsSync(pids) && readFileSync(pids, 'utf8').trim().split('\n').length).toBe(2);
+    it.end.revoke();
+    await host.removeAll();
+    for (const pid of readFileSync(pids, 'utf8').trim().split('\n'))
+      await expect.poll(() => existsSync(`/proc/${pid}`)).toBe(false);
+    for (const folder of ['run', 'machines', 'making', 'images-of'])
+      expect(readdirSync(join(there, folder))).toEqual([]);
+    for (const { machine } of machines) expect(await machine.exited).toMatchObject({ reason: 'lost' });
+  });
+
   test('the next controller finds the machines, and commands go on with their output', async () => {
     let it = near();
     const reach = () => it.end;
@@ -493,6 +510,34 @@ describe('images and folders', () => {
     gate.resolve();
     expect(await it.remote.images?.list(soon())).toEqual([]);
     expect(there.stored.has('mine')).toBe(false);
+  });
+
+  test('images of machines are known from before they are made until they are removed, also to the next process', async () => {
+    const it = near();
+    let seenAtCreation: string[] = [];
+    class Seeing extends MemoryRuntime {
+      override async create(spec: MachineSpec, signal: AbortSignal): Promise<Machine> {
+        seenAtCreation = imagesOfMachines(there);
+        if (spec.image === 'fails') throw new Error('no room');
+        return super.create(spec, signal);
+      }
+    }
+    const runtime = new Seeing({ acknowledgeNoIsolation: true });
+    const first = await far([runtime], () => it.end);
+    await connected(it);
+    const one = await start(it.remote, { image: 'one:latest' });
+    expect(seenAtCreation).toEqual(['one:latest']);
+    await expect(start(it.remote, { image: 'fails' })).rejects.toThrow();
+    expect(seenAtCreation.sort()).toEqual(['fails', 'one:latest']);
+    expect(imagesOfMachines(there)).toEqual(['one:latest']);
+    first.worker.leave();
+    await first.host.close();
+    writeFileSync(join(there, 'images-of', 'gone'), 'of a machine that is no more');
+    await far([runtime], () => it.end);
+    expect(imagesOfMachines(there)).toEqual(['one:latest']);
+    await connected(it);
+    await one.machine.remove(soon());
+    expect(imagesOfMachines(there)).toEqual([]);
   });
 
   test('the store of the worker is as its own: names, bytes both ways, builds, refusals', async () => {

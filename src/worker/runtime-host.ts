@@ -2,10 +2,12 @@
 //
 //   <home>/run/<machine>/       as the controller's own run folder of that machine, which came along with it, and agent.sock
 //   <home>/machines/<machine>/  what the runtime keeps of it
+//   <home>/images-of/<machine>  the name of the image that it is made from, which stays for as long as it is there
 //   <home>/making/<machine>     a create or start that the controller has not confirmed: taken back when it is lost, and by the next process
 //
 // Machines outlive this process: the next one lists what its runtimes have and opens the sockets again, and the agents dial on.
 import { randomBytes } from 'node:crypto';
+import { readdirSync, readFileSync } from 'node:fs';
 import { mkdir, readdir, readFile, realpath, rm, writeFile } from 'node:fs/promises';
 import { dirname, join, sep } from 'node:path';
 import type { MemoryUse } from '../contract/sandbox.ts';
@@ -40,6 +42,8 @@ const memoryEveryMs = 2_000;
 /** What a lost controller has begun is undone within this. */
 const undoDeadlineMs = 120_000;
 const listDeadlineMs = 60_000;
+const removeDeadlineMs = 120_000;
+const imagesFolder = 'images-of';
 /** Of machines and of images, in one message. */
 const chunkItems = 256;
 const chunkBytes = 256 * 1024;
@@ -94,7 +98,7 @@ export class RuntimeHost {
   /** Takes up what an earlier process has left, then answers the controller. */
   static async open(options: RuntimeHostOptions): Promise<RuntimeHost> {
     const it = new RuntimeHost(options);
-    for (const folder of ['run', 'machines', 'making'])
+    for (const folder of ['run', 'machines', 'making', imagesFolder])
       await mkdir(join(options.home, folder), { recursive: true, mode: 0o700 });
     await it.#takeUp();
     it.#stopListening = options.link.onCall('runtime', (call) => {
@@ -115,6 +119,29 @@ export class RuntimeHost {
     await Promise.all(this.#calls);
     await Promise.all([...this.#sockets.values()].map((it) => it.close()));
     this.#sockets.clear();
+  }
+
+  /**
+   * The controller has let this worker go for good, and nobody will ever ask for its machines again: ends them and takes them away. No request is answered
+   * from now on. Never rejects; what cannot be taken away is said in the log.
+   */
+  async removeAll(): Promise<void> {
+    const { log } = this.#options;
+    this.#stopListening();
+    await Promise.all(this.#calls);
+    for (const runtime of this.#runtimes.values())
+      try {
+        const signal = AbortSignal.timeout(removeDeadlineMs);
+        for (const { machine } of await this.#list(runtime, signal)) {
+          const of = { runtime: runtime.name, machine: machine.id };
+          await this.#remove(runtime, machine.id, signal).then(
+            () => log.info(of, 'ended and removed, as this worker was let go'),
+            (error) => log.error({ ...of, error: String(error) }, 'could not be removed'),
+          );
+        }
+      } catch (error) {
+        log.error({ runtime: runtime.name, error: String(error) }, 'its machines could not be removed');
+      }
   }
 
   // ---- what is there
@@ -141,6 +168,8 @@ export class RuntimeHost {
     const known = new Set([...this.#hosted.values()].map(({ machine }) => machine.id));
     for (const id of await readdir(join(home, 'run')))
       if (!known.has(id)) await rm(join(home, 'run', id), { recursive: true, force: true });
+    for (const id of await readdir(join(home, imagesFolder)))
+      if (!known.has(id)) await rm(join(home, imagesFolder, id), { force: true });
   }
 
   /** The runtime's machines as of now; opens the sockets of those that run. */
@@ -383,6 +412,7 @@ export class RuntimeHost {
     const fresh = await this.#claim(runtime, id, what);
     let hosted: Hosted;
     try {
+      if (what === 'create') await writeFile(this.#imageFile(id), spec.image, { mode: 0o600 });
       await this.#writeFiles(id, files, input);
       await this.#openSocket(runtime, id);
       const wanted = this.#specOf(spec, (line) => call.reply({ type: 'progress', line: cut(line) }));
@@ -408,8 +438,7 @@ export class RuntimeHost {
     throw new Failure('aborted', `${doing}: it was no longer wanted`);
   }
 
-  /** One at a time makes a machine of an id, and a new one takes no other's place. */
-  /** Whether it has made the run folder. */
+  /** One at a time makes a machine of an id, and a new one takes no other's place. Resolves with whether it has made the run folder. */
   async #claim(runtime: Runtime, id: string, what: Making['what']): Promise<boolean> {
     const making: Making = { runtime: runtime.name, what };
     const conflict = (why: string) => new Failure('conflict', `machine ${id} ${why}`);
@@ -473,6 +502,7 @@ export class RuntimeHost {
     await this.#closeSocket(id);
     await rm(this.#runFolder(id), { recursive: true, force: true });
     await rm(this.#stateFolder(id), { recursive: true, force: true });
+    await rm(this.#imageFile(id), { force: true });
   }
 
   async #openSocket(runtime: Runtime, machine: string): Promise<void> {
@@ -562,6 +592,10 @@ export class RuntimeHost {
     return join(this.#options.home, 'machines', id);
   }
 
+  #imageFile(id: string): string {
+    return join(this.#options.home, imagesFolder, id);
+  }
+
   #makingFile(id: string): string {
     return join(this.#options.home, 'making', id);
   }
@@ -575,6 +609,26 @@ export class RuntimeHost {
       // Cut short by a crash: nothing was begun before it was whole.
       return undefined;
     }
+  }
+}
+
+/** Names of the images of all machines that there are on the worker of this home, running or not, and of those that are being made. */
+export function imagesOfMachines(home: string): string[] {
+  const folder = join(home, imagesFolder);
+  return (
+    unlessGone(() => readdirSync(folder), folder)?.flatMap((id) => {
+      const file = join(folder, id);
+      return unlessGone(() => readFileSync(file, 'utf8'), file) ?? [];
+    }) ?? []
+  );
+}
+
+function unlessGone<T>(read: () => T, path: string): T | undefined {
+  try {
+    return read();
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
+    throw Failure.from(error, `read ${path}`);
   }
 }
 

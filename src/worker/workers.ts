@@ -249,6 +249,18 @@ export class Workers implements Elsewhere {
     this.#hub.remove(id);
   }
 
+  /** Those of SandD are online as long as they are known. */
+  counts(): ReturnType<WorkerHub['counts']> {
+    const foreign = this.#sandd?.online().length ?? 0;
+    return this.#hub
+      .counts()
+      .map(({ count, ...kind }) =>
+        kind.state === 'online' && kind.schedulable
+          ? { ...kind, count: count + foreign }
+          : { ...kind, count },
+      );
+  }
+
   stats(): WorkerStats {
     const stats = this.#hub.stats();
     const foreign = this.#sandd?.online() ?? [];

@@ -13,7 +13,14 @@ Environment, where an option is not given:
 
 Signals:
   SIGTERM, SIGINT   say goodbye and end; commands and sandboxes go on, and the next process finds them
-  SIGHUP            read --ca, --cert and --cert-key again, and connect anew with them`;
+  SIGHUP            read --ca, --cert and --cert-key again, and connect anew with them
+
+Exit codes, beside those of every command:
+  75  another process has this worker home, or is this worker now
+  77  the controller does not let it in: a token that is wrong, used or expired, a worker that was removed
+      or whose key was replaced; or a file may not be used
+  78  an option, a TLS file or a file of its home is wrong
+Trouble with the network, a proxy or a certificate is no reason to end: it tries again, and its log says why.`;
 
 export function addWorkerVerbs(program: Command): void {
   const worker = program
