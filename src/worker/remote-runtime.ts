@@ -319,7 +319,8 @@ export class RemoteRuntime implements Runtime {
       stopped.abort();
     };
     const again = (error: unknown) => {
-      if (stopped.signal.aborted) return;
+      // Not one that it has: its next process may, on a new channel.
+      if (stopped.signal.aborted || Failure.from(error, 'watch').code === 'not-found') return;
       this.#options.log.warn(
         { worker: this.#options.link.workerId, runtime: this.#options.runtime, error: String(error) },
         'a runtime of a worker does not tell of its machines',

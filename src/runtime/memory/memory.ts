@@ -6,6 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Call } from '../../agent/call.ts';
 import { NodePlatform } from '../../agent/platform/node.ts';
+import type { Platform } from '../../agent/platform/platform.ts';
 import { Agent } from '../../agent/serve.ts';
 import { systemClock } from '../../channel/clock.ts';
 import { Dialer, localBackOff } from '../../channel/dialer.ts';
@@ -42,13 +43,15 @@ const image: ImageDefaults = {
 export class MemoryRuntime implements Runtime {
   readonly name = 'memory';
   readonly #machines = new Map<string, MemoryMachine>();
+  readonly #platform: Platform;
 
-  /** Whoever makes one has to say that they know what they do. */
-  constructor(options: { acknowledgeNoIsolation: boolean }) {
+  /** Whoever makes one has to say that they know what they do. `platform`: what its agents start commands with; default: this host. */
+  constructor(options: { acknowledgeNoIsolation: boolean; platform?: Platform }) {
     if (options.acknowledgeNoIsolation !== true)
       throw new Failure('unsupported', 'the memory runtime walls nothing off', {
         hint: 'Name it in the configuration if you want that, or use bubblewrap or docker.',
       });
+    this.#platform = options.platform ?? new NodePlatform();
   }
 
   async check(): Promise<RuntimeCheck> {
@@ -78,7 +81,7 @@ export class MemoryRuntime implements Runtime {
         hint: 'Without walls there are no owners, overlays or hidden files: use bubblewrap or docker.',
       });
     if (this.#machines.has(spec.id)) throw new Failure('conflict', `${doing}: there is one with this id`);
-    const machine = startMachine(spec, () => this.#machines.delete(spec.id));
+    const machine = startMachine(spec, this.#platform, () => this.#machines.delete(spec.id));
     this.#machines.set(spec.id, machine);
     return machine;
   }
@@ -89,11 +92,11 @@ export class MemoryRuntime implements Runtime {
   }
 }
 
-function startMachine(spec: MachineSpec, onRemoved: () => void): MemoryMachine {
+function startMachine(spec: MachineSpec, platform: Platform, onRemoved: () => void): MemoryMachine {
   try {
     const boot: AgentBoot = JSON.parse(readFileSync(join(spec.runFolder, 'boot.json'), 'utf8'));
     mkdirSync(spec.stateFolder, { recursive: true, mode: 0o700 });
-    return new MemoryMachine(spec, boot, onRemoved);
+    return new MemoryMachine(spec, boot, platform, onRemoved);
   } catch (thrown) {
     throw Failure.from(thrown, `make machine ${spec.id}`);
   }
@@ -111,16 +114,15 @@ class MemoryMachine implements Machine {
   readonly #onRemoved: () => void;
   #removing: Promise<void> | undefined;
 
-  constructor(spec: MachineSpec, boot: AgentBoot, onRemoved: () => void) {
+  constructor(spec: MachineSpec, boot: AgentBoot, platform: Platform, onRemoved: () => void) {
     this.id = spec.id;
     this.#stateFolder = spec.stateFolder;
     this.#onRemoved = onRemoved;
-    const platform = new NodePlatform();
     const socketPath = join(spec.runFolder, 'agent.sock');
     const agent = new Agent({ platform, boot, socketPath });
     this.#agent = agent;
     this.#dialer = new Dialer({
-      connect: () => platform.connectUnix(socketPath),
+      connect: (signal) => platform.connectUnix(socketPath, signal),
       token: boot.token,
       clock: systemClock({ keepsProcessAlive: false }),
       backOff: localBackOff,
