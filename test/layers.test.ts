@@ -20,6 +20,8 @@ const arrows: Record<string, string[]> = {
   // A driver names the agent's command line; the memory runtime runs the agent in this process.
   runtime: ['agent', 'channel', 'contract', 'lib', 'image'],
   image: ['contract', 'lib', 'runtime'],
+  // Archives come from anywhere, so the reader of hostile ones reads them.
+  backup: ['image', 'journal', 'contract', 'lib'],
   bell: ['policy', 'journal', 'contract', 'lib'],
   sandbox: ['guest', 'runtime', 'channel', 'store', 'contract', 'lib'],
   worker: ['sandbox', 'guest', 'runtime', 'store', 'channel', 'contract', 'lib'],
@@ -41,7 +43,7 @@ const arrows: Record<string, string[]> = {
   // A worker's own home, and why its link has ended, are what its command line tells.
   cli: ['agents', 'bell', 'worker', 'channel', 'contract', 'lib', 'sdk', 'daemon'],
   daemon: [
-    ...['workspace', 'agents', 'ingress', 'template', 'dockergate', 'bell', 'worker'],
+    ...['workspace', 'agents', 'ingress', 'template', 'dockergate', 'bell', 'worker', 'backup'],
     ...['api', 'egress', 'policy', 'journal', 'vault', 'sandbox', 'image', 'runtime', 'agent', 'store'],
     ...['guest', 'channel', 'contract', 'lib'],
   ],

@@ -221,6 +221,11 @@ function goneExplained({ reason, message, removedBy }: SandboxHistory): {
         explanation: 'It never came to run: the daemon ended while it was being created.',
         next: 'Create it again.',
       };
+    case 'not-restored':
+      return {
+        explanation: `It is not here: ${message}.`,
+        next: 'Look for it on that machine, or create it again.',
+      };
     default:
       return {
         explanation: `It was removed${removedBy === undefined ? ' on request' : ` by ${removedBy}`}.`,

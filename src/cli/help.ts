@@ -10,7 +10,10 @@ const groups: Readonly<Record<string, readonly string[]>> = {
   'Network, secrets and the bell:': ['network', 'policy', 'secret', 'bell'],
   'Images:': ['template', 'image'],
   'Other machines:': ['workers', 'worker'],
-  'This machine:': ['settings', 'setup', 'doctor', 'project', 'audit', 'serve', 'version', 'completion'],
+  'This machine:': [
+    ...['settings', 'setup', 'doctor', 'project', 'audit', 'backup', 'restore', 'serve', 'version'],
+    'completion',
+  ],
 };
 
 /** Puts the verbs into their groups. One that has none comes last, so that it is seen to be missing. */

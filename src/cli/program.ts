@@ -4,6 +4,7 @@ import { ownVersion } from './commands/version.ts';
 import { exitCodeMeanings } from './exit-codes.ts';
 import { arrange, examples } from './help.ts';
 import { addAuditVerbs } from './verbs/audit.ts';
+import { addBackupVerbs } from './verbs/backup.ts';
 import { addBellVerbs } from './verbs/bell.ts';
 import { addCloneVerbs } from './verbs/clone.ts';
 import { addEnvVerbs } from './verbs/env.ts';
@@ -135,6 +136,7 @@ export function makeProgram(args: readonly string[]): Command {
   addWorkerVerbs(program);
   addWorkersVerbs(program);
   addAuditVerbs(program);
+  addBackupVerbs(program);
   addBellVerbs(program);
   addCloneVerbs(program);
   addEnvVerbs(program, args);

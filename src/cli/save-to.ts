@@ -6,12 +6,17 @@ import { pipeline } from 'node:stream/promises';
 import { CliError, exitCodes } from './exit-codes.ts';
 import { withProgress } from './output.ts';
 
-export async function saveTo(path: string, bytes: AsyncIterable<Uint8Array>): Promise<void> {
+/** `mode`: who may read and write it. Default: what the user's umask says. */
+export async function saveTo(
+  path: string,
+  bytes: AsyncIterable<Uint8Array>,
+  { mode = 0o666 }: { mode?: number } = {},
+): Promise<void> {
   const partial = `${path}.partial-${process.pid}`;
   try {
     await pipeline(
       Readable.from(withProgress(`write ${path}`, bytes)),
-      createWriteStream(partial, { flags: 'wx' }),
+      createWriteStream(partial, { flags: 'wx', mode, flush: true }),
     );
     await rename(partial, path);
   } catch (cause) {

@@ -3,6 +3,7 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { createApi } from '../api/server.ts';
 import { ServerTls, type TlsCertificates } from '../api/tls.ts';
+import { refuseUnfinishedRestore } from '../backup/contents.ts';
 import type { SystemInfo } from '../contract/admin.ts';
 import { type Log, openLog } from '../lib/log.ts';
 import type { Config } from './config.ts';
@@ -36,6 +37,7 @@ export async function startDaemon(config: Config): Promise<Daemon> {
   await using undo = new AsyncDisposableStack();
   await prepareHome(config.home);
   undo.use(lockHome(config.paths.lockFile));
+  refuseUnfinishedRestore(config.home);
   const log = openLog(config.log);
   for (const warning of config.warnings) log.warn({}, warning);
   const known = new KnownAddress(config.paths.addressFile);

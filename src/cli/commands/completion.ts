@@ -30,7 +30,7 @@ compdef _glovebox glovebox`,
   set -l words (commandline -opc) (commandline -ct)
   glovebox __complete $words[2..-1] 2>/dev/null
 end
-set -l with_files cp import exec serve run create save build load export client unit env
+set -l with_files cp import exec serve run create save build load export client unit env backup restore
 complete -c glovebox -f -n "not __fish_seen_subcommand_from $with_files" -a '(__glovebox_complete)'
 complete -c glovebox -n "__fish_seen_subcommand_from $with_files" -a '(__glovebox_complete)'`,
 };

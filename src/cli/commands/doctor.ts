@@ -2,6 +2,7 @@
 import { accessSync, constants, existsSync } from 'node:fs';
 import { dirname } from 'node:path';
 import type { SystemInfo } from '../../../sdk/src/index.ts';
+import { Failure } from '../../lib/failure.ts';
 import { connect, homeFolder, serverIsNamed } from '../connect.ts';
 import { CliError } from '../exit-codes.ts';
 import { clean, paint, print, printJson } from '../output.ts';
@@ -15,7 +16,8 @@ interface Check {
 
 export async function doctor(options: { json?: boolean; output?: 'table' | 'json' }): Promise<void> {
   const server = await serverChecks();
-  const checks = [nodeCheck(), ...(serverIsNamed() ? [] : [homeCheck(homeFolder())]), ...server.checks];
+  const ours = serverIsNamed() ? [] : [homeCheck(homeFolder()), ...(await databaseChecks())];
+  const checks = [nodeCheck(), ...ours, ...server.checks];
   const usable = checks.some((it) => it.name.startsWith('runtime ') && it.status !== 'fail');
   if (options.json || options.output === 'json') {
     const count = (status: Check['status']) => checks.filter((it) => it.status === status).length;
@@ -61,6 +63,20 @@ function homeCheck(home: string): Check {
       message: `${home} cannot be written`,
       hint: 'Set GLOVEBOX_HOME to a folder that you may write.',
     };
+  }
+}
+
+/** A daemon that works already may not have noticed yet. */
+async function databaseChecks(): Promise<Check[]> {
+  const { checkDatabase } = await import('../../daemon/backup.ts');
+  try {
+    const path = await checkDatabase({ env: process.env });
+    return path === undefined ? [] : [{ name: 'database', status: 'pass', message: path }];
+  } catch (error) {
+    // What is wrong with the configuration the daemon says.
+    if (!(error instanceof Failure && error.code === 'unavailable')) return [];
+    const { message, hint } = error;
+    return [{ name: 'database', status: 'fail', message, ...(hint === undefined ? {} : { hint }) }];
   }
 }
 

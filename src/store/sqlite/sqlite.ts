@@ -122,7 +122,8 @@ function openWhole(path: string): DatabaseSync {
       });
     if (generation === 0) throw new Error('it has no tables');
     const found = database.prepare('PRAGMA quick_check(1)').get() as { quick_check: string };
-    if (found.quick_check !== 'ok') throw new Error(found.quick_check.replaceAll(/\s+/g, ' '));
+    if (found.quick_check !== 'ok')
+      throw new Error(found.quick_check.replace(/^\*\*\* in database main \*\*\*\s*/, ''));
     return database;
   } catch (error) {
     database.close();
