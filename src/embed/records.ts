@@ -51,6 +51,10 @@ export class Records implements WorkersStore {
         items[id] = structuredClone(record);
         this.#save();
       },
+      saveAll: (records) => {
+        for (const [id, record] of records) items[id] = structuredClone(record);
+        this.#save();
+      },
       drop: (id) => {
         const was = Object.hasOwn(items, id);
         delete items[id];

@@ -49,6 +49,8 @@ export interface Death {
 export interface Collection<T> {
   all(): T[];
   save(id: string, record: T): void;
+  /** By id, in one step, which waits for the disk once: all of them, or none. */
+  saveAll(records: ReadonlyMap<string, T>): void;
   /** Whether there was one. */
   drop(id: string): boolean;
 }

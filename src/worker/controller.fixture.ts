@@ -34,6 +34,10 @@ export class KeptInMemory<T> implements Collection<T> {
     this.records.set(id, JSON.stringify(record));
   }
 
+  saveAll(records: ReadonlyMap<string, T>): void {
+    for (const [id, record] of records) this.save(id, record);
+  }
+
   drop(id: string): boolean {
     return this.records.delete(id);
   }
@@ -65,6 +69,13 @@ export class KeptLog implements Log {
 export class Kept {
   readonly workers = new KeptInMemory<WorkerRecord>();
   readonly enrolments = new KeptInMemory<EnrolmentRecord>();
+
+  copy(): Kept {
+    const copy = new Kept();
+    for (const part of ['workers', 'enrolments'] as const)
+      for (const [id, record] of this[part].records) copy[part].records.set(id, record);
+    return copy;
+  }
 }
 
 export function makeHub(kept: Kept, log: Log, options: Partial<WorkerHubOptions> = {}): WorkerHub {
@@ -171,6 +182,15 @@ export class Controller {
   /** Breaks every connection there is. */
   cut(): void {
     for (const socket of this.sockets) socket.destroy();
+  }
+
+  /** As kill -9 leaves it: nobody is told anything. Resolves with what is on its disk. */
+  async die(): Promise<Kept> {
+    const kept = this.kept.copy();
+    const closed = new Promise((resolve) => this.#server.close(resolve));
+    this.cut();
+    await closed;
+    return kept;
   }
 
   async close(): Promise<void> {

@@ -45,9 +45,9 @@ const takeOversMax = 3;
 const takeOversWithinMs = 60_000;
 const quarantineMs = 300_000;
 const supersededMax = 16;
-/** What changes with every connection is saved a little later, some at a time, since each save is a write that waits for the disk. */
+/** What changes with every connection is saved a little later, many workers at a time, since each save waits for the disk. */
 const saveEveryMs = 5_000;
-const savesAtOnce = 50;
+const savesAtOnce = 500;
 
 export interface WorkerRecord {
   id: string;
@@ -564,15 +564,20 @@ export class WorkerHub {
   }
 
   #save(most: number): void {
+    const records = new Map<string, WorkerRecord>();
     for (const id of [...this.#unsaved].slice(0, most)) {
       this.#unsaved.delete(id);
       const record = this.#entries.get(id)?.record;
-      try {
-        if (record !== undefined) this.#options.workers.save(id, record);
-      } catch (thrown) {
-        // Nothing that was decided is lost with it, and the next connection tries again.
-        this.#trouble(id, thrown);
-      }
+      if (record !== undefined) records.set(id, record);
+    }
+    try {
+      if (records.size > 0) this.#options.workers.saveAll(records);
+    } catch (thrown) {
+      // Nothing that was decided is lost with it, and the next connection tries again.
+      this.#options.log.error(
+        { workers: records.size, error: String(thrown) },
+        'what was heard of workers could not be saved',
+      );
     }
     if (this.#unsaved.size > 0 && !this.#closed)
       this.#cancelSaving = this.#options.clock.setTimer(saveEveryMs / 10, () => this.#save(savesAtOnce));

@@ -179,3 +179,18 @@ test('records of a kind are kept by id, apart from those of other kinds', () => 
   expect(again.collection('project').all()).toEqual([{ name: 'a' }]);
   again.close();
 });
+
+test('many records are saved in one step: all of them, or none', () => {
+  using store = disposable(openSqliteStore(path));
+  const projects = store.collection<{ is: unknown }>('project');
+  projects.save('a', { is: 'old' });
+  const both = (b: unknown) =>
+    new Map([
+      ['a', { is: 'new' }],
+      ['b', { is: b }],
+    ]);
+  expect(() => projects.saveAll(both(1n))).toThrow();
+  expect(projects.all()).toEqual([{ is: 'old' }]);
+  projects.saveAll(both(2));
+  expect(projects.all()).toEqual([{ is: 'new' }, { is: 2 }]);
+});

@@ -279,6 +279,11 @@ function sqliteStore(database: DatabaseSync): Store {
         save(id, record) {
           statements.saveItem.run(name, id, JSON.stringify(record));
         },
+        saveAll(records) {
+          atomically(() => {
+            for (const [id, record] of records) statements.saveItem.run(name, id, JSON.stringify(record));
+          });
+        },
         drop: (id) => statements.dropItem.run(name, id).changes > 0,
       });
     },
