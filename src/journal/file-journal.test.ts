@@ -174,6 +174,64 @@ test.each([
   await journal.close();
 });
 
+test('zeros that a power cut left at the end, however many, cost no line that comes after', async () => {
+  for (const bytes of [1, 4_096, 64 * 1024, 200_000]) {
+    let journal = await open();
+    journal.record({ ...attempt, host: `before-${bytes}.example` }).end(over);
+    await journal.close();
+    await writeFile(join(folder, (await files())[0] as string), Buffer.alloc(bytes), { flag: 'a' });
+    journal = await open();
+    journal.record({ ...attempt, host: `after-${bytes}.example` }).end(over);
+    await journal.close();
+  }
+  const journal = await open();
+  const entries = await journal.read({});
+  expect(seqs(entries)).toEqual([1, 2, 3, 4, 5, 6, 7, 8]);
+  expect(entries.at(-1)?.host).toBe('after-200000.example');
+  expect((await linesOnDisk()).join()).not.toContain('\0');
+  await journal.close();
+});
+
+test('torn sectors and cuts cost the lines that they touch, and no number is given twice', async () => {
+  let journal = await open({ allowed: many });
+  for (let n = 0; n < 60; n += 1) journal.record(attempt).end(over);
+  await journal.close();
+  const path = join(folder, (await files())[0] as string);
+  const whole = await readFile(path);
+  const lines = whole.toString('latin1').split('\n').slice(0, -1);
+  /** Numbers of entries whose lines, ends included, lie outside of what was damaged. */
+  const untouched = (from: number, to: number) => {
+    let at = 0;
+    return lines.flatMap((line) => {
+      const [begin, end] = [at, at + line.length + 1];
+      at = end;
+      return line.startsWith('{"seq"') && (end <= from || begin >= to) ? [JSON.parse(line).seq] : [];
+    });
+  };
+  for (let at = 0; at < whole.length; at += 512) {
+    for (const damaged of [
+      Buffer.from(whole).fill(0, at, Math.min(at + 512, whole.length)),
+      whole.subarray(0, at),
+    ]) {
+      await writeFile(path, damaged);
+      const left = untouched(at, damaged.length < whole.length ? whole.length : at + 512);
+      journal = await open();
+      const found = seqs(await journal.read({ limit: 1_000 }));
+      journal.record({ ...attempt, host: 'after.example' }).end(over);
+      const last = (await journal.read({ limit: 1 }))[0];
+      await journal.close();
+      // What follows damage on the same line is part of it.
+      expect(left.filter((it) => !found.includes(it)).length, `${at}`).toBeLessThanOrEqual(1);
+      expect(
+        found.filter((it) => !left.includes(it)),
+        `${at}`,
+      ).toEqual([]);
+      expect(last, `${at}`).toMatchObject({ host: 'after.example' });
+      expect(found, `${at}`).not.toContain(last?.seq);
+    }
+  }
+});
+
 test('files that are damaged or foreign are read past', async () => {
   let journal = await open();
   journal.record(attempt).end(over);

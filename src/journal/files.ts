@@ -1,4 +1,4 @@
-// JSON lines in numbered files of bounded size: the newest is appended to, the oldest removed. Survives kill -9 (a torn last line is cut off) and
+// JSON lines in numbered files of bounded size: the newest is appended to, the oldest removed. Survives kill -9 and power cuts (a torn end is cut off, torn lines are read past) and
 // full disks (what cannot be written is lost, and counted).
 import { createReadStream } from 'node:fs';
 import { type FileHandle, mkdir, open, readdir, rm } from 'node:fs/promises';
@@ -15,7 +15,7 @@ export interface LogFilesOptions {
   filesMax: number;
 }
 
-/** Bytes written at once; also how far back the last end of a line is looked for. */
+/** Bytes written, or looked through, at once. */
 const pieceBytesMax = 64 * 1024;
 
 /** A line is never longer than this, so a torn one neither. */
@@ -161,13 +161,22 @@ export class LogFiles {
   }
 }
 
-/** Cuts off a last line without an end, and gives the size that is left. */
+/** Cuts off a last line without an end, and zeros that a power cut left behind it; gives the size that is left. */
 async function mend(handle: FileHandle): Promise<number> {
   const { size } = await handle.stat();
-  const from = Math.max(0, size - lineBytesMax);
-  const tail = Buffer.alloc(size - from);
-  const { bytesRead } = await handle.read(tail, 0, tail.length, from);
-  const end = from + tail.subarray(0, bytesRead).lastIndexOf('\n') + 1;
+  const end = await endOfLines(handle, size);
   if (end < size) await handle.truncate(end);
   return end;
+}
+
+async function endOfLines(handle: FileHandle, size: number): Promise<number> {
+  for (let to = size; to > 0; ) {
+    const from = Math.max(0, to - pieceBytesMax);
+    const tail = Buffer.alloc(to - from);
+    const { bytesRead } = await handle.read(tail, 0, tail.length, from);
+    const newline = tail.subarray(0, bytesRead).lastIndexOf('\n');
+    if (newline >= 0) return from + newline + 1;
+    to = from;
+  }
+  return 0;
 }
