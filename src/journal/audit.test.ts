@@ -306,6 +306,29 @@ test('zeros that a power cut left at the end are cut off', async () => {
   expect((await parsed())[5]).toMatchObject({ event: 'opened', mendedBytes: 5_000 });
 });
 
+test('a torn sector anywhere is found, with its place, and the log goes on behind it', async () => {
+  await written(10);
+  const whole = await readFile(await pathOf());
+  const head = await readFile(join(folder, 'head.json'));
+  for (let at = 0; at < whole.length; at += 512) {
+    await rm(folder, { recursive: true });
+    await mkdir(folder);
+    await writeFile(join(folder, 'head.json'), head);
+    const torn = Buffer.from(whole).fill(0, at, Math.min(at + 512, whole.length));
+    await writeFile(join(folder, 'audit-00000001.jsonl'), torn);
+    const before = await verifyAudit(folder);
+    expect(before, `${at}`).toMatchObject({ ok: false });
+    // The lines before it are as they were.
+    const sound = whole.toString('latin1', 0, at).split('\n').length - 1;
+    expect(before.lines, `${at}`).toBe(sound);
+    await written(1);
+    expect((await verifyAudit(folder)).problem, `${at}`).toMatchObject({ what: expect.any(String) });
+    const audit = await start();
+    expect((await audit.log({ limit: 1 }))[0], `${at}`).toMatchObject({ event: 'opened' });
+    await audit.close();
+  }
+});
+
 const crashing = `
   const { AuditLog } = await import(process.argv[1]);
   const audit = await AuditLog.open({ folder: process.argv[2], now: () => new Date() });
