@@ -20,6 +20,7 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { makeAuthority, makeCertificate } from '../../test/network/pki.ts';
 import { startWorker as startProcess } from '../../test/worker.ts';
+import { printUnit } from '../cli/commands/worker.ts';
 import { type RunningWorker, startWorker, type WorkerOptions } from '../daemon/worker-main.ts';
 import type { Failure } from '../lib/failure.ts';
 import { Controller, KeptLog, newEnrolment } from './controller.fixture.ts';
@@ -223,6 +224,17 @@ describe('elsewhere than on Linux', () => {
   });
 });
 
+test.each([
+  ['darwin', /launchd/],
+  ['win32', /Task Scheduler/],
+  ['freebsd', /what starts services/],
+] as const)('%s has no systemd, and is told what it has instead', async (platform, hint) => {
+  await expect(printUnit({ output: at('unit') }, platform)).rejects.toMatchObject({
+    hint: expect.stringMatching(hint),
+  });
+  expect(existsSync(at('unit'))).toBe(false);
+});
+
 describe('one process for each home', () => {
   let controller: Controller;
   let log: KeptLog;
@@ -305,6 +317,19 @@ describe('one process for each home', () => {
     expect(controller.hub.enrolments().length).toBe(1);
     const worker = await start({ token });
     await worker.connected;
+  });
+
+  test.each([
+    ['win32', [], [], /agents need Unix sockets/],
+    ['darwin', ['exec', 'pty', 'files', 'ports', 'snapshots'], ['host'], /sandboxes need Linux/],
+  ] as const)('on %s it offers what can be had there, and says so', async (platform, can, has, told) => {
+    await controlled();
+    const worker = await start({ token: tokenFor('w'), platform, direct: true, runtimes: undefined });
+    await worker.connected;
+    await expect.poll(() => controller.hub.get('w').state).toBe('online');
+    const { capabilities, runtimes, platform: shown } = controller.hub.get('w');
+    expect([shown, capabilities, runtimes.map(({ name }) => name)]).toEqual([platform, can, has]);
+    expect(log.text).toMatch(told);
   });
 
   test('certificates are read again when it is told to; unusable ones are not taken', async () => {

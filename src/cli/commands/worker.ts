@@ -171,7 +171,20 @@ function listIn(env: NodeJS.ProcessEnv, name: string): string[] | undefined {
   return value ? listOf(`GLOVEBOX_WORKER_${name}`, value) : undefined;
 }
 
-export async function printUnit({ output }: { output?: string }): Promise<void> {
+const serviceHints: Partial<Record<NodeJS.Platform, string>> = {
+  darwin:
+    'Have launchd keep `glovebox worker …` running: a property list in ~/Library/LaunchAgents with RunAtLoad and KeepAlive.',
+  win32: 'Have the Task Scheduler start `glovebox worker …` at startup, and again when it has failed.',
+};
+
+export async function printUnit(
+  { output }: { output?: string },
+  platform: NodeJS.Platform = process.platform,
+): Promise<void> {
+  if (platform !== 'linux')
+    throw new CliError('worker install: the unit is for systemd, which this system has not', {
+      hint: serviceHints[platform] ?? 'Have what starts services here keep `glovebox worker …` running.',
+    });
   const top = join(import.meta.dirname, '../../..');
   const program = await realpath(join(top, 'bin/glovebox'));
   const text = await readFile(join(top, 'deploy/systemd/glovebox-worker.service'), 'utf8');
