@@ -10,6 +10,8 @@ import { Refusal } from './refusal.ts';
 
 /** A command line and its environment may reach the guest protocol's 4 MiB; as JSON it may take twice that. */
 const jsonBytesMax = 8 * 1024 * 1024;
+/** Of a body that is of no use any more: so much is read and dropped, so that its sender gets to the answer and can use the connection again. */
+const droppedBytesMax = 64 * 1024 * 1024;
 
 /** What a handler answers. `taken` means that it has written the answer by itself. */
 export type Answer =
@@ -134,6 +136,8 @@ export class Exchange {
   /** Answers with a failure, or cuts the connection when the answer has begun already. */
   async fail(failure: Failure, area: Area): Promise<void> {
     const { response } = this;
+    // Node does so itself with a body that nobody has begun to read.
+    response.once('finish', () => this.#dropRest());
     if (response.headersSent) {
       response.destroy();
       return;
@@ -149,6 +153,19 @@ export class Exchange {
       return;
     }
     await this.send({ status, headers, json: { code, message: failure.message } satisfies ErrorBody });
+  }
+
+  #dropRest(): void {
+    const { request } = this;
+    if (request.complete || request.destroyed) return;
+    let left = droppedBytesMax;
+    // Whoever began to read it may have been left in the middle.
+    request.removeAllListeners('readable');
+    request.on('data', ({ length }: Buffer) => {
+      left -= length;
+      if (left < 0) request.destroy();
+    });
+    request.resume();
   }
 }
 
