@@ -45,6 +45,7 @@ export class WorkerPlace implements Place {
   #guest: Guest | undefined;
   #image: ImageDefaults = { env: {}, entrypoint: [] };
   #opening: Promise<void> | undefined;
+  #reachable = true;
   #closed = false;
 
   constructor(options: PlaceOptions) {
@@ -83,6 +84,10 @@ export class WorkerPlace implements Place {
   }
 
   guest(): Guest {
+    if (!this.#reachable)
+      throw new Failure('unavailable', `worker ${this.#options.workerId} cannot be reached`, {
+        hint: 'What runs there goes on; try again when the worker is connected.',
+      });
     if (this.#guest === undefined)
       throw new Failure('unavailable', `worker ${this.#options.workerId}: its agent cannot be reached now`, {
         hint: 'See `glovebox workers ls`; a worker that was cut off comes back by itself.',
@@ -120,7 +125,11 @@ export class WorkerPlace implements Place {
       const found = (await runtime.list(signal)).find(({ id }) => id === hostMachine);
       const machine = found ?? (await this.#make(runFolder, token, signal));
       this.#image = machine.image;
-      machine.reach?.onChange((reachable) => (reachable ? door.release() : door.hold()));
+      machine.reach?.onChange((reachable) => {
+        this.#reachable = reachable;
+        if (reachable) door.release();
+        else door.hold();
+      });
       const guest = await door.connected(signal);
       await rm(join(runFolder, 'boot.json'), { force: true });
       await this.executions.adopt(this.#options.store.executions(this.info.id), guest, signal);
