@@ -292,6 +292,34 @@ test('a daemon that crashed for good ends the channel after the grace time, not 
   expect(() => channel.open()).toThrow('the channel has ended');
 });
 
+test('ends that are kept apart for an hour go on where they were, where the accepting one was told to wait', async () => {
+  const world = new World({
+    onAgent: (channel) => {
+      channel.onStream = echo;
+    },
+  });
+  world.dial();
+  await world.connected();
+  const stream = world.daemon.open();
+  const back = new Collected(stream);
+  stream.write(1, Buffer.from('before '));
+  await world.until(() => back.bytes === 7);
+  world.acceptor.hold();
+  world.reachable = false;
+  world.lastWire.cut('rst');
+  stream.write(1, Buffer.from('meanwhile'));
+  stream.end();
+  for (let minute = 0; minute < 60; minute++) {
+    world.clock.advance(60_000);
+    await world.settled();
+  }
+  expect([back.ended, back.reset, world.daemon.connected]).toEqual([0, undefined, false]);
+  world.reachable = true;
+  world.acceptor.release();
+  await world.until(() => back.ended === 1);
+  expect([back.text(1), world.daemons.length, world.agents.length]).toEqual(['before meanwhile', 1, 1]);
+});
+
 test('a stream that was reset before its OPEN arrived is forgotten by both ends', async () => {
   const world = new World();
   world.dial();
