@@ -139,12 +139,16 @@ function itemsOf(answer: unknown, doing: string): unknown[] {
 }
 
 function projectOf(value: unknown, doing: string): ProjectInfo {
-  const fields = { id: 'string', name: 'string', quotas: 'object', usage: 'object', createdAt: 'string' };
   const it = expectFields<Omit<ProjectInfo, 'createdAt'> & { createdAt: string }>(
     value,
-    fields as Parameters<typeof expectFields>[1],
+    {
+      ...{ id: 'string', name: 'string', quotas: 'object', usage: 'object' },
+      ...{ keys: 'number', createdAt: 'date' },
+    } as const,
     doing,
   );
+  const used = { sandboxes: 'number', cpu: 'number', memoryBytes: 'number', ports: 'number' } as const;
+  expectFields(it.usage, used, doing);
   return { ...it, createdAt: new Date(it.createdAt) };
 }
 
@@ -155,7 +159,14 @@ type WireKey = Omit<ProjectKey, 'createdAt' | 'expiresAt' | 'lastUsedAt'> & {
 };
 
 function keyOf(value: unknown, doing: string): ProjectKey {
-  const fields = { id: 'string', role: 'string', createdAt: 'string' } as const;
+  const fields = {
+    id: 'string',
+    role: 'string',
+    'label?': 'string',
+    createdAt: 'date',
+    'expiresAt?': 'date',
+    'lastUsedAt?': 'date',
+  } as const;
   const { id, role, label, createdAt, expiresAt, lastUsedAt } = expectFields<WireKey>(value, fields, doing);
   return {
     ...{ id, role, createdAt: new Date(createdAt) },
