@@ -24,13 +24,17 @@ export interface TestWorkerOptions {
   home?: string;
   args?: string[];
   env?: Record<string, string>;
+  /** What its command line is put behind: `nsenter …`, say. Must become it. */
+  behind?: readonly string[];
 }
 
 /** `server`: a daemon, or the address that workers dial. */
 export function startWorker(server: TestDaemon | string, options: TestWorkerOptions = {}): TestWorker {
   const home = options.home ?? mkdtempSync(join(tmpdir(), 'glovebox-worker-'));
   const url = typeof server === 'string' ? server : server.url.replace(/^http/, 'ws');
-  const child = spawn(binary, ['worker', '--server-url', url, '--home', home, ...(options.args ?? [])], {
+  const words = [binary, 'worker', '--server-url', url, '--home', home, ...(options.args ?? [])];
+  const [program = '', ...args] = [...(options.behind ?? []), ...words];
+  const child = spawn(program, args, {
     stdio: ['ignore', 'pipe', 'pipe'],
     env: { ...process.env, ...options.env },
   });
