@@ -30,11 +30,13 @@ const arrows: Record<string, string[]> = {
   ingress: ['sandbox', 'guest', 'contract', 'lib'],
   // A build's context is read by the reader of hostile archives.
   template: ['sandbox', 'guest', 'runtime', 'image', 'contract', 'lib'],
+  code: ['sandbox', 'contract', 'lib'],
   dockergate: ['sandbox', 'runtime', 'contract', 'lib'],
   egress: ['sandbox', 'guest', 'store', 'policy', 'journal', 'vault', 'contract', 'lib'],
   // The types of what it serves; the objects are handed in.
   api: [
     ...['egress', 'policy', 'journal', 'vault', 'workspace', 'agents', 'ingress', 'template', 'dockergate'],
+    'code',
     ...['sandbox', 'guest', 'runtime', 'contract', 'lib'],
   ],
   // A controller inside a program, without the daemon's doors; what a duration is, is the SDK's.

@@ -24,6 +24,7 @@ import { fileHandlers } from './execd/files.ts';
 import { metricsHandlers } from './execd/metrics.ts';
 import { processHandlers } from './execd/processes.ts';
 import { ptyHandlers } from './execd/pty.ts';
+import { Sessions, sessionHandlers } from './execd/sessions.ts';
 import { transferHandlers } from './execd/transfer.ts';
 import { type Admitted, admit, isLoopback, isOwner, refuseForeignPage } from './gate.ts';
 import { type ApiLimits, type ApiOptions, defaultLimits, type Handlers } from './handlers.ts';
@@ -73,10 +74,12 @@ export interface Api {
 
 export function createApi(options: ApiOptions): Api {
   const limits = { ...defaultLimits, ...options.limits };
+  const sessions = new Sessions(options.service);
   const handlers: Handlers = {
     ...lifecycleHandlers(options, limits),
     ...adminHandlers(options),
-    ...commandHandlers(options),
+    ...commandHandlers(options, sessions),
+    ...sessionHandlers(options, sessions),
     ...processHandlers(options),
     ...ptyHandlers(options),
     ...fileHandlers(options),

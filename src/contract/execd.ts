@@ -27,6 +27,14 @@ export const RunCommandRequest = z
   .refine((it) => it.gid == null || it.uid != null, { path: ['gid'], message: 'needs uid' });
 export type RunCommandRequest = z.infer<typeof RunCommandRequest>;
 
+export const CreateSessionRequest = z.strictObject({ cwd: path.nullish() });
+export const CreateSessionResponse = z.object({ session_id: z.string() });
+export const RunInSessionRequest = z.strictObject({
+  command: z.string().refine((lines) => lines.trim() !== '', 'must not be empty'),
+  cwd: path.nullish().describe('For this run and those after it.'),
+  timeout: z.int().min(1).max(2_147_483_647).nullish().describe('Milliseconds.'),
+});
+
 /** One event of the stream: its JSON and an empty line, without SSE's `data:`. */
 export const CommandEvent = z.object({
   type: z.enum(['init', 'ping', 'stdout', 'stderr', 'error', 'execution_complete']),

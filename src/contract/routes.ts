@@ -393,6 +393,36 @@ const commands = {
     webSocket: 'glovebox.process.v1',
     endless: true,
   }),
+  createSession: route({
+    ...inside,
+    method: 'POST',
+    path: '/session',
+    tenant: { role: 'member', scope: 'sandbox' },
+    summary: 'Start a bash that lives from run to run',
+    body: execd.CreateSessionRequest,
+    bodyOptional: true,
+    status: 200,
+    answer: execd.CreateSessionResponse,
+  }),
+  runInSession: route({
+    ...inside,
+    method: 'POST',
+    path: '/session/{id}/run',
+    tenant: { role: 'member', scope: 'sandbox' },
+    summary: 'Run lines in a session and stream their output; runs of one session wait for each other',
+    body: execd.RunInSessionRequest,
+    status: 200,
+    answer: 'text/event-stream',
+    endless: true,
+  }),
+  deleteSession: route({
+    ...inside,
+    method: 'DELETE',
+    path: '/session/{id}',
+    tenant: { role: 'member', scope: 'sandbox' },
+    summary: 'End a session and all that it started',
+    status: 200,
+  }),
   createPty: route({
     ...inside,
     method: 'POST',
@@ -1302,7 +1332,6 @@ export type OperationId = keyof Routes;
 
 /** Parts of OpenSandbox that this build does not have: answered 501 rather than 404, so that a caller knows it is not a typing error. */
 export const absent: { area: Route['area']; path: RegExp; what: string }[] = [
-  { area: 'execd', path: /^\/session(\/|$)/, what: 'Bash sessions' },
   { area: 'execd', path: /^\/code(\/|$)/, what: 'Code contexts' },
   { area: 'execd', path: /^\/v1\/isolated\//, what: 'Sandboxes inside a sandbox' },
   { area: 'sandbox', path: /^\/snapshots(\/|$)/, what: 'Snapshots' },

@@ -10,6 +10,7 @@ import { EventStream } from './events.ts';
 import { Lines } from './lines.ts';
 import { heldOutput } from './output.ts';
 import { expandVariables } from './paths.ts';
+import type { Sessions } from './sessions.ts';
 
 type CommandHandlers = Handlers<'ping' | 'runCommand' | 'interruptCommand' | 'commandStatus' | 'commandLogs'>;
 
@@ -19,7 +20,7 @@ const interruptGraceMs = 3_000;
 /** Output becomes events in slices of this size: a line of one byte is an event of fifty, and a slow reader should not make us hold many. */
 const sliceBytes = 8 * 1024;
 
-export function commandHandlers({ service, now }: ApiOptions): CommandHandlers {
+export function commandHandlers({ service, now }: ApiOptions, sessions: Sessions): CommandHandlers {
   return {
     ping: async ({ sandboxId, exchange }) => {
       await service.guest(sandboxId).ping(exchange.signal);
@@ -40,6 +41,10 @@ export function commandHandlers({ service, now }: ApiOptions): CommandHandlers {
     },
 
     interruptCommand: async ({ sandboxId, query, exchange }) => {
+      if (sessions.find(sandboxId, query.id) !== undefined) {
+        await sessions.close(sandboxId, query.id, exchange.signal);
+        return { status: 200 };
+      }
       const execution = service.executions(sandboxId).get(query.id);
       await execution.signal('SIGTERM', { tree: true, graceMs: interruptGraceMs }, exchange.signal);
       return { status: 200 };

@@ -5,7 +5,7 @@ import type { Exchange } from '../exchange.ts';
 
 const pingEveryMs = 3_000;
 
-type Event = Omit<CommandEvent, 'timestamp'>;
+export type Event = Omit<CommandEvent, 'timestamp'>;
 
 export class EventStream implements Disposable {
   readonly #exchange: Exchange;
