@@ -92,7 +92,9 @@ class Program {
   async do(op: string, options: object = {}): Promise<any> {
     await this.#process.write(Buffer.from(`${JSON.stringify({ op, ...options })}\n`));
     const { value } = await this.#lines.next();
-    return JSON.parse(value ?? expect.fail(`the program ended before it answered to ${op}`));
+    if (value === undefined)
+      expect.fail(`no answer to ${op}: the program ended, ${JSON.stringify(await this.#process.exit)}`);
+    return JSON.parse(value);
   }
 }
 
