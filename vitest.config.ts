@@ -7,6 +7,7 @@ const longest = [
   'compat/docker-sandbox-commands',
   'bubblewrap/crash',
   'network/programs',
+  'network/workers',
   'e2e/ssh',
 ];
 
