@@ -16,7 +16,8 @@ const mebibytesPerSecond = (bytes: number, ms: number): number => bytes / 1024 *
 let counter = 0;
 const nextId = (): string => `bench${counter++}`;
 
-async function execTrue(guest: Guest): Promise<void> {
+/** Resolves when it has ended. */
+export async function execTrue(guest: Guest): Promise<void> {
   const process = await guest.exec({
     execId: nextId(),
     argv: ['/bin/true'],

@@ -1,5 +1,5 @@
 // `npm run bench`: figures beside their floors, measured in the same run. A table for people, `--json` for programs, `--quick`
-// for a first look, `--only sandbox`, `--only workspace` or `--only egress` for a part.
+// for a first look, `--only sandbox`, `--only workspace`, `--only egress` or `--only workers` for a part.
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -15,17 +15,19 @@ import { execFigures, fileFigures, stalledReaderFigure, streamFigures } from './
 import { type Figure, table } from './measure.ts';
 import { memoryFigures } from './memory.ts';
 import { createRequest, startFigures } from './start.ts';
+import { workerFigures } from './workers/main.ts';
 import { workspaceFigures } from './workspace.ts';
 
 const { values: flags } = parseArgs({
   options: {
     json: { type: 'boolean', default: false },
     quick: { type: 'boolean', default: false },
-    /** `sandbox`, `workspace` or `egress`; all figures when absent. */
+    /** `sandbox`, `workspace`, `egress` or `workers`; all figures when absent. */
     only: { type: 'string' },
   },
 });
-const wanted = (part: 'sandbox' | 'workspace' | 'egress') => flags.only === undefined || flags.only === part;
+const wanted = (part: 'sandbox' | 'workspace' | 'egress' | 'workers') =>
+  flags.only === undefined || flags.only === part;
 const times = (count: number): number => (flags.quick ? Math.max(2, Math.ceil(count / 5)) : count);
 const say = (line: string): void => console.error(`bench: ${line}`);
 
@@ -90,6 +92,14 @@ try {
   if (wanted('egress')) {
     say('the way out, beside squid and mitmproxy');
     figures.push(...(await egressFigures({ rounds: times(5), ms: flags.quick ? 1_500 : 4_000 })));
+  }
+  if (wanted('workers')) {
+    const folder = await mkdtemp(join(tmpdir(), 'glovebox-bench-workers-'));
+    try {
+      figures.push(...(await workerFigures({ folder, quick: flags.quick, say })));
+    } finally {
+      await rm(folder, { recursive: true, force: true });
+    }
   }
   console.log(flags.json ? JSON.stringify({ node: process.version, figures }, undefined, 2) : table(figures));
 } finally {

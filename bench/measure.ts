@@ -2,7 +2,7 @@
 
 export interface Figure {
   name: string;
-  unit: 'ms' | '/s' | 'MiB/s' | 'MiB' | '/cpu-s' | 'MiB/cpu-s';
+  unit: 's' | 'ms' | '/s' | 'MiB/s' | 'KiB' | 'MiB' | '/cpu-s' | 'MiB/cpu-s' | '%' | 'count';
   median: number;
   min: number;
   max: number;
