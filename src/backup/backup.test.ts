@@ -166,6 +166,15 @@ test('keys are in it when that was asked for, those of the configuration, too', 
   expect(report).toMatchObject({ warnings: [], backup: { keys: true } });
 });
 
+test('a key in a keyring is in no backup, which is told where it is needed; a database elsewhere is no plain file', async () => {
+  await put('network/secrets', JSON.stringify({ key: 'system' }));
+  await put('data/other.db', 'torn');
+  const archive = await archiveOf({ withKeys: true, leave: ['data/other.db'] });
+  expect((await restore(archive)).warnings).toEqual([expect.stringContaining('in the keyring that')]);
+  expect(Object.keys(await tree(target)).sort()).toEqual(['glovebox.db', 'network/secrets']);
+  expect((await restore(archive, { home, force: true })).warnings).toEqual([]);
+});
+
 test('a link to a file stands for its content; what is no file is left out, and links to folders are told', async () => {
   await writeFile(join(top, 'elsewhere.toml'), 'linked');
   await mkdir(join(top, 'agents'));

@@ -1,6 +1,7 @@
 // What of a home goes into a backup, and how the archive tells of it. A backup holds what is known: configuration, records, rules, logs, sealed secrets. What sandboxes are made
 // of (disks, images, workspaces) and what belongs to a running daemon stays where it is.
 import { existsSync } from 'node:fs';
+import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
 import { Failure } from '../lib/failure.ts';
@@ -135,6 +136,14 @@ export const keyFiles = [
 /** The key of the sealed secrets, and what it opens. */
 export const secretsKey = 'network/secrets.key';
 export const secretsFile = 'network/secrets';
+
+/** Where the key of a home's secrets is, as their file tells: in `network/secrets.key`, or in the keyring of the desktop. Undefined where there are no secrets. */
+export async function placeOfSecretsKey(home: string): Promise<'file' | 'system' | undefined> {
+  const text = await readFile(join(home, secretsFile), 'utf8').catch(() => undefined);
+  if (text === undefined) return undefined;
+  const file = z.object({ key: z.enum(['file', 'system']) }).safeParse(jsonOf(text));
+  return file.success ? file.data.key : 'file';
+}
 
 /** Failure('unavailable') when a restore into the home was interrupted while it put things into their places. */
 export function refuseUnfinishedRestore(home: string): void {

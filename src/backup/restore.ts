@@ -42,6 +42,7 @@ import {
   parseAbout,
   parseManifest,
   pathBytesMax,
+  placeOfSecretsKey,
   placingName,
   secretsFile,
   secretsKey,
@@ -126,7 +127,12 @@ export async function restoreBackup(
   if (!here) await rm(join(draft, 'network/sandboxes'), { recursive: true, force: true });
   const warnings = await warningsOf(draft);
   if (existing.length > 0) await keepKeys(home, draft);
-  if ((await has(draft, secretsFile)) && !(await has(draft, secretsKey)))
+  const keyPlace = await placeOfSecretsKey(draft);
+  if (keyPlace === 'system' && !here)
+    warnings.push(
+      `the key of the secrets is in the keyring that ${about.home} used, under its name, and in no backup: without it move ${join(home, secretsFile)} away and set the secrets again; the daemon does not start before`,
+    );
+  if (keyPlace === 'file' && !(await has(draft, secretsKey)))
     warnings.push(
       `the secrets are encrypted and their key is not here: put it at ${join(home, secretsKey)}, or move ${join(home, secretsFile)} away and set the secrets again; the daemon does not start before`,
     );

@@ -26,6 +26,8 @@ export interface BackupSource {
   withKeys: boolean;
   /** Private keys besides those that every home has, as paths in the home. */
   moreKeys?: readonly string[];
+  /** Files that are not taken as they are, as paths in the home: those of a database that lies elsewhere in it. */
+  leave?: readonly string[];
   /** Writes a copy of the database, as it is at one moment, into a new file. Throws a Failure. */
   copyDatabase(to: string): void;
 }
@@ -109,6 +111,7 @@ class Backup {
   async #any(path: string, depth: number): Promise<void> {
     if (!belongs(path) || this.#files.some((it) => it.path === path)) return;
     if (this.#keys.has(path) && !this.#source.withKeys) return;
+    if (this.#source.leave?.includes(path)) return;
     const absolute = join(this.#source.home, path);
     const found = await lstat(absolute).catch(unlessGone(absolute));
     if (found?.isDirectory()) return await this.#folder(path, depth);

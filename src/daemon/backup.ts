@@ -4,7 +4,7 @@ import { existsSync } from 'node:fs';
 import { readFile, realpath } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { join, relative } from 'node:path';
-import { databaseName } from '../backup/contents.ts';
+import { databaseName, placeOfSecretsKey } from '../backup/contents.ts';
 import { type RestoreReport, restoreBackup } from '../backup/restore.ts';
 import { type BackupSummary, writeBackup } from '../backup/write.ts';
 import { nameLabel } from '../contract/admin.ts';
@@ -37,12 +37,13 @@ export async function backupHome(
   const summary = await writeBackup(
     {
       ...{ home, withKeys, moreKeys: keysOf(config, home) },
+      leave: ['', '-wal', '-shm'].map((end) => relative(home, database + end)),
       about: { glovebox: version, createdAt, host: hostname(), machine: await machineId(), home },
       copyDatabase: (to) => copySqliteStore(database, to),
     },
     sink,
   );
-  return { ...summary, home, createdAt, warnings: warningsOf(config, home) };
+  return { ...summary, home, createdAt, warnings: await warningsOf(config, home) };
 }
 
 /** Where the home's database is; undefined where there is none yet. Failure('unavailable') where it is damaged, also while a daemon still works with it. */
@@ -58,10 +59,13 @@ function keysOf({ server }: Config, home: string): string[] {
   return server.tls === undefined ? [] : [relative(home, server.tls.keyFile)];
 }
 
-function warningsOf({ file }: Config, home: string): string[] {
-  return file === undefined || file === join(home, 'config.toml')
-    ? []
-    : [`the configuration ${file} lies outside the home and is not in the backup`];
+async function warningsOf({ file }: Config, home: string): Promise<string[]> {
+  const warnings: string[] = [];
+  if (file !== undefined && file !== join(home, 'config.toml'))
+    warnings.push(`the configuration ${file} lies outside the home and is not in the backup`);
+  if ((await placeOfSecretsKey(home)) === 'system')
+    warnings.push('the key of the secrets is in the system keyring, which no backup holds');
+  return warnings;
 }
 
 /** See restoreBackup. */
