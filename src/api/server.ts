@@ -114,6 +114,8 @@ class ApiServer {
   /** Those that need no key: workers' links, of which there may be thousands and which last, and whatever strangers send, are no reason to refuse who has one. */
   readonly #uncounted = new Set<Exchange>();
   readonly #forced = new AbortController();
+  /** Sockets that others have now, and end when they are told to: those of workers, which are told after us. */
+  readonly #handedOver = new Set<Upgrade['socket']>();
   readonly #hostRules = { boundToLoopback: true, names: [] as string[] };
   #closing: Promise<void> | undefined;
 
@@ -183,7 +185,7 @@ class ApiServer {
     while (this.#active.size > 0) await Promise.all(this.#active.values());
     signal.removeEventListener('abort', force);
     this.#server.closeAllConnections();
-    await stopped;
+    if (this.#handedOver.size === 0) await stopped;
   }
 
   #upgrade(request: IncomingMessage, socket: Socket, head: Buffer): void {
@@ -346,7 +348,10 @@ class ApiServer {
       },
       takeOver: () => {
         if (upgrade === undefined) throw new Failure('internal', `${target.id} is no WebSocket`);
-        exchange.response.detachSocket(upgrade.socket as never);
+        const { socket } = upgrade;
+        exchange.response.detachSocket(socket as never);
+        this.#handedOver.add(socket);
+        socket.once('close', () => this.#handedOver.delete(socket));
         return upgrade;
       },
     };

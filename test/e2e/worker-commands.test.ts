@@ -116,6 +116,14 @@ test('workers are counted by state; their sandboxes by runtime, and no id is a l
   await counted('online', 'yes', 1);
 });
 
+test('the daemon stops while a worker is connected, which is told so and comes back to the next', async () => {
+  const port = new URL(daemon.url).port;
+  expect(await daemon.stop()).toBe(0);
+  daemon = await startDaemon({ home: daemon.home, args: ['--port', port] });
+  await counted('online', 'yes', 1);
+  await expect.poll(() => worker.log()).toMatch(/the controller stops/);
+});
+
 test('one that is let go ends its commands, says so, and leaves nothing', async () => {
   const begun = await until(
     'the worker',
