@@ -3,6 +3,7 @@ import { once } from 'node:events';
 import { Agent, type ClientRequest, get } from 'node:http';
 import { connect } from 'node:net';
 import { expect, test, vi } from 'vitest';
+import { Failure } from '../../lib/failure.ts';
 import { startTestApi, type TestApi, testKey } from '../fake.fixture.ts';
 
 const guestOf = (api: TestApi) =>
@@ -221,6 +222,34 @@ test('an upload that breaks off leaves the old file', async () => {
   socket.destroy();
   await vi.waitFor(() => expect(ended).toHaveBeenCalled());
   expect(Buffer.from(guestOf(api).files.get('/x')?.bytes ?? []).toString()).toBe('old');
+});
+
+test('after an upload that was refused in the middle its connection can be used again', async () => {
+  await using api = await startTestApi();
+  const guest = api.service.guest('s');
+  api.service.guest = () => ({
+    ...guest,
+    write: async (_path: string, source: AsyncIterable<Uint8Array>) => {
+      await source[Symbol.asyncIterator]().next();
+      throw new Failure('exhausted', 'no room is left');
+    },
+  });
+  const socket = connect(api.server.port, '127.0.0.1');
+  let heard = '';
+  socket.on('data', (piece) => {
+    heard += piece;
+  });
+  const head = (line: string, more: string) =>
+    `${line} HTTP/1.1\r\nHost: localhost\r\nOPEN-SANDBOX-API-KEY: ${testKey}\r\n${more}\r\n`;
+  const body =
+    '--b\r\nContent-Disposition: form-data; name="metadata"\r\n\r\n{"path":"/x"}\r\n' +
+    `--b\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n${'x'.repeat(4_000_000)}\r\n--b--\r\n`;
+  const type = `Content-Type: multipart/form-data; boundary=b\r\nContent-Length: ${body.length}\r\n`;
+  socket.write(head('POST /sandboxes/s/proxy/44772/files/upload', type) + body);
+  await vi.waitFor(() => expect(heard).toContain('no room is left'));
+  socket.write(head('GET /sandboxes/s/proxy/44772/ping', ''));
+  await vi.waitFor(() => expect(heard.match(/HTTP\/1\.1 \d+/g)).toEqual(['HTTP/1.1 429', 'HTTP/1.1 200']));
+  socket.destroy();
 });
 
 test.each([
