@@ -230,6 +230,31 @@ describe.skipIf(!runtimes.includes('bubblewrap'))('sandboxes on it', () => {
     await remove(daemon, box);
   }, 180_000);
 
+  test('a machine whose key was replaced by another’s ends the sandboxes that it has', async () => {
+    const enrolled = async (replace: boolean) => {
+      const { token } = await client.workers.enrol({ workerId: 'spare', replace });
+      return startWorker(daemon, { args: ['--no-direct'], env: { GLOVEBOX_WORKER_TOKEN: token } });
+    };
+    const old = await enrolled(false);
+    await client.workers.waitFor('spare', { timeout: '2m' });
+    const box = await create(daemon, { glovebox: { worker: 'spare' } });
+    const first = await client.handle(box).start('sleep 100000', { background: true });
+    expect(first.pid).toBeGreaterThan(0);
+    const next = await enrolled(true);
+    expect(await old.exited).toBe(77);
+    expect(old.log()).toMatch(/ended and removed/);
+    await expectNothingLeft(old.home);
+    await until(
+      'the end of the sandbox',
+      async () => (await call(daemon, 'GET', `/v1/sandboxes/${box}`)).body.status as { state: string },
+      ({ state }) => state !== 'Running',
+    );
+    await remove(daemon, box);
+    await next.stop();
+    await expectNothingLeft(next.home);
+    expect(await glovebox('workers', 'rm', 'spare')).toMatchObject({ code: 0 });
+  });
+
   test('none is put on one that is cordoned, is not there, or has not the labels', async () => {
     const refused = async (worker: unknown) => {
       const request = { image: { uri: 'host' }, resourceLimits: {}, entrypoint: ['tail', '-f', '/dev/null'] };
