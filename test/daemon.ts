@@ -88,6 +88,18 @@ async function end(child: ChildProcess, signal: 'SIGTERM' | 'SIGKILL'): Promise<
   return exited;
 }
 
+/** Ends the daemon that a command line has started in a home, and resolves when its process is gone: until then it writes there. */
+export async function endDaemonOf(home: string): Promise<void> {
+  const file = join(home, 'daemon.json');
+  const { pid } = JSON.parse(readFileSync(file, 'utf8')) as { pid: number };
+  process.kill(pid, 'SIGTERM');
+  await until(
+    'the daemon',
+    () => [existsSync(file), read(`/proc/${pid}/environ`).includes(home)],
+    (there) => !there.includes(true),
+  );
+}
+
 /** Everything on the host that carries the mark of a home: processes, mounts, cgroups, containers, sockets and folders of sandboxes. */
 export function leftovers(home: string): string[] {
   const homeId = createHash('sha256').update(realpathSync(home)).digest('hex').slice(0, 12);

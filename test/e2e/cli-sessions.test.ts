@@ -12,7 +12,7 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { expectNothingLeft, makeHome, until } from '../daemon.ts';
+import { endDaemonOf, expectNothingLeft, makeHome, until } from '../daemon.ts';
 import { runtimes } from '../runtimes.ts';
 
 const binary = join(import.meta.dirname, '../../bin/glovebox');
@@ -71,13 +71,7 @@ describe.skipIf(!runtimes.includes('bubblewrap'))('sessions of the command line'
 
   afterAll(async () => {
     expect((await glovebox('reset', '-f')).code).toBe(0);
-    const { pid } = JSON.parse(readFileSync(join(home, 'daemon.json'), 'utf8')) as { pid: number };
-    process.kill(pid, 'SIGTERM');
-    await until(
-      'the daemon',
-      () => existsSync(join(home, 'daemon.json')),
-      (there) => !there,
-    );
+    await endDaemonOf(home);
     await expectNothingLeft(home);
     rmSync(join(folder, '..'), { recursive: true, force: true });
   });

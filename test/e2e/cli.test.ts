@@ -15,7 +15,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { Sandbox, SandboxClient } from '../../sdk/src/index.ts';
-import { expectNothingLeft, makeHome, until } from '../daemon.ts';
+import { endDaemonOf, expectNothingLeft, makeHome } from '../daemon.ts';
 import { runtimes } from '../runtimes.ts';
 
 const binary = join(import.meta.dirname, '../../bin/glovebox');
@@ -55,12 +55,7 @@ describe.skipIf(!runtimes.includes('bubblewrap'))('the command line on bubblewra
 
   afterAll(async () => {
     await glovebox('rm', '--all', '-f');
-    process.kill(daemonPid(), 'SIGTERM');
-    await until(
-      'the daemon',
-      () => existsSync(join(home, 'daemon.json')),
-      (there) => !there,
-    );
+    await endDaemonOf(home);
     await expectNothingLeft(home);
     rmSync(folder, { recursive: true, force: true });
   });

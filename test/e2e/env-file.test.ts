@@ -14,7 +14,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { commandLine, environmentOf, shellLine } from '../command-line.ts';
-import { expectNothingLeft, makeHome, until } from '../daemon.ts';
+import { endDaemonOf, expectNothingLeft, makeHome, until } from '../daemon.ts';
 import { freePort } from '../ports.ts';
 import { runtimes } from '../runtimes.ts';
 import { Tmux } from '../tmux.ts';
@@ -76,13 +76,7 @@ ${more}`,
   afterAll(async () => {
     tmux[Symbol.dispose]();
     expect((await glovebox('reset', '-f')).code).toBe(0);
-    const { pid } = JSON.parse(readFileSync(join(home, 'daemon.json'), 'utf8')) as { pid: number };
-    process.kill(pid, 'SIGTERM');
-    await until(
-      'the daemon',
-      () => existsSync(join(home, 'daemon.json')),
-      (there) => !there,
-    );
+    await endDaemonOf(home);
     await expectNothingLeft(home);
     rmSync(folder, { recursive: true, force: true });
   });
