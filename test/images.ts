@@ -14,15 +14,15 @@ import { join } from 'node:path';
 
 /**
  * `scratch`: nothing but one static binary. `busybox`: a shell and its tools, no libc. `debian`: a Debian with glibc, bash, apt and Python, and the programs
- * with which the way out is tried.
+ * with which the way out is tried. `jupyter`: a Debian with Jupyter's kernel of Python, and Node.js.
  */
-export type TestImage = 'scratch' | 'busybox' | 'debian';
+export type TestImage = 'scratch' | 'busybox' | 'debian' | 'jupyter';
 
 const cache = process.env.GLOVEBOX_TEST_CACHE ?? '/var/tmp/glovebox-test-images';
 const busybox = '/bin/busybox';
 const suite = 'bookworm';
 /** Of what is made differently than before; what was kept of it is made anew. */
-const versions: Record<TestImage, number> = { scratch: 1, busybox: 1, debian: 2 };
+const versions: Record<TestImage, number> = { scratch: 1, busybox: 1, debian: 2, jupyter: 1 };
 /** pip comes as a wheel, since its package brings much and compiles all of it. */
 const debianPackages =
   'procps,ca-certificates,curl,git,libstdc++6,openssl,python3,python3-grpcio,python3-pip-whl,python3-requests,restic';
@@ -62,23 +62,37 @@ const makers: Record<TestImage, (root: string) => void> = {
       root,
     ]);
   },
-  debian(root) {
-    // None of it has to survive a crash while it is made, and nobody reads its documentation.
-    mkdirSync(join(root, 'etc/dpkg/dpkg.cfg.d'), { recursive: true });
-    const quick = [
-      'force-unsafe-io',
-      ...['doc', 'locale', 'man'].map((it) => `path-exclude=/usr/share/${it}/*`),
-    ];
-    writeFileSync(join(root, 'etc/dpkg/dpkg.cfg.d/quick'), `${quick.join('\n')}\n`);
-    const args = ['--variant=minbase', `--include=${debianPackages}`, suite, root];
-    execFileSync('debootstrap', args, {
-      stdio: ['ignore', 'ignore', 'inherit'],
-      env: { ...process.env, PATH: `${process.env.PATH}:/usr/sbin:/sbin`, DEBIAN_FRONTEND: 'noninteractive' },
-    });
-    rmSync(join(root, 'var/cache/apt'), { recursive: true, force: true });
-    rmSync(join(root, 'var/lib/apt/lists'), { recursive: true, force: true });
+  debian: (root) => makeDebian(root, debianPackages),
+  jupyter(root) {
+    makeDebian(root, 'ca-certificates');
+    // What it needs goes in circles, which debootstrap cannot untangle.
+    const inside = (...command: string[]) =>
+      execFileSync('chroot', [root, ...command], {
+        stdio: ['ignore', 'ignore', 'inherit'],
+        env: { PATH: '/usr/sbin:/usr/bin:/sbin:/bin', DEBIAN_FRONTEND: 'noninteractive' },
+      });
+    inside('apt-get', 'update');
+    inside('apt-get', 'install', '-y', '--no-install-recommends', 'python3-ipykernel', 'nodejs');
+    inside('sh', '-c', 'rm -rf /var/cache/apt /var/lib/apt/lists');
   },
 };
+
+function makeDebian(root: string, packages: string): void {
+  // None of it has to survive a crash while it is made, and nobody reads its documentation.
+  mkdirSync(join(root, 'etc/dpkg/dpkg.cfg.d'), { recursive: true });
+  const quick = [
+    'force-unsafe-io',
+    ...['doc', 'locale', 'man'].map((it) => `path-exclude=/usr/share/${it}/*`),
+  ];
+  writeFileSync(join(root, 'etc/dpkg/dpkg.cfg.d/quick'), `${quick.join('\n')}\n`);
+  const args = ['--variant=minbase', `--include=${packages}`, suite, root];
+  execFileSync('debootstrap', args, {
+    stdio: ['ignore', 'ignore', 'inherit'],
+    env: { ...process.env, PATH: `${process.env.PATH}:/usr/sbin:/sbin`, DEBIAN_FRONTEND: 'noninteractive' },
+  });
+  rmSync(join(root, 'var/cache/apt'), { recursive: true, force: true });
+  rmSync(join(root, 'var/lib/apt/lists'), { recursive: true, force: true });
+}
 
 /** The same as an image of the Docker engine; its reference. */
 export function dockerImage(image: TestImage): string {

@@ -20,11 +20,13 @@ import { bellHandlers } from './bell.ts';
 import { connectHandlers } from './connect.ts';
 import { type Answer, checked, Exchange } from './exchange.ts';
 import { commandHandlers } from './execd/command.ts';
+import { contextHandlers } from './execd/contexts.ts';
 import { fileHandlers } from './execd/files.ts';
+import { Interpreters } from './execd/interpreters.ts';
 import { metricsHandlers } from './execd/metrics.ts';
 import { processHandlers } from './execd/processes.ts';
 import { ptyHandlers } from './execd/pty.ts';
-import { Sessions, sessionHandlers } from './execd/sessions.ts';
+import { sessionHandlers } from './execd/sessions.ts';
 import { transferHandlers } from './execd/transfer.ts';
 import { type Admitted, admit, isLoopback, isOwner, refuseForeignPage } from './gate.ts';
 import { type ApiLimits, type ApiOptions, defaultLimits, type Handlers } from './handlers.ts';
@@ -74,12 +76,13 @@ export interface Api {
 
 export function createApi(options: ApiOptions): Api {
   const limits = { ...defaultLimits, ...options.limits };
-  const sessions = new Sessions(options.service);
+  const interpreters = new Interpreters(options);
   const handlers: Handlers = {
     ...lifecycleHandlers(options, limits),
     ...adminHandlers(options),
-    ...commandHandlers(options, sessions),
-    ...sessionHandlers(options, sessions),
+    ...commandHandlers(options, interpreters),
+    ...sessionHandlers(options, interpreters),
+    ...contextHandlers(options, interpreters),
     ...processHandlers(options),
     ...ptyHandlers(options),
     ...fileHandlers(options),

@@ -1,7 +1,7 @@
 // The commands of a sandbox whose agent runs in this process, without walls.
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { startLocalAgent } from '../../test/agents.ts';
 import { SandboxExecutions } from '../sandbox/executions.ts';
 
@@ -12,7 +12,12 @@ export async function startExecutions() {
     new SandboxExecutions({
       folder: join(home, 'logs'),
       guest: () => agent.guest,
-      defaults: () => ({ env: { PATH: process.env.PATH ?? '' }, cwd: home, entrypoint: [] }),
+      // The Node.js of this process rather than the machine's own.
+      defaults: () => ({
+        env: { PATH: `${dirname(process.execPath)}:${process.env.PATH}` },
+        cwd: home,
+        entrypoint: [],
+      }),
       save: () => {},
       forget: () => {},
       now: () => new Date(),

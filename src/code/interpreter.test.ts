@@ -24,7 +24,7 @@ async function said(it: Interpreter, run: string | Run, signal = never): Promise
   for await (const event of it.run(typeof run === 'string' ? { code: run } : run, signal)) {
     if (event.type === 'output') text += Buffer.from(event.bytes);
     else if (event.type === 'gap') text += `<${event.bytes} lost>`;
-    else return [event.timedOut ? `${text}<timed out>` : text, event.code];
+    else if (event.type === 'end') return [event.timedOut ? `${text}<timed out>` : text, event.code];
   }
   return expect.fail('a run without an end');
 }

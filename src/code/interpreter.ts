@@ -1,6 +1,7 @@
 // A program of a guest that runs one piece of code after the other and keeps in between what they leave: variables, functions, the current folder.
 // It is an ordinary command, so it outlives its callers, and the daemon.
 import { createHash, randomBytes } from 'node:crypto';
+import { z } from 'zod';
 import { Failure } from '../lib/failure.ts';
 import type { Execution, Executions } from '../sandbox/sandbox.ts';
 import { FrameReader } from './frames.ts';
@@ -9,8 +10,17 @@ import type { Language } from './language.ts';
 export type CodeEvent =
   | { type: 'output'; lane: 'stdout' | 'stderr'; bytes: Uint8Array }
   | { type: 'gap'; bytes: number }
-  /** The last one. `code` is as a shell tells it, or null when nobody knows how its process ended. */
-  | { type: 'end'; code: number | null; timedOut: boolean };
+  /** Something to be shown, by media types; what is no text is base64 or JSON. */
+  | { type: 'result'; forms: Record<string, string> }
+  /** The last one. `code` is as a shell tells it, or null when nobody knows how its process ended. `count`: of the runs so far, where the language counts. */
+  | { type: 'end'; code: number | null; timedOut: boolean; error?: CodeError; count?: number };
+
+/** As the language tells it. */
+export interface CodeError {
+  ename: string;
+  evalue: string;
+  traceback: string[];
+}
 
 export interface Run {
   code: string;
@@ -26,12 +36,18 @@ const triesMax = 3;
 const tryMs = 1_000;
 /** What a process leaves for the next one; beyond that the next one begins anew. */
 const stateCharactersMax = 4 * 1024 * 1024;
+/** A kernel of Jupyter on a slow machine. */
+const startWithinMs = 120_000;
+/** Of a frame that comes in parts. */
+const frameCharactersMax = 32 * 1024 * 1024;
 
 interface Options {
   executions: Executions;
   language: Language;
   /** Of the interpreter, with the prefix of its language. */
   id: string;
+  /** Where its process starts. */
+  cwd?: string;
   /** Known to the daemon alone, and the same after its restart. */
   secret: string;
 }
@@ -40,9 +56,9 @@ export class Interpreter {
   readonly id: string;
   readonly #executions: Executions;
   readonly #language: Language;
+  readonly #cwd: string | undefined;
   readonly #mark: string;
   #process: Execution | undefined;
-  #processes = 0;
   #state = '';
   #waiting = 0;
   #turn: Promise<void> = Promise.resolve();
@@ -50,8 +66,9 @@ export class Interpreter {
   #current: symbol | undefined;
   #closed = false;
 
-  constructor({ executions, language, id, secret }: Options) {
+  constructor({ executions, language, id, secret, cwd }: Options) {
     this.id = id;
+    this.#cwd = cwd;
     this.#executions = executions;
     this.#language = language;
     this.#mark = createHash('sha256').update(`${secret} ${id}`).digest('hex').slice(0, 32);
@@ -65,13 +82,10 @@ export class Interpreter {
   /** One that an earlier daemon has started and that still runs. Undefined when there is none. */
   static find(options: Options): Interpreter | undefined {
     const { executions, id } = options;
-    const generation = new RegExp(`^${RegExp.escape(id)}(?:\\.(\\d{1,9}))?$`);
-    for (const info of executions.list()) {
-      const match = generation.exec(info.id);
-      if (match === null || info.exit !== undefined) continue;
+    for (const { execId, ended } of processesOf(executions, id)) {
+      if (ended) continue;
       const interpreter = new Interpreter(options);
-      interpreter.#process = executions.get(info.id);
-      interpreter.#processes = Number(match[1] ?? 0) + 1;
+      interpreter.#process = executions.get(execId);
       return interpreter;
     }
     return undefined;
@@ -183,16 +197,41 @@ export class Interpreter {
     return await this.#start(signal);
   }
 
+  /** Resolves once it takes code. Failure with details.exitCode when it ended before that. */
   async #start(signal: AbortSignal): Promise<Execution> {
-    const execId = this.#processes === 0 ? this.id : `${this.id}.${this.#processes}`;
+    const { argv, env } = this.#language;
+    const earlier = processesOf(this.#executions, this.id).map(({ generation }) => generation);
+    const execId = earlier.length === 0 ? this.id : `${this.id}.${Math.max(...earlier) + 1}`;
     const process = await this.#executions.start(
-      { execId, argv: [...this.#language.argv], stdin: 'pipe' },
+      {
+        ...{ execId, argv: [...argv], stdin: 'pipe' },
+        ...(env && { env: { ...env } }),
+        ...(this.#cwd !== undefined && { cwd: this.#cwd }),
+      },
       signal,
     );
-    this.#processes++;
-    this.#process = process;
-    await process.write(fields(this.#mark, this.#state));
-    return process;
+    try {
+      const said = this.#read(process, signal);
+      const first = said.next();
+      first.catch(() => {});
+      await process.write(fields(this.#mark, this.#state));
+      let words = '';
+      for (let it = await first; it.done !== true; it = await said.next()) {
+        if (it.value.type === 'frame' && it.value.frame.ready === true) {
+          await said.return(undefined);
+          this.#process = process;
+          return process;
+        }
+        if (it.value.type === 'output') words = (words + Buffer.from(it.value.bytes)).slice(-2_000);
+      }
+      const { code } = await process.exit;
+      throw new Failure('unavailable', `${this.id} ended before it took any code: ${words.trim() || code}`, {
+        details: { exitCode: code },
+      });
+    } catch (error) {
+      await process.signal('SIGKILL', { tree: true }).catch(() => {});
+      throw error;
+    }
   }
 
   async *#follow(
@@ -200,48 +239,86 @@ export class Interpreter {
     code: string,
     cwd: string,
     timedOut: () => boolean,
+    again = false,
   ): AsyncGenerator<CodeEvent> {
     const id = randomBytes(8).toString('hex');
-    const lanes = new Map(this.#language.lanes.map((it) => [it, new FrameReader(this.#mark)]));
     const running = new Set<string>();
     const ended = new Set<string>();
-    const output = process.read(process.info.end, { follow: true })[Symbol.asyncIterator]();
+    const said = this.#read(process);
     try {
       // The reader is there before there is anything to read.
-      const first = output.next();
+      const first = said.next();
       first.catch(() => {});
       await process.write(fields(id, cwd, code));
-      for (let piece = await first; piece.done !== true; piece = await output.next()) {
-        if (piece.value.type === 'gap') {
-          yield { type: 'gap', bytes: piece.value.to - piece.value.from };
-          continue;
-        }
-        const { lane, bytes } = piece.value;
-        const reader = lanes.get(lane);
-        if (reader === undefined) {
-          yield { type: 'output', lane, bytes };
-          continue;
-        }
-        for (const part of reader.push(bytes)) {
-          // What is left of earlier runs, and of what they let run on, before this one has begun.
-          if (part.type === 'bytes' && running.has(lane)) yield { type: 'output', lane, bytes: part.bytes };
-          if (part.type !== 'frame') continue;
-          const frame = frameOf(part.text);
-          if ('state' in frame) this.#keep(frame.state);
-          else if (frame.begin === id) running.add(lane);
+      for (let it = await first; it.done !== true; it = await said.next()) {
+        const piece = it.value;
+        if (piece.type === 'gap') yield piece;
+        // What is left of earlier runs, and of what they let run on, comes before this one begins.
+        else if (piece.type === 'output') {
+          if (running.has(piece.lane)) yield piece;
+        } else {
+          const { lane, frame } = piece;
+          if (frame.begin === id) running.add(lane);
+          else if (frame.result !== undefined && running.has(lane))
+            yield { type: 'result', forms: frame.result };
           else if (frame.end === id) {
             ended.add(lane);
-            if (ended.size < lanes.size) continue;
-            return yield { type: 'end', code: frame.code ?? 0, timedOut: timedOut() };
+            if (ended.size < this.#language.lanes.length) continue;
+            if (frame.last === true) await process.exit;
+            const { code: status = 0, error, count } = frame;
+            const more = { ...(error && { error }), ...(count !== undefined && { count }) };
+            return yield { type: 'end', code: status, timedOut: timedOut(), ...more };
           }
         }
       }
-      for (const [lane, reader] of lanes)
-        if (running.has(lane)) yield { type: 'output', lane, bytes: reader.end() };
       const { code: status, reason } = await process.exit;
+      // It was on its way out already.
+      if (running.size === 0 && !again)
+        return yield* this.#follow(
+          await this.#start(AbortSignal.timeout(startWithinMs)),
+          code,
+          cwd,
+          timedOut,
+          true,
+        );
       yield { type: 'end', code: reason === 'unknown' ? null : status, timedOut: timedOut() };
     } finally {
-      await output.return?.();
+      await said.return(undefined);
+    }
+  }
+
+  /** From now on, until the process ends. */
+  async *#read(process: Execution, signal?: AbortSignal): AsyncGenerator<Said> {
+    const lanes = new Map(
+      this.#language.lanes.map((it) => [it, { reader: new FrameReader(this.#mark), part: '' }]),
+    );
+    for await (const piece of process.read(process.info.end, { follow: true }, signal)) {
+      if (piece.type === 'gap') {
+        yield { type: 'gap', bytes: piece.to - piece.from };
+        continue;
+      }
+      const { lane, bytes } = piece;
+      const framed = lanes.get(lane);
+      if (framed === undefined) {
+        yield { type: 'output', lane, bytes };
+        continue;
+      }
+      for (const part of framed.reader.push(bytes)) {
+        if (part.type === 'bytes') yield { type: 'output', lane, bytes: part.bytes };
+        else if (part.text.startsWith('+')) {
+          framed.part += part.text.slice(1);
+          if (framed.part.length > frameCharactersMax) framed.part = '';
+        } else {
+          const text = framed.part + part.text;
+          framed.part = '';
+          if (text.startsWith('=')) this.#keep(text.slice(1));
+          else yield { type: 'frame', lane, frame: frameOf(text) };
+        }
+      }
+    }
+    for (const [lane, { reader }] of lanes) {
+      const bytes = reader.end();
+      if (bytes.length > 0) yield { type: 'output', lane, bytes };
     }
   }
 
@@ -250,12 +327,40 @@ export class Interpreter {
   }
 }
 
-/** Both are what the guest says: anything else is no frame of ours. */
-function frameOf(text: string): { state: string } | { begin?: unknown; end?: unknown; code?: number } {
-  if (text.startsWith('=')) return { state: text.slice(1) };
+/** Of an interpreter, one after the other; those that have ended as long as they are remembered. */
+function processesOf(
+  executions: Executions,
+  id: string,
+): { execId: string; generation: number; ended: boolean }[] {
+  const pattern = new RegExp(`^${RegExp.escape(id)}(?:\\.(\\d{1,9}))?$`);
+  return executions.list().flatMap(({ id: execId, exit }) => {
+    const match = pattern.exec(execId);
+    return match === null ? [] : [{ execId, generation: Number(match[1] ?? 0), ended: exit !== undefined }];
+  });
+}
+
+type Said =
+  | { type: 'output'; lane: 'stdout' | 'stderr'; bytes: Uint8Array }
+  | { type: 'gap'; bytes: number }
+  | { type: 'frame'; lane: 'stdout' | 'stderr'; frame: Frame };
+
+const Frame = z.object({
+  ready: z.boolean().optional(),
+  begin: z.string().optional(),
+  end: z.string().optional(),
+  /** The process ends behind it. */
+  last: z.boolean().optional(),
+  code: z.int().min(0).max(255).optional(),
+  count: z.int().nonnegative().optional(),
+  result: z.record(z.string().max(256), z.string()).optional(),
+  error: z.object({ ename: z.string(), evalue: z.string(), traceback: z.array(z.string()) }).optional(),
+});
+type Frame = z.infer<typeof Frame>;
+
+/** What the guest says: anything else is no frame of ours. */
+function frameOf(text: string): Frame {
   try {
-    const { begin, end, code } = JSON.parse(text);
-    return { begin, end, ...(Number.isInteger(code) && code >= 0 && code <= 255 ? { code } : {}) };
+    return Frame.safeParse(JSON.parse(text)).data ?? {};
   } catch {
     return {};
   }

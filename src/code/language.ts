@@ -8,13 +8,58 @@ export interface Language {
   readonly argv: readonly string[];
   /** Where its frames come; each run ends on all of them. */
   readonly lanes: readonly ('stdout' | 'stderr')[];
+  readonly env?: Record<string, string>;
 }
 
 const driver = (file: string): string => readFileSync(join(import.meta.dirname, 'drivers', file), 'utf8');
+const both = ['stdout', 'stderr'] as const;
+const bash = { argv: ['bash', '--noprofile', '--norc', '-c', driver('bash.sh')], lanes: ['stdout'] } as const;
+const jupyter = driver('jupyter.py');
+const node = driver('node.cjs');
 
 /** stderr goes where stdout goes, in the order in which both were written. */
-export const bashSession: Language = {
-  prefix: 'session',
-  argv: ['bash', '--noprofile', '--norc', '-c', driver('bash.sh')],
-  lanes: ['stdout'],
+export const bashSession: Language = { prefix: 'session', ...bash };
+
+/** The exit status of a driver that finds nothing in this image to work with. */
+export const nothingToDrive = 64;
+
+const own: Record<string, Omit<Language, 'prefix'>> = {
+  python: { argv: ['python3', '-c', driver('python.py')], lanes: both },
+  javascript: { argv: ['node', '-e', node, 'javascript'], lanes: both },
+  typescript: { argv: ['node', '-e', node, 'typescript'], lanes: both },
+  bash,
 };
+export const ownLanguages = Object.keys(own);
+
+const names: Record<string, string> = {
+  py: 'python',
+  python3: 'python',
+  js: 'javascript',
+  ts: 'typescript',
+  sh: 'bash',
+};
+
+/** As it is called here; lower case. */
+export function languageName(given: string): string {
+  const name = given.trim().toLowerCase();
+  return Object.hasOwn(names, name) ? (names[name] as string) : name;
+}
+
+/** What may run a language, best first: a kernel of Jupyter, if the image has one, then the language's own program. */
+export function interpretersOf(name: string): Language[] {
+  const mine = Object.hasOwn(own, name) ? own[name] : undefined;
+  return [
+    { prefix: `jupyter-${name}`, argv: ['python3', '-c', jupyter, name], lanes: both },
+    ...(mine === undefined ? [] : [{ prefix: name, ...mine }]),
+  ];
+}
+
+/** What an interpreter is, by its id. */
+export function languageOf(id: string): { name: string; language: Language } | undefined {
+  const [, prefix = '', name = ''] = /^((?:jupyter-)?([a-z0-9.+#_-]{1,32}))-[0-9a-f]{32}$/.exec(id) ?? [];
+  if (prefix === bashSession.prefix) return { name: 'bash', language: bashSession };
+  const language = interpretersOf(name).find((it) => it.prefix === prefix);
+  return language && { name, language };
+}
+
+export const isLanguageName = (name: string): boolean => /^[a-z0-9.+#_-]{1,32}$/.test(name);

@@ -35,14 +35,32 @@ export const RunInSessionRequest = z.strictObject({
   timeout: z.int().min(1).max(2_147_483_647).nullish().describe('Milliseconds.'),
 });
 
+const language = z.string().min(1).max(64);
+export const CreateCodeContextRequest = z.strictObject({ language, cwd: path.nullish() });
+export const CodeContext = z.object({ id: z.string(), language: z.string() });
+export const CodeContextList = z.array(CodeContext);
+export const RunCodeRequest = z.strictObject({
+  code: z.string().min(1),
+  context: z
+    .strictObject({ id: z.string().max(256).nullish(), language: language.nullish(), cwd: path.nullish() })
+    .nullish()
+    .describe('Its id; or a language alone, for the context of it that all share. Absent: a shell runs it.'),
+});
+
 /** One event of the stream: its JSON and an empty line, without SSE's `data:`. */
 export const CommandEvent = z.object({
-  type: z.enum(['init', 'ping', 'stdout', 'stderr', 'error', 'execution_complete']),
+  type: z.enum([
+    ...(['init', 'ping', 'stdout', 'stderr', 'result', 'execution_count', 'error'] as const),
+    'execution_complete',
+  ]),
   text: z.string().optional(),
   timestamp: z.int(),
   /** Milliseconds; absent when zero. */
   execution_time: z.int().optional(),
   error: z.object({ ename: z.string(), evalue: z.string(), traceback: z.array(z.string()) }).optional(),
+  /** By media type, but for plain text, which is `text`; bytes are base64. */
+  results: z.record(z.string(), z.string()).optional(),
+  execution_count: z.int().optional(),
 });
 export type CommandEvent = z.infer<typeof CommandEvent>;
 

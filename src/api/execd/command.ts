@@ -1,5 +1,6 @@
 // execd's commands: a shell line whose output is streamed, or kept for later, by lines. See contract/process.ts for the door that is safe for any bytes.
 import { randomBytes } from 'node:crypto';
+import { bashSession } from '../../code/language.ts';
 import { logsCursorHeader, type RunCommandRequest } from '../../contract/execd.ts';
 import type { ExecExit } from '../../contract/guest.ts';
 import { Failure } from '../../lib/failure.ts';
@@ -7,10 +8,10 @@ import type { Execution, Executions } from '../../sandbox/sandbox.ts';
 import type { Exchange } from '../exchange.ts';
 import type { ApiOptions, Handlers } from '../handlers.ts';
 import { EventStream } from './events.ts';
+import type { Interpreters } from './interpreters.ts';
 import { Lines } from './lines.ts';
 import { heldOutput } from './output.ts';
 import { expandVariables } from './paths.ts';
-import type { Sessions } from './sessions.ts';
 
 type CommandHandlers = Handlers<'ping' | 'runCommand' | 'interruptCommand' | 'commandStatus' | 'commandLogs'>;
 
@@ -20,29 +21,40 @@ const interruptGraceMs = 3_000;
 /** Output becomes events in slices of this size: a line of one byte is an event of fifty, and a slow reader should not make us hold many. */
 const sliceBytes = 8 * 1024;
 
-export function commandHandlers({ service, now }: ApiOptions, sessions: Sessions): CommandHandlers {
+export async function runAndStream(
+  { service, now }: ApiOptions,
+  sandboxId: string,
+  request: RunCommandRequest,
+  exchange: Exchange,
+): Promise<'taken'> {
+  service.guest(sandboxId);
+  const executions = service.executions(sandboxId);
+  using stream = new EventStream(exchange, now);
+  const execution = await start(executions, request, exchange.signal);
+  if (execution instanceof Failure) await reportNotStarted(stream, execution);
+  else if (request.background) {
+    await stream.send([{ type: 'init', text: execution.info.id }, { type: 'execution_complete' }]);
+  } else await streamOutput(stream, execution, exchange);
+  exchange.response.end();
+  return 'taken';
+}
+
+export function commandHandlers(options: ApiOptions, interpreters: Interpreters): CommandHandlers {
+  const { service } = options;
   return {
     ping: async ({ sandboxId, exchange }) => {
       await service.guest(sandboxId).ping(exchange.signal);
       return { status: 200 };
     },
 
-    runCommand: async ({ sandboxId, body, exchange }) => {
-      service.guest(sandboxId);
-      const executions = service.executions(sandboxId);
-      using stream = new EventStream(exchange, now);
-      const execution = await start(executions, body, exchange.signal);
-      if (execution instanceof Failure) await reportNotStarted(stream, execution);
-      else if (body.background) {
-        await stream.send([{ type: 'init', text: execution.info.id }, { type: 'execution_complete' }]);
-      } else await streamOutput(stream, execution, exchange);
-      exchange.response.end();
-      return 'taken' as const;
-    },
+    runCommand: ({ sandboxId, body, exchange }) => runAndStream(options, sandboxId, body, exchange),
 
     interruptCommand: async ({ sandboxId, query, exchange }) => {
-      if (sessions.find(sandboxId, query.id) !== undefined) {
-        await sessions.close(sandboxId, query.id, exchange.signal);
+      const found = interpreters.find(sandboxId, query.id);
+      if (found !== undefined) {
+        // A session is closed, a context goes on: so clients know it.
+        if (found.prefix === bashSession.prefix) await interpreters.close(sandboxId, found, exchange.signal);
+        else await found.interpreter.interrupt();
         return { status: 200 };
       }
       const execution = service.executions(sandboxId).get(query.id);

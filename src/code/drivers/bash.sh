@@ -54,6 +54,7 @@ trap __glovebox_bye EXIT
 # A run ends where it is interrupted. There is no way out of functions that are being run, but that of the whole shell; the next one goes on from here.
 trap 'case $__glovebox_running${#FUNCNAME[@]} in 10) return 130 ;; 1*) exit 130 ;; esac' INT
 
+__glovebox_tell '{"ready":true}'
 while IFS= builtin read -r -d '' -u "$__glovebox_in" __glovebox_run &&
   IFS= builtin read -r -d '' -u "$__glovebox_in" __glovebox_folder &&
   IFS= builtin read -r -d '' -u "$__glovebox_in" __glovebox_lines; do
