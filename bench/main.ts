@@ -34,7 +34,7 @@ const say = (line: string): void => console.error(`bench: ${line}`);
 async function sandboxFigures(home: string): Promise<Figure[]> {
   const config = await loadConfig({ home, env: {} });
   using meters = new Meters('bench');
-  await using platform = await openPlatform(config, openLog({ level: 'error' }), meters);
+  await using platform = await openPlatform({ current: config }, openLog({ level: 'error' }), meters);
   const service = platform.sandboxes;
   const signal = AbortSignal.timeout(3_600_000);
   const docker = (await service.runtimes(signal)).some((it) => it.name === 'docker' && it.check.usable);
@@ -77,7 +77,7 @@ try {
     say('workspaces of many files, and large ones');
     using meters = new Meters('bench');
     await using platform = await openPlatform(
-      await loadConfig({ home, env: {} }),
+      { current: await loadConfig({ home, env: {} }) },
       openLog({ level: 'error' }),
       meters,
     );

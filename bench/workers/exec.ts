@@ -35,7 +35,9 @@ export async function workerExecFigures({ folder, runs }: ExecOptions): Promise<
   const workerHome = join(folder, 'worker');
   mkdirSync(home);
   const meters = undo.use(new Meters('bench'));
-  const platform = undo.use(await openPlatform(await loadConfig({ home, env: {} }), log, meters));
+  const platform = undo.use(
+    await openPlatform({ current: await loadConfig({ home, env: {} }) }, log, meters),
+  );
   const { workers, sandboxes } = platform;
   const listener = new EmbeddedListener({ workers, host: '127.0.0.1', port: 0, onTrouble: console.error });
   const port = await listener.listen();

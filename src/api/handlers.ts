@@ -96,6 +96,8 @@ export interface ApiOptions {
   /** Host of the endpoints that are handed out, with or without a port; else the one that the request came to. */
   eip?: string;
   log: Log;
+  /** One line about each request. */
+  access?: Log;
   meters: ApiMeters;
   /** Absent: nothing is traced. */
   tracer?: Tracer;

@@ -72,10 +72,12 @@ export interface Where {
 export interface Api {
   /** Failure('unavailable') when the port is taken, Failure('permission') when it may not be used. */
   listen(where: Where): Promise<Listening>;
+  /** From the next request on, and for the next connections; what is not named is the default again. */
+  setLimits(limits: Partial<ApiLimits>): void;
 }
 
 export function createApi(options: ApiOptions): Api {
-  const limits = { ...defaultLimits, ...options.limits };
+  const limits: ApiLimits = { ...defaultLimits, ...options.limits };
   const interpreters = new Interpreters(options);
   const handlers: Handlers = {
     ...lifecycleHandlers(options, limits),
@@ -103,7 +105,19 @@ export function createApi(options: ApiOptions): Api {
     ...projectHandlers(options),
     ...daemonMetricsHandlers(options),
   };
-  return { listen: (where) => new ApiServer(options, limits, handlers, where.tls).listen(where) };
+  const servers: ApiServer[] = [];
+  return {
+    listen: (where) => {
+      const server = new ApiServer(options, limits, handlers, where.tls);
+      servers.push(server);
+      return server.listen(where);
+    },
+    setLimits: (next) => {
+      delete limits.sandboxTimeoutSecondsMax;
+      Object.assign(limits, defaultLimits, next);
+      for (const server of servers) server.takeLimits();
+    },
+  };
 }
 
 class ApiServer {
@@ -170,6 +184,11 @@ class ApiServer {
     };
   }
 
+  /** Those that Node.js keeps itself. */
+  takeLimits(): void {
+    this.#server.keepAliveTimeout = this.#limits.keepAliveMs;
+  }
+
   async #close(signal: AbortSignal): Promise<void> {
     const stopped = new Promise<void>((resolve) => this.#server.close(() => resolve()));
     this.#server.closeIdleConnections();
@@ -215,6 +234,7 @@ class ApiServer {
     const startedAt = performance.now();
     let area: Area = 'request';
     let operation = 'unknown';
+    let sandbox: string | undefined;
     const audited = new Audited(this.#options.audit, exchange);
     let held: Disposable | undefined;
     try {
@@ -229,6 +249,7 @@ class ApiServer {
       const access =
         target.kind === 'route' ? target.route.access : target.kind === 'port' ? 'sandbox' : 'key';
       const sandboxId = target.kind === 'route' ? target.params.sandboxId : target.sandboxId;
+      sandbox = sandboxId?.slice(0, 64);
       const { ownerKey, service, tenants } = this.#options;
       const { by, tenant } = this.#admit(request, access, sandboxId);
       audited.letIn(tenant === undefined && isOwner(request, ownerKey) ? 'owner' : by, tenant);
@@ -270,6 +291,14 @@ class ApiServer {
       });
       const ms = Math.round(took);
       this.#options.log.debug({ requestId, operation, status, ms }, 'request');
+      this.#options.access?.info(
+        {
+          ...{ requestId, method: exchange.request.method, operation, status, ms },
+          ...(sandbox === undefined ? {} : { sandbox }),
+          from: exchange.request.socket.remoteAddress ?? 'unknown',
+        },
+        'request',
+      );
     }
   }
 

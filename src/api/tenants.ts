@@ -74,7 +74,7 @@ const digest = (text: string): Buffer => createHash('sha256').update(text).diges
 
 export class Tenants {
   readonly #options: TenantsOptions;
-  readonly #limits: RateLimits;
+  #limits: RateLimits;
   readonly #monotonicMs: () => number;
   /** By name. */
   readonly #projects = new Map<string, ProjectRecord>();
@@ -100,6 +100,11 @@ export class Tenants {
     for (const key of options.keys.all())
       if (this.#byId.has(key.projectId)) this.#keys.set(key.id, key);
       else options.keys.drop(key.id);
+  }
+
+  /** From the next request on. */
+  setLimits(limits: RateLimits): void {
+    this.#limits = limits;
   }
 
   /** Whose key this is; undefined for what is none, never was, or was revoked. Throws a 401 for one that has expired, to who has it. */

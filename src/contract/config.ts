@@ -61,6 +61,12 @@ const server = z.strictObject({
     .default(1024)
     .describe('Requests at the same time; more are answered with 503. 0 for no limit.'),
   backlog: z.int().min(1).max(65_535).default(2048).describe('Connections that may wait to be accepted.'),
+  timeout_graceful_shutdown: z
+    .int()
+    .min(1)
+    .max(3_600)
+    .default(5)
+    .describe('Seconds that requests under way may go on for when the daemon stops.'),
 });
 
 const serverTls = z.strictObject({
@@ -113,6 +119,23 @@ const log = z.strictObject({
     .describe('The least important events that are logged: DEBUG, INFO, WARNING, ERROR or CRITICAL.'),
   file_enabled: z.boolean().default(false).describe('Log to a file instead of standard error.'),
   file_path: path.optional().describe('The log file. By default `daemon.log` in the home folder.'),
+  file_max_bytes: z
+    .int()
+    .min(4_096)
+    .max(1_099_511_627_776)
+    .default(104_857_600)
+    .describe('The size at which a log file is closed and the next one begun.'),
+  file_backup_count: z
+    .int()
+    .min(0)
+    .max(1_000)
+    .default(5)
+    .describe('How many closed log files are kept, as `daemon.log.1` (the newest) and so on.'),
+  access_file_path: path
+    .optional()
+    .describe(
+      'A file for one line about each request: what was called, by which address, the answer, how long it took. Without it they are in the log at DEBUG.',
+    ),
 });
 
 const runtime = z.strictObject({
@@ -389,10 +412,11 @@ export const ConfigFile = z.strictObject({
 });
 export type ConfigFile = z.infer<typeof ConfigFile>;
 
-/** A key of OpenSandbox that cannot do here what it does there. `allow` names the one value that asks for nothing. */
+/** A key of OpenSandbox that cannot do here what it does there. `allow` names the one value that asks for nothing; `use`, what takes its place. */
 export interface ForeignKey {
   key: string;
   why: string;
+  use?: string;
   allow?: unknown;
 }
 
@@ -402,6 +426,19 @@ export const inertKeys: readonly ForeignKey[] = [
   { key: 'server.loop', why: 'it chooses a part of Python’s server' },
   { key: 'server.http', why: 'it chooses a part of Python’s server' },
   { key: 'runtime.execd_image', why: 'the agent comes with Glovebox and needs no image' },
+  { key: 'runtime.execd_run_as_init', why: 'the agent always looks after the processes of its sandbox' },
+  {
+    key: 'proxy.resolve_internal',
+    why: 'ports of sandboxes are reached through their agents, wherever these run',
+  },
+  {
+    key: 'docker.port_range_min',
+    why: 'sandboxes take no ports of the host unless `glovebox ports` publishes one',
+  },
+  {
+    key: 'docker.port_range_max',
+    why: 'sandboxes take no ports of the host unless `glovebox ports` publishes one',
+  },
   {
     key: 'docker.host_ip',
     why: 'ports of sandboxes are reached through the server, never on the engine’s host',
@@ -414,24 +451,110 @@ export const inertKeys: readonly ForeignKey[] = [
   { key: 'egress.image', why: 'the way out is a part of the daemon and needs no image' },
   { key: 'egress.mode', why: 'names and addresses are always both checked' },
   { key: 'egress.disable_ipv6', why: 'IPv6 connections are caught and decided like all others' },
+  { key: 'egress.readiness_timeout_seconds', why: 'the way out is there before the sandbox starts' },
+  {
+    key: 'egress.requests.*',
+    why: 'the way out is a part of the daemon, not a container with limits of its own',
+  },
+  {
+    key: 'egress.limits.*',
+    why: 'the way out is a part of the daemon, not a container with limits of its own',
+  },
+  { key: 'otel.endpoint', why: '`telemetry.otlp_endpoint` is its name here' },
+  { key: 'otel.service_name', why: '`telemetry.service_name` is its name here' },
+  { key: 'otel.export_interval_millis', why: 'the interval is fixed' },
   { key: 'renew_intent.min_interval_seconds', why: 'sandboxes are not renewed by use' },
   { key: 'renew_intent.redis.*', why: 'sandboxes are not renewed by use' },
 ];
 
 /** Refused: who sets them counts on something that would not happen. */
 export const refusedKeys: readonly ForeignKey[] = [
-  { key: 'log.access_file_path', why: 'requests are in the one log, not in a file of their own' },
-  { key: 'log.file_max_bytes', why: 'the log file is not rotated; let logrotate do it, with copytruncate' },
   {
-    key: 'log.file_backup_count',
-    why: 'the log file is not rotated; let logrotate do it, with copytruncate',
+    key: 'docker.sandbox_env.*',
+    why: 'no variables are put into every sandbox behind the back of its request',
+    use: '`env` of the request, or an image or template that has them',
   },
-  { key: 'secure_runtime.k8s_runtime_class', why: 'there is no Kubernetes runtime yet', allow: '' },
+  {
+    ...{ key: 'docker.sandbox_binds', allow: [] },
+    why: 'no folders of the host are put into every sandbox behind the back of its request',
+    use: '`volumes` of the request below `storage.allowed_host_paths`; for certificates of an authority, `egress.extra_ca`',
+  },
+  {
+    key: 'store.postgresql.*',
+    why: 'the store is SQLite, in the home of its one daemon',
+    use: '`store.path`; `glovebox backup` for copies elsewhere',
+  },
+  {
+    key: 'tenants.*',
+    why: 'there is no provider of tenants outside the daemon',
+    use: 'projects with keys, quotas and roles of their own: `glovebox project create`',
+  },
+  {
+    ...{ key: 'otel.enabled', allow: false },
+    why: 'telemetry is sent where it is told to and switched on by that',
+    use: '`telemetry.otlp_endpoint`, without the path `/v1/metrics`',
+  },
+  {
+    ...{ key: 'secure_runtime.k8s_runtime_class', allow: '' },
+    why: 'there is no Kubernetes runtime yet',
+    use: '`secure_runtime.docker_runtime`',
+  },
   { key: 'renew_intent.enabled', why: 'sandboxes are not renewed by use; clients renew them', allow: false },
   { key: 'ingress.mode', why: 'there is no ingress gateway yet', allow: 'direct' },
   { key: 'ingress.*', why: 'there is no ingress gateway yet' },
-  { key: 'kubernetes.*', why: 'there is no Kubernetes runtime yet' },
-  { key: 'agent_sandbox.*', why: 'there is no Kubernetes runtime yet' },
+  {
+    key: 'kubernetes.*',
+    why: 'there is no Kubernetes runtime yet',
+    use: 'workers for more machines: `glovebox workers enrol`',
+  },
+  {
+    key: 'agent_sandbox.*',
+    why: 'there is no Kubernetes runtime yet',
+    use: 'workers for more machines: `glovebox workers enrol`',
+  },
+  {
+    key: 'fleets.*',
+    why: 'there is no fast-sandbox runtime',
+    use: 'workers for more machines: `glovebox workers enrol`',
+  },
+];
+
+/** Values of OpenSandbox that a key of ours does not take, with the reason and what to say instead. */
+export const refusedValues: readonly { key: string; value: string; why: string; use: string }[] = [
+  {
+    ...{ key: 'runtime.type', value: 'kubernetes', why: 'there is no Kubernetes runtime yet' },
+    use: '"docker" or "bubblewrap", with workers for more machines (`glovebox workers enrol`)',
+  },
+  {
+    ...{ key: 'runtime.type', value: 'fleets', why: 'there is no fast-sandbox runtime' },
+    use: '"docker" or "bubblewrap", with workers for more machines (`glovebox workers enrol`)',
+  },
+  {
+    ...{ key: 'secure_runtime.type', value: 'firecracker', why: 'OpenSandbox has it on Kubernetes only' },
+    use: '"gvisor" or "kata"',
+  },
+  {
+    ...{ key: 'store.type', value: 'postgresql', why: 'the store is SQLite, in the home of its one daemon' },
+    use: '"sqlite"; `glovebox backup` for copies elsewhere',
+  },
+];
+
+/** Older names of OpenSandbox for keys. */
+export const renamedKeys: Readonly<Record<string, string>> = { 'server.log_level': 'log.level' };
+
+/** OpenSandbox's files have these empty for what its own default is. */
+export const emptyKeys: readonly string[] = [
+  ...['server.api_key', 'server.eip', 'log.file_path', 'log.access_file_path'],
+  ...['docker.apparmor_profile', 'docker.seccomp_profile', 'secure_runtime.docker_runtime', 'store.path'],
+];
+
+/** What a running daemon takes over when it is told to read its configuration again (SIGHUP). All else holds from its next start on. */
+export const reloadedKeys: readonly string[] = [
+  ...['server.api_key', 'server.max_sandbox_timeout_seconds', 'server.timeout_keep_alive'],
+  ...['server.limit_concurrency', 'server.timeout_graceful_shutdown'],
+  ...Object.keys(rateLimit.shape).map((it) => `server.rate_limit.${it}`),
+  ...['log.level', 'storage.allowed_host_paths'],
+  ...['docker.pids_limit', 'bubblewrap.cpu', 'bubblewrap.memory', 'bubblewrap.pids', 'bubblewrap.disk'],
 ];
 
 /** The entry of a list that stands for a key. */
@@ -472,21 +595,22 @@ export function configurationReference(): string {
     const rows = Object.entries(schema.shape).map(([key, field]: [string, z.ZodType]) => {
       const { default: value } = z.toJSONSchema(field, { io: 'input' });
       const shown = value === undefined ? '' : `\`${JSON.stringify(value).replaceAll(',', ', ')}\``;
-      return `| \`${key}\` | ${kindOf(field)} | ${shown} | ${cell(field.description ?? '')} |`;
+      const live = reloadedKeys.includes(`${section}.${key}`) ? 'yes' : '';
+      return `| \`${key}\` | ${kindOf(field)} | ${shown} | ${live} | ${cell(field.description ?? '')} |`;
     });
     return [
       `## [${section}]`,
       '',
-      '| key | kind | default | what it does |',
-      '|---|---|---|---|',
+      '| key | kind | default | live | what it does |',
+      '|---|---|---|---|---|',
       ...rows,
       '',
     ].join('\n');
   });
   const foreign = (list: readonly ForeignKey[]) =>
     list.map(
-      ({ key, why, allow }) =>
-        `| \`${key}\` | ${cell(why)} | ${allow === undefined ? '' : `\`${JSON.stringify(allow)}\``} |`,
+      ({ key, why, use, allow }) =>
+        `| \`${key}\` | ${cell(why)}${use === undefined ? '' : `; use ${cell(use)}`} | ${allow === undefined ? '' : `\`${JSON.stringify(allow)}\``} |`,
     );
   const variables = Object.entries(namedVariables).map(([name, key]) => `- \`${name}\` sets \`${key}\`.`);
   return [
@@ -508,6 +632,10 @@ export function configurationReference(): string {
     '',
     ...variables,
     '',
+    'A daemon that runs without a terminal reads all of this again on SIGHUP (`systemctl reload`, `kill -HUP`): what is marked as live below holds from then on, with the file `api-key`, the files of TLS,',
+    'and log files that have been moved away. What has changed beside that is named in the log and holds from the next start. A configuration with a mistake changes nothing; the log says what',
+    'is wrong. At a terminal SIGHUP means that the terminal is gone, and ends the daemon.',
+    '',
     ...sections,
     '## Keys without an effect',
     '',
@@ -524,6 +652,23 @@ export function configurationReference(): string {
     '| key | why | allowed value |',
     '|---|---|---|',
     ...foreign(refusedKeys),
+    '',
+    'So are these values of keys that do have an effect:',
+    '',
+    '| value | why |',
+    '|---|---|',
+    ...refusedValues.map(
+      ({ key, value, why, use }) => `| \`${key} = "${value}"\` | ${cell(why)}; use ${cell(use)} |`,
+    ),
+    '',
+    'Two things are taken as OpenSandbox writes them: '.concat(
+      Object.entries(renamedKeys)
+        .map(([old, key]) => `\`${old}\` is \`${key}\``)
+        .join(', '),
+      ', and empty text is no value for ',
+      emptyKeys.map((key) => `\`${key}\``).join(', '),
+      '.',
+    ),
     '',
   ].join('\n');
 }

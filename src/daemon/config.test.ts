@@ -2,12 +2,19 @@ import * as fs from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { configSections, configurationReference, inertKeys, refusedKeys } from '../contract/config.ts';
+import {
+  ConfigFile,
+  configSections,
+  configurationReference,
+  inertKeys,
+  refusedKeys,
+  reloadedKeys,
+} from '../contract/config.ts';
 import { Failure } from '../lib/failure.ts';
 import { keyLines } from '../lib/toml.ts';
 import { hostIdBase } from '../runtime/bubblewrap/rootfs.ts';
 import { droppedCapabilities } from '../runtime/docker/docker.ts';
-import { type Config, loadConfig } from './config.ts';
+import { aboutKey, type Config, loadConfig, reloadConfig } from './config.ts';
 
 let home: string;
 let file: string;
@@ -38,7 +45,8 @@ async function problemsOf(promise: Promise<unknown>): Promise<string[]> {
 }
 
 test('without any configuration the defaults are the safe ones', async () => {
-  const config = await load();
+  const { settings, ...config } = await load();
+  expect(settings).toEqual(ConfigFile.parse({}));
   expect(config).toEqual({
     home,
     warnings: [],
@@ -62,9 +70,10 @@ test('without any configuration the defaults are the safe ones', async () => {
     },
     server: {
       ...{ host: '127.0.0.1', port: 8080, keepAliveMs: 30_000, requestsMax: 1024, backlog: 2048 },
+      drainMs: 5_000,
       rateLimits: { key: { perMinute: 1200, burst: 200 }, failures: { perMinute: 30, burst: 30 } },
     },
-    log: { level: 'info' },
+    log: { level: 'info', fileBytesMax: 104_857_600, filesKept: 5 },
     runtime: { type: 'bubblewrap' },
     docker: {
       host: 'unix:///var/run/docker.sock',
@@ -199,10 +208,14 @@ max_sandbox_timeout_seconds = 86400
 timeout_keep_alive = 5
 limit_concurrency = 0
 backlog = 16
+timeout_graceful_shutdown = 9
 [log]
 level = "WARNING"
 file_enabled = true
 file_path = "~/log/it.log"
+file_max_bytes = 65536
+file_backup_count = 0
+access_file_path = "/var/log/access.log"
 [runtime]
 type = "docker"
 [docker]
@@ -238,10 +251,14 @@ type = "gvisor"
     maxSandboxTimeoutMs: 86_400_000,
     keepAliveMs: 5_000,
     backlog: 16,
+    drainMs: 9_000,
     rateLimits: { key: { perMinute: 1200, burst: 200 }, failures: { perMinute: 30, burst: 30 } },
   });
   expect(config.file).toBe(file);
-  expect(config.log).toEqual({ level: 'warn', file: '/home/someone/log/it.log' });
+  expect(config.log).toEqual({
+    ...{ level: 'warn', file: '/home/someone/log/it.log', accessFile: '/var/log/access.log' },
+    ...{ fileBytesMax: 65_536, filesKept: 0 },
+  });
   expect(config.docker).toEqual({
     host: 'tcp://127.0.0.1:2375',
     network: 'my_net',
@@ -350,9 +367,23 @@ const mistakes: [document: string, line: number | null, says: string][] = [
   ['[server]\nmax_sandbox_timeout_seconds = 59', 2, 'server.max_sandbox_timeout_seconds: Too small'],
   ['[log]\nlevel = "loud"', 2, 'log.level: must be DEBUG, INFO'],
   ['[log]\nfile_path = "here.log"', 2, 'log.file_path: must be an absolute path'],
-  ['[log]\nfile_max_bytes = 1', 2, 'log.file_max_bytes is refused: the log file is not rotated'],
-  ['[log]\naccess_file_path = "/x"', 2, 'log.access_file_path is refused'],
-  ['[runtime]\ntype = "kubernetes"', 2, 'runtime.type: '],
+  ['[log]\nfile_max_bytes = 1', 2, 'log.file_max_bytes: Too small'],
+  ['[log]\naccess_file_path = "x"', 2, 'log.access_file_path: must be an absolute path'],
+  ['[server]\nlog_level = "loud"', 2, 'log.level: must be DEBUG, INFO'],
+  ['[runtime]\ntype = "podman"', 2, 'runtime.type: '],
+  [
+    '[runtime]\ntype = "kubernetes"',
+    2,
+    'runtime.type = "kubernetes" is refused: there is no Kubernetes runtime yet; use "docker" or "bubblewrap"',
+  ],
+  ['[secure_runtime]\ntype = "firecracker"', 2, 'use "gvisor" or "kata"'],
+  ['[store]\ntype = "postgresql"', 2, 'use "sqlite"'],
+  ['[store.postgresql]\ndsn = "postgres://x"', 2, 'store.postgresql.dsn is refused'],
+  ['[docker]\nsandbox_env = { A = "b" }', 2, 'docker.sandbox_env.A is refused'],
+  ['[docker]\nsandbox_binds = ["/a:/a"]', 2, 'use `volumes` of the request'],
+  ['[tenants]\nprovider = "file"', 2, 'glovebox project create'],
+  ['[otel]\nenabled = true', 2, 'use `telemetry.otlp_endpoint`'],
+  ['[fleets]\nnamespace = "x"', 2, 'fleets.namespace is refused'],
   ['[docker]\nhost = "docker"', 2, 'docker.host: must be unix:///path or tcp://host:port'],
   ['[docker]\nno_new_privileges = "yes"', 2, 'docker.no_new_privileges: expected boolean'],
   [
@@ -430,6 +461,61 @@ image = "opensandbox/egress:v1"
   expect(config.warnings.join('\n')).toContain('egress.dangerously_allow_metadata is on');
 });
 
+test('files of OpenSandbox as they come: older names, and empty for what is not set', async () => {
+  const { log, docker, server, paths } = await loadFile(
+    '[server]\nlog_level = "WARNING"\napi_key = ""\neip = ""\n[log]\nfile_path = ""\n[docker]\napparmor_profile = ""\nseccomp_profile = ""\nsandbox_binds = []\n[store]\npath = ""\n[otel]\nenabled = false\n',
+  );
+  expect(log.level).toBe('warn');
+  expect(docker).toMatchObject({ seccompProfile: 'default' });
+  expect(docker.apparmorProfile).toBeUndefined();
+  expect(server.apiKey).toBeUndefined();
+  expect(server.eip).toBeUndefined();
+  expect(paths.database).toBe(join(home, 'glovebox.db'));
+});
+
+describe('read again', () => {
+  const again = async (running: Config, document: string, env: Record<string, string> = {}) => {
+    await fs.writeFile(file, document, { mode: 0o600 });
+    return reloadConfig({ env: { GLOVEBOX_HOME: home, ...env } }, running);
+  };
+
+  test('what can change does, what cannot waits for the next start', async () => {
+    const running = await loadFile('[server]\nport = 1\nhost = "127.0.0.2"\n[log]\nlevel = "INFO"\n');
+    const first = await again(running, '[server]\nport = 2\napi_key = "k"\n[log]\nlevel = "DEBUG"\n');
+    expect(first.changed.sort()).toEqual(['log.level', 'server.api_key']);
+    expect(first.later.sort()).toEqual(['server.host', 'server.port']);
+    expect(first.config).toMatchObject({
+      server: { port: 1, host: '127.0.0.2', apiKey: 'k' },
+      log: { level: 'debug' },
+    });
+    // What waits goes on being told, and what went back to its default goes back.
+    const second = await again(first.config, '[server]\nport = 2\n');
+    expect(second.changed.sort()).toEqual(['log.level', 'server.api_key']);
+    expect(second.later.sort()).toEqual(['server.host', 'server.port']);
+    expect(second.config.server.apiKey).toBeUndefined();
+    expect(second.config.log.level).toBe('info');
+    const third = await again(second.config, '[server]\nport = 1\nhost = "127.0.0.2"\n');
+    expect(third).toMatchObject({ changed: [], later: [] });
+  });
+
+  test('a mistake changes nothing', async () => {
+    const running = await loadFile('[server]\nport = 1\n');
+    expect(await problemsOf(again(running, '[server]\nprot = 1\n'))).toHaveLength(1);
+  });
+
+  test('the environment still goes before the file', async () => {
+    const env = { GLOVEBOX_LOG_LEVEL: 'ERROR' };
+    const running = await loadFile('', env);
+    const { config, changed } = await again(running, '[log]\nlevel = "DEBUG"\n', env);
+    expect(config.log.level).toBe('error');
+    expect(changed).toEqual([]);
+  });
+
+  test('every key that is taken over is one', () => {
+    for (const key of reloadedKeys) expect(() => aboutKey(key), key).not.toThrow();
+  });
+});
+
 test('a file too large to be one is not read', async () => {
   expect((await problemsOf(loadFile(`# ${'x'.repeat(1024 * 1024)}`)))[0]).toContain('the most is 1048576');
 });
@@ -464,7 +550,7 @@ test('harmless keys of OpenSandbox bring a warning each, and values that ask for
     `${file}:2: server.loop has no effect: it chooses a part of Python’s server`,
     `${file}:4: runtime.execd_image has no effect: the agent comes with Glovebox and needs no image`,
     `${file}:8: renew_intent.redis.dsn has no effect: sandboxes are not renewed by use`,
-    'environment variable OPENSANDBOX_INSECURE_SERVER has no effect: an API key is always required',
+    expect.stringContaining('OPENSANDBOX_INSECURE_SERVER has no effect: an API key is always required'),
   ]);
 });
 

@@ -3,6 +3,7 @@
 import { readFile, stat } from 'node:fs/promises';
 import { homedir } from 'node:os';
 import { join, resolve } from 'node:path';
+import { isDeepStrictEqual } from 'node:util';
 import { parse, TomlError } from 'smol-toml';
 import { z } from 'zod';
 import type { RateLimits } from '../api/tenants.ts';
@@ -10,12 +11,16 @@ import type { TlsFiles } from '../api/tls.ts';
 import {
   ConfigFile,
   configSections,
+  emptyKeys,
   foreignKey,
   inertKeys,
   kindOf,
   namedVariables,
   partsOfKey,
   refusedKeys,
+  refusedValues,
+  reloadedKeys,
+  renamedKeys,
   variableOf,
 } from '../contract/config.ts';
 import { parseLimits } from '../contract/quantity.ts';
@@ -31,6 +36,8 @@ export interface Config {
   readonly file?: string;
   /** For the log, one sentence each. */
   readonly warnings: readonly string[];
+  /** What the sources say, with defaults: what all else here was made of. */
+  readonly settings: ConfigFile;
   readonly paths: {
     readonly database: string;
     /** Holds the API key that was made at the first start. */
@@ -67,12 +74,22 @@ export interface Config {
     /** Absent means no limit. */
     readonly requestsMax?: number;
     readonly backlog: number;
+    /** How long requests under way may go on when the daemon stops. */
+    readonly drainMs: number;
     /** HTTPS instead of HTTP. */
     readonly tls?: TlsFiles;
     readonly rateLimits: RateLimits;
   };
-  /** Without `file`, to standard error. */
-  readonly log: { readonly level: LogLevel; readonly file?: string };
+  readonly log: {
+    readonly level: LogLevel;
+    /** Absent: standard error. */
+    readonly file?: string;
+    readonly fileBytesMax: number;
+    /** How many closed files are kept. */
+    readonly filesKept: number;
+    /** One line about each request. */
+    readonly accessFile?: string;
+  };
   readonly runtime: { readonly type: 'bubblewrap' | 'docker' | 'memory' };
   readonly docker: {
     readonly host: string;
@@ -126,6 +143,11 @@ export interface Config {
   };
 }
 
+/** The configuration that a running daemon has. What may change under it is asked for anew each time. */
+export interface LiveConfig {
+  readonly current: Config;
+}
+
 export interface ConfigSources {
   /** Instead of GLOVEBOX_HOME. */
   home?: string;
@@ -160,8 +182,45 @@ const fileBytesMax = 1024 * 1024;
 
 /** Throws Failure('invalid') with a list of all that is wrong, Failure('not-found') for a file that was named and is not there. */
 export async function loadConfig(sources: ConfigSources): Promise<Config> {
-  const { env } = sources;
-  const { settings, parsed, home, userHome, file, found } = await gathered(sources);
+  return await configFrom(sources, await gathered(sources));
+}
+
+export interface Reloaded {
+  /** What a running daemon is to go on with. */
+  config: Config;
+  /** Keys that are another's value in it than before. */
+  changed: string[];
+  /** Keys that were changed and hold only from the next start on. */
+  later: string[];
+}
+
+/** Reads the sources again for a daemon that runs with `running`. Throws as `loadConfig`, and then nothing has changed. */
+export async function reloadConfig(sources: ConfigSources, running: Config): Promise<Reloaded> {
+  const found = await gathered(sources);
+  const parsed = structuredClone(found.parsed) as SettingsBySection;
+  const before = running.settings as SettingsBySection;
+  const different = allKeys().filter((dotted) => {
+    const { section, key } = partsOfKey(dotted);
+    return !isDeepStrictEqual(parsed[section]?.[key], before[section]?.[key]);
+  });
+  const [changed, later] = [true, false].map((now) =>
+    different.filter((it) => reloadedKeys.includes(it) === now),
+  ) as [string[], string[]];
+  for (const dotted of later) {
+    const { section, key } = partsOfKey(dotted);
+    const table = parsed[section];
+    if (table !== undefined) table[key] = before[section]?.[key];
+  }
+  const config = await configFrom(sources, { ...found, parsed: parsed as ConfigFile });
+  return { config, changed, later };
+}
+
+type SettingsBySection = Record<string, Record<string, unknown>>;
+
+async function configFrom(
+  { env }: ConfigSources,
+  { settings, parsed, home, userHome, file, found }: Awaited<ReturnType<typeof gathered>>,
+): Promise<Config> {
   const config = configOf(parsed, {
     home,
     userHome,
@@ -170,7 +229,7 @@ export async function loadConfig(sources: ConfigSources): Promise<Config> {
   });
   await warnOfSecretInFile(settings, file);
   warnOfRisks(settings, config);
-  return deepFrozen({ ...config, warnings: settings.warnings });
+  return deepFrozen({ ...config, settings: structuredClone(parsed), warnings: settings.warnings });
 }
 
 /** Every key there is, as a daemon with these sources would have it, and the file that it would read. Throws as `loadConfig`. */
@@ -230,7 +289,10 @@ function fieldFor(dotted: string): z.ZodType {
   const foreign = foreignKey([...refusedKeys, ...inertKeys], dotted);
   if (foreign !== undefined)
     throw new Failure('invalid', `${dotted} cannot be set: ${foreign.why}`, {
-      hint: 'Such keys are OpenSandbox’s and have no effect here.',
+      hint:
+        foreign.use === undefined
+          ? 'Such keys are OpenSandbox’s and have no effect here.'
+          : `Use ${foreign.use}.`,
     });
   const close = closeKeys(dotted);
   throw new Failure('invalid', `there is no setting ${quoted(dotted)}`, {
@@ -297,12 +359,23 @@ class Settings {
 
   /** Later calls win. Checks that there is such a key. */
   set(dotted: string, value: unknown, origin: string): void {
+    const renamed = Object.hasOwn(renamedKeys, dotted) ? renamedKeys[dotted] : undefined;
+    if (renamed !== undefined) return this.set(renamed, value, origin);
     const refused = foreignKey(refusedKeys, dotted);
     if (refused) {
-      if (refused.allow === undefined || value !== refused.allow)
-        this.#problem(origin, `${dotted} is refused: ${refused.why}`);
+      if (refused.allow === undefined || !isDeepStrictEqual(value, refused.allow))
+        this.#problem(origin, `${dotted} is refused: ${refused.why}${instead(refused.use)}`);
       return;
     }
+    const never = refusedValues.find((it) => it.key === dotted && it.value === value);
+    if (never !== undefined) {
+      this.#problem(
+        origin,
+        `${dotted} = ${quoted(never.value)} is refused: ${never.why}${instead(never.use)}`,
+      );
+      return;
+    }
+    if (value === '' && emptyKeys.includes(dotted)) return;
     const inert = foreignKey(inertKeys, dotted);
     if (inert) {
       this.warnings.push(`${origin}: ${dotted} has no effect: ${inert.why}`);
@@ -412,8 +485,10 @@ class Settings {
     }
     if (env.OPENSANDBOX_INSECURE_SERVER)
       this.warnings.push(
-        'environment variable OPENSANDBOX_INSECURE_SERVER has no effect: an API key is always required',
+        'environment variable OPENSANDBOX_INSECURE_SERVER has no effect: an API key is always required; where none is configured, one is made in the file api-key of the home folder',
       );
+    if (env.OPENSANDBOX_STORE_POSTGRESQL_DSN)
+      this.set('store.postgresql.dsn', '', variableOrigin('OPENSANDBOX_STORE_POSTGRESQL_DSN'));
   }
 
   parse(): ConfigFile | undefined {
@@ -481,6 +556,8 @@ class Settings {
     this.#problems.push(origin === undefined ? text : `${origin}: ${text}`);
   }
 }
+
+const instead = (use: string | undefined) => (use === undefined ? '' : `; use ${use}`);
 
 const sections = Object.keys(configSections);
 
@@ -603,7 +680,7 @@ function configOf(
     file,
     shortParent,
   }: { home: string; userHome: string; file: string | undefined; shortParent: string },
-): Omit<Config, 'warnings'> {
+): Omit<Config, 'warnings' | 'settings'> {
   const { server, log, docker, bubblewrap, storage, store, secure_runtime: secure } = parsed;
   const absolute = (path: string) => resolve(expanded(path, userHome));
   const logFile = absolute(log.file_path ?? join(home, 'daemon.log'));
@@ -640,10 +717,16 @@ function configOf(
       keepAliveMs: server.timeout_keep_alive * 1000,
       ...(server.limit_concurrency > 0 && { requestsMax: server.limit_concurrency }),
       backlog: server.backlog,
+      drainMs: server.timeout_graceful_shutdown * 1000,
       ...tlsOf(parsed['server.tls'], absolute),
       rateLimits: rateLimitsOf(parsed['server.rate_limit']),
     },
-    log: { level: logLevel(log.level), ...(log.file_enabled && { file: logFile }) },
+    log: {
+      level: logLevel(log.level),
+      ...(log.file_enabled && { file: logFile }),
+      ...{ fileBytesMax: log.file_max_bytes, filesKept: log.file_backup_count },
+      ...(log.access_file_path !== undefined && { accessFile: absolute(log.access_file_path) }),
+    },
     runtime: parsed.runtime,
     docker: {
       host: docker.host,
@@ -779,7 +862,7 @@ async function warnOfSecretInFile(settings: Settings, file: string): Promise<voi
 
 function warnOfRisks(
   settings: Settings,
-  { server, docker, runtime, egress, workers }: Omit<Config, 'warnings'>,
+  { server, docker, runtime, egress, workers }: Omit<Config, 'warnings' | 'settings'>,
 ): void {
   if (egress.dangerouslyAllowMetadata)
     settings.warnings.push(

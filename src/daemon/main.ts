@@ -1,12 +1,13 @@
 // The daemon: one for each home, from its lock to its last word.
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { createApi } from '../api/server.ts';
+import { type Api, createApi } from '../api/server.ts';
 import { ServerTls, type TlsCertificates } from '../api/tls.ts';
 import { refuseUnfinishedRestore } from '../backup/contents.ts';
 import type { SystemInfo } from '../contract/admin.ts';
-import { type Log, openLog } from '../lib/log.ts';
-import type { Config } from './config.ts';
+import { Failure } from '../lib/failure.ts';
+import { type Log, type OwnLog, openLog } from '../lib/log.ts';
+import type { Config, Reloaded } from './config.ts';
 import { type DaemonAddress, forgetAddress, keyOf, prepareHome, writeAddress } from './home.ts';
 import { lockHome } from './lock.ts';
 import { Meters } from './meters.ts';
@@ -14,13 +15,10 @@ import { openPlatform, type Platform } from './platform.ts';
 import { openSandboxd } from './sandboxd.ts';
 import { Telemetry } from './telemetry.ts';
 
-/** How long requests under way may go on after the stop was asked for. */
-const drainMs = 5_000;
-
 export interface Daemon {
   url: string;
-  /** Reads the files of TLS again; absent without TLS. Never rejects: what cannot be used is logged. */
-  reload?: () => Promise<void>;
+  /** Reads configuration, keys and the files of TLS again, and goes on in a new log file. Never rejects: what cannot be used is logged, and what was before stays. */
+  reload(): Promise<void>;
   /** Stops listening, lets requests end, lets go of the sandboxes, which go on running. Idempotent. */
   stop(): Promise<void>;
 }
@@ -30,15 +28,23 @@ export const version: string = (
 ).version;
 
 /**
- * Resolves when it answers requests. Failure('conflict') when another daemon has the home, Failure('unavailable') when the port is taken,
+ * Resolves when it answers requests. `reread`: how the configuration is read again when it is told to. Failure('conflict') when another daemon has the home, Failure('unavailable') when the port is taken,
  * Failure('permission') when home or port may not be used.
  */
-export async function startDaemon(config: Config): Promise<Daemon> {
+export async function startDaemon(
+  config: Config,
+  reread: (running: Config) => Promise<Reloaded>,
+): Promise<Daemon> {
   await using undo = new AsyncDisposableStack();
   await prepareHome(config.home);
   undo.use(lockHome(config.paths.lockFile));
   refuseUnfinishedRestore(config.home);
   const log = openLog(config.log);
+  undo.defer(() => log.close());
+  const { accessFile: file, fileBytesMax, filesKept } = config.log;
+  const access = file === undefined ? undefined : openLog({ level: 'info', file, fileBytesMax, filesKept });
+  undo.defer(() => access?.close());
+  const live = { current: config };
   for (const warning of config.warnings) log.warn({}, warning);
   const known = new KnownAddress(config.paths.addressFile);
   const tls =
@@ -51,8 +57,9 @@ export async function startDaemon(config: Config): Promise<Daemon> {
   const meters = undo.use(new Meters(version));
   const telemetry = config.telemetry && undo.use(new Telemetry(config.telemetry, { version, meters, log }));
   if (telemetry !== undefined) meters.around((journal) => telemetry.journal(journal));
-  const platform = undo.use(await openPlatform(config, log, meters));
+  const platform = undo.use(await openPlatform(live, log, meters));
   const startedAt = new Date();
+  const keys = { api: await apiKeyOf(config) };
   const api = createApi({
     service: platform.sandboxes,
     network: platform.network,
@@ -66,20 +73,17 @@ export async function startDaemon(config: Config): Promise<Daemon> {
     bell: platform.bell,
     audit: platform.audit,
     ownerKey: await keyOf(config.paths.ownerKeyFile),
-    apiKey: config.server.apiKey ?? (await keyOf(config.paths.apiKeyFile)),
-    limits: {
-      concurrency: config.server.requestsMax ?? 0,
-      keepAliveMs: config.server.keepAliveMs,
-      ...(config.server.maxSandboxTimeoutMs === undefined
-        ? {}
-        : { sandboxTimeoutSecondsMax: config.server.maxSandboxTimeoutMs / 1000 }),
+    get apiKey() {
+      return keys.api;
     },
+    limits: limitsOf(config),
     ...(config.server.eip === undefined ? {} : { eip: config.server.eip }),
     log,
+    ...(access === undefined ? {} : { access }),
     meters,
     ...(telemetry === undefined ? {} : { tracer: telemetry.tracer }),
     version,
-    system: (signal) => systemInfo(config, platform, startedAt, signal),
+    system: (signal) => systemInfo(live.current, platform, startedAt, signal),
     now: () => new Date(),
   });
   const listening = await api.listen({
@@ -88,16 +92,65 @@ export async function startDaemon(config: Config): Promise<Daemon> {
     backlog: config.server.backlog,
     ...(tls === undefined ? {} : { tls }),
   });
-  undo.defer(() => listening.close(AbortSignal.timeout(drainMs)));
+  undo.defer(() => listening.close(AbortSignal.timeout(live.current.server.drainMs)));
   undo.use(await openSandboxd(config, platform, version, log));
   await known.tell({ pid: process.pid, url: listening.url, version }, tls?.certificates);
   undo.defer(() => known.forget());
   log.info({ url: listening.url, home: config.home, version }, 'ready');
   const running = undo.move();
+  const reload = async (): Promise<void> => {
+    for (const it of [log, access]) reopen(it, log);
+    await tls?.reload();
+    const { config: next, changed, later } = await reread(live.current);
+    const apiKey = await apiKeyOf(next);
+    live.current = next;
+    keys.api = apiKey;
+    log.setLevel(next.log.level);
+    api.setLimits(limitsOf(next));
+    platform.tenants.setLimits(next.server.rateLimits);
+    for (const warning of next.warnings) log.warn({}, warning);
+    if (later.length > 0)
+      log.warn({ keys: later }, 'these settings have changed and hold from the next start on');
+    log.info({ changed }, 'the configuration has been read again');
+  };
+  // One after the other, so that the last word is the file's last state.
+  const turn = { last: Promise.resolve() };
   return {
     ...{ url: listening.url, stop: () => stop(running, log) },
-    ...(tls === undefined ? {} : { reload: () => tls.reload() }),
+    reload: () => {
+      turn.last = turn.last.then(reload).catch((error: unknown) => tellNotReloaded(error, log));
+      return turn.last;
+    },
   };
+}
+
+const apiKeyOf = async ({ server, paths }: Config): Promise<string> =>
+  server.apiKey ?? (await keyOf(paths.apiKeyFile));
+
+function limitsOf({ server }: Config): Parameters<Api['setLimits']>[0] {
+  return {
+    ...{ concurrency: server.requestsMax ?? 0, keepAliveMs: server.keepAliveMs },
+    ...(server.maxSandboxTimeoutMs === undefined
+      ? {}
+      : { sandboxTimeoutSecondsMax: server.maxSandboxTimeoutMs / 1000 }),
+  };
+}
+
+function reopen(file: OwnLog | undefined, log: Log): void {
+  try {
+    file?.reopen();
+  } catch (error) {
+    log.error({ error: String(error) }, 'a log file cannot be opened again; standard error takes its place');
+  }
+}
+
+function tellNotReloaded(error: unknown, log: Log): void {
+  const { message, details } = Failure.from(error, 'read the configuration again');
+  const problems = details?.problems;
+  log.error(
+    { error: message, ...(problems === undefined ? {} : { problems }) },
+    'the configuration cannot be used; all stays as it was',
+  );
 }
 
 /** The note that tells clients of this home where the daemon is, and by which certificate they know it. */

@@ -26,7 +26,7 @@ import { Workers } from '../worker/workers.ts';
 import { Workspaces } from '../workspace/workspaces.ts';
 import { openAudit } from './audit.ts';
 import { type HomeBell, openBell } from './bell.ts';
-import type { Config } from './config.ts';
+import type { LiveConfig } from './config.ts';
 import { homeIdOf, keyOf } from './home.ts';
 import type { Meters } from './meters.ts';
 import { type HomeNetwork, openNetwork } from './network.ts';
@@ -49,7 +49,8 @@ export interface Platform extends AsyncDisposable {
 }
 
 /** Opens everything of a home and takes up what an earlier daemon left. Disposing lets go of it; sandboxes go on. */
-export async function openPlatform(config: Config, log: Log, meters: Meters): Promise<Platform> {
+export async function openPlatform(live: LiveConfig, log: Log, meters: Meters): Promise<Platform> {
+  const config = live.current;
   await using undo = new AsyncDisposableStack();
   const store = openSqliteStore(config.paths.database);
   undo.defer(() => store.close());
@@ -93,7 +94,7 @@ export async function openPlatform(config: Config, log: Log, meters: Meters): Pr
     ),
   );
   const network: HomeNetwork = undo.use(await openNetwork(config, store, bell.sandboxes, meters, log));
-  const runtimes = await runtimesOf(config, images, await ensureAgentBundle(config.home), undo);
+  const runtimes = await runtimesOf(live, images, await ensureAgentBundle(config.home), undo);
   const ports = new PublishedPorts({
     info: (id) => there().get(id),
     save: (id, published) => there().setPublished(id, published),
@@ -102,7 +103,9 @@ export async function openPlatform(config: Config, log: Log, meters: Meters): Pr
   const workspaces = new Workspaces({
     folder: config.paths.workspacesFolder,
     home: config.home,
-    allowedHostPaths: config.storage.allowedHostPaths,
+    get allowedHostPaths() {
+      return live.current.storage.allowedHostPaths;
+    },
     info: (id) => there().get(id),
     guest: (id) => there().guest(id),
     log,
@@ -142,7 +145,9 @@ export async function openPlatform(config: Config, log: Log, meters: Meters): Pr
       machines: config.paths.stateRoot,
       logs: join(dirname(config.paths.runFolder), 'logs'),
     },
-    allowedHostPaths: [...config.storage.allowedHostPaths],
+    get allowedHostPaths() {
+      return live.current.storage.allowedHostPaths;
+    },
     quotasOf: (projectId) => tenants.quotasOf(projectId),
     log,
     now: () => new Date(),

@@ -5,16 +5,17 @@ import type { ImageStore } from '../image/store.ts';
 import { BubblewrapRuntime } from '../runtime/bubblewrap/bubblewrap.ts';
 import { DockerRuntime } from '../runtime/docker/docker.ts';
 import type { Runtime } from '../runtime/runtime.ts';
-import type { Config } from './config.ts';
+import type { LiveConfig } from './config.ts';
 import { homeIdOf } from './home.ts';
 
 /** By name. What has to be let go of is added to `undo`. */
 export async function runtimesOf(
-  config: Config,
+  live: LiveConfig,
   images: ImageStore,
   agentFolder: string,
   undo: AsyncDisposableStack,
 ): Promise<Map<string, Runtime>> {
+  const config = live.current;
   const homeId = homeIdOf(config.home);
   const { docker } = config;
   const runtimes: Runtime[] = [
@@ -26,7 +27,9 @@ export async function runtimesOf(
         images,
         agent: { folder: agentFolder, command: agentCommand(), environment: agentEnvironment() },
         idBase: config.bubblewrap.idBase,
-        defaults: config.bubblewrap.defaults,
+        get defaults() {
+          return live.current.bubblewrap.defaults;
+        },
       }),
     ),
     undo.use(
@@ -40,7 +43,9 @@ export async function runtimesOf(
         dropCapabilities: [...docker.dropCapabilities],
         noNewPrivileges: docker.noNewPrivileges,
         seccompProfile: docker.seccompProfile,
-        pidsLimit: docker.pidsLimit,
+        get pidsLimit() {
+          return live.current.docker.pidsLimit;
+        },
         ...(docker.apparmorProfile === undefined ? {} : { apparmorProfile: docker.apparmorProfile }),
         ...(docker.runtimeClass === undefined ? {} : { runtimeClass: docker.runtimeClass }),
       }),

@@ -231,7 +231,7 @@ async function offeredRuntimes(
     inUse: () => imagesOfMachines(home),
   });
   const known = await runtimesOf(
-    { ...config, paths: { ...config.paths, stateRoot } },
+    { current: { ...config, paths: { ...config.paths, stateRoot } } },
     images,
     await ensureAgentBundle(home),
     undo,

@@ -46,7 +46,7 @@ export interface SandboxesOptions {
   elsewhere: Elsewhere;
   folders: Folders;
   /** Host folders below which a sandbox may mount; none when empty. */
-  allowedHostPaths: string[];
+  allowedHostPaths: readonly string[];
   /** Of a project, by its id. Failure('not-found') for one that is being removed: nothing more may be made in it. */
   quotasOf?: (projectId: string) => Quotas;
   log: Log;

@@ -14,12 +14,13 @@ export interface ServeOptions {
 /** Resolves when the daemon has been told to stop, and has stopped. */
 export async function serve(options: ServeOptions): Promise<void> {
   const port = options.port === undefined ? undefined : portOf(options.port);
-  const { loadConfig } = await import('../../daemon/config.ts');
-  const config = await loadConfig({
+  const { loadConfig, reloadConfig } = await import('../../daemon/config.ts');
+  const sources = {
     env: process.env,
     ...(options.config === undefined ? {} : { configPath: options.config }),
     overrides: { 'server.host': options.host, 'server.port': port },
-  }).catch((error: unknown) => {
+  };
+  const config = await loadConfig(sources).catch((error: unknown) => {
     throw failedToStart(error, {
       ...{ invalid: exitCodes.config, 'not-found': exitCodes.config, internal: exitCodes.config },
     });
@@ -27,16 +28,18 @@ export async function serve(options: ServeOptions): Promise<void> {
   const { closeInheritedDescriptors } = await import('../../daemon/descriptors.ts');
   closeInheritedDescriptors();
   // A terminal that closes sends the same signal: who started us there wants us to end with it.
-  const hangUpReloads = config.server.tls !== undefined && process.stdin.isTTY !== true;
+  const hangUpReloads = process.stdin.isTTY !== true;
   let reload: (() => Promise<void>) | undefined;
   if (hangUpReloads) process.on('SIGHUP', () => void reload?.());
   const stopping = stopSignal({ hangUp: !hangUpReloads });
   const { startDaemon } = await import('../../daemon/main.ts');
-  const daemon = await startDaemon(config).catch((error: unknown) => {
-    throw error instanceof Failure && error.code === 'conflict'
-      ? anotherRuns(error, config.paths.addressFile)
-      : failedToStart(error, { invalid: exitCodes.config });
-  });
+  const daemon = await startDaemon(config, (running) => reloadConfig(sources, running)).catch(
+    (error: unknown) => {
+      throw error instanceof Failure && error.code === 'conflict'
+        ? anotherRuns(error, config.paths.addressFile)
+        : failedToStart(error, { invalid: exitCodes.config });
+    },
+  );
   reload = daemon.reload;
   await print(`glovebox listens on ${daemon.url}`);
   await stopping;

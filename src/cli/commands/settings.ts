@@ -1,4 +1,5 @@
 // glovebox settings: the configuration that a daemon of this machine starts with. Read and changed where it lies, whether a daemon runs or not.
+import { reloadedKeys } from '../../contract/config.ts';
 import { aboutKey, loadSettings, type Setting } from '../../daemon/config.ts';
 import { changeSetting, isSecret, type SettingChange } from '../../daemon/settings.ts';
 import { Failure } from '../../lib/failure.ts';
@@ -25,7 +26,7 @@ export async function listSettings(options: {
     const value = textOf(it);
     const long = options.trunc && value.length > shownCharactersMax;
     const shownValue = long ? `${value.slice(0, shownCharactersMax - 1)}…` : value || '-';
-    return [it.key, shownValue, it.source, 'yes', it.description];
+    return [it.key, shownValue, it.source, needsRestart(it) ? 'yes' : 'no', it.description];
   });
   await print(table(['KEY', 'VALUE', 'SOURCE', 'RESTART', 'DESCRIPTION'], rows));
 }
@@ -67,12 +68,16 @@ function tell({ file, changed, setting, warnings }: SettingChange, already: stri
     say(`The ${clean(setting.place ?? 'environment')} goes before the file, where it is set.`);
   const daemon = daemonProcess(homeFolder());
   if (daemon === undefined) return say('It holds from the next start of the daemon on.');
+  if (!needsRestart(setting))
+    return say(`The daemon takes it over when it reads its configuration again: \`kill -HUP ${daemon}\`.`);
   say(
     `It holds after a restart of the daemon: \`kill ${daemon}\`, and the next command starts it again. Sandboxes go on meanwhile.`,
   );
   if (setting.key === 'server.port')
     say('A daemon that a command starts takes any free port; `glovebox serve` takes this one.');
 }
+
+const needsRestart = ({ key }: Setting) => !reloadedKeys.includes(key);
 
 /** As Docker's daemon shows its own. */
 function entryOf(setting: Setting): object {
@@ -81,7 +86,7 @@ function entryOf(setting: Setting): object {
     ...{ key, value: masked(setting) ?? value ?? null, default: usual ?? null, type: kind, source },
     ...(place === undefined ? {} : { place }),
     ...(choices === undefined ? {} : { choices }),
-    ...{ env_var: setting.variable, requires_restart: true, description },
+    ...{ env_var: setting.variable, requires_restart: needsRestart(setting), description },
   };
 }
 

@@ -1,0 +1,150 @@
+// Configuration as an operator lives with it: a running daemon takes over what it can when it is told to, and files begin as examples that work.
+import { mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
+import { expectNothingLeft, makeHome, startDaemon, type TestDaemon } from '../daemon.ts';
+
+/** Each starts a daemon or the command line several times. */
+const slowMs = 600_000;
+
+interface Line {
+  msg: string;
+  [field: string]: unknown;
+}
+
+const linesOf = (file: string): Line[] =>
+  readFileSync(file, 'utf8')
+    .split('\n')
+    .filter((line) => line !== '')
+    .map((line) => JSON.parse(line));
+
+describe('a daemon that reads its configuration again', { timeout: slowMs }, () => {
+  let daemon: TestDaemon;
+  let folder: string;
+  let file: string;
+  let log: string;
+  let access: string;
+
+  const standing = () =>
+    `[runtime]\ntype = "memory"\n[log]\nfile_enabled = true\nfile_path = "${log}"\naccess_file_path = "${access}"\n`;
+
+  beforeAll(async () => {
+    folder = mkdtempSync(join(tmpdir(), 'glovebox-configuration-'));
+    [file, log, access] = ['my.toml', 'daemon.log', 'access.log'].map((name) => join(folder, name)) as [
+      string,
+      string,
+      string,
+    ];
+    mkdirSync(join(folder, 'shared'));
+    writeFileSync(file, standing());
+    daemon = await startDaemon({ home: makeHome(), args: ['--config', file] });
+  });
+  afterAll(async () => {
+    expect(await daemon.stop()).toBe(0);
+    await expectNothingLeft(daemon.home);
+    rmSync(folder, { recursive: true, force: true });
+  });
+
+  const told = (msg: string) => linesOf(log).filter((it) => it.msg === msg);
+  const readAgain = 'the configuration has been read again';
+  const refused = 'the configuration cannot be used; all stays as it was';
+
+  /** Resolves with what the daemon says to it. */
+  async function reload(document: string, message = readAgain): Promise<Line> {
+    writeFileSync(file, `${document}\n${standing()}`);
+    const before = told(message).length;
+    process.kill(daemon.pid, 'SIGHUP');
+    return await vi.waitFor(() => {
+      const all = told(message);
+      expect(all.length).toBe(before + 1);
+      return all.at(-1) as Line;
+    });
+  }
+
+  async function call(path: string, init: { key?: string; body?: unknown } = {}) {
+    const response = await fetch(`${daemon.url}/v1${path}`, {
+      method: init.body === undefined ? 'GET' : 'POST',
+      headers: {
+        'OPEN-SANDBOX-API-KEY': init.key ?? daemon.apiKey,
+        ...(init.body === undefined ? {} : { 'Content-Type': 'application/json' }),
+      },
+      ...(init.body === undefined ? {} : { body: JSON.stringify(init.body) }),
+    });
+    return { status: response.status, body: (await response.json()) as { message?: string } };
+  }
+
+  test('another key counts from then on, and the one before no more', async () => {
+    expect(await reload('server.api_key = "another"')).toMatchObject({ changed: ['server.api_key'] });
+    expect((await call('/sandboxes')).status).toBe(401);
+    expect((await call('/sandboxes', { key: 'another' })).status).toBe(200);
+    expect(await reload('')).toMatchObject({ changed: ['server.api_key'] });
+    expect((await call('/sandboxes')).status).toBe(200);
+    // A key file that was written anew is read, too.
+    writeFileSync(join(daemon.home, 'api-key'), 'third\n');
+    await reload('');
+    expect((await call('/sandboxes')).status).toBe(401);
+    expect((await call('/sandboxes', { key: 'third' })).status).toBe(200);
+    writeFileSync(join(daemon.home, 'api-key'), `${daemon.apiKey}\n`);
+    await reload('');
+    expect((await call('/sandboxes')).status).toBe(200);
+  });
+
+  test('limits hold for the next request', async () => {
+    const create = { image: { uri: 'x' }, entrypoint: ['sleep', '1'], resourceLimits: {}, timeout: 7200 };
+    await reload('server.max_sandbox_timeout_seconds = 3600');
+    const { status, body } = await call('/sandboxes', { body: create });
+    expect(status).toBe(400);
+    expect(body.message).toContain('3600');
+    await reload('server.rate_limit.administrator_per_minute = 1');
+    const statuses = [(await call('/sandboxes')).status, (await call('/sandboxes')).status];
+    expect(statuses).toContain(429);
+    await reload('');
+    expect((await call('/sandboxes')).status).toBe(200);
+  });
+
+  test('folders of the host that may be mounted', async () => {
+    const folders = { name: 'v', host: { path: join(folder, 'shared') }, mountPath: '/mnt' };
+    const create = {
+      image: { uri: 'x' },
+      entrypoint: ['sleep', '1'],
+      resourceLimits: {},
+      volumes: [folders],
+    };
+    const before = await call('/sandboxes', { body: create });
+    expect(before.body.message).toContain('allowed_host_paths');
+    await reload(`storage.allowed_host_paths = ["${folder}"]`);
+    // The memory runtime mounts nothing; it is asked only once the folder is allowed.
+    const after = await call('/sandboxes', { body: create });
+    expect(after.body.message).not.toContain('allowed_host_paths');
+    await reload('');
+    expect((await call('/sandboxes', { body: create })).body.message).toContain('allowed_host_paths');
+  });
+
+  test('what cannot change under a daemon is named, and a mistake changes nothing', async () => {
+    await reload('server.backlog = 7\nserver.host = "127.0.0.9"');
+    expect(told('these settings have changed and hold from the next start on').at(-1)?.keys).toEqual([
+      ...['server.host', 'server.backlog'],
+    ]);
+    const { problems } = await reload('server.api_key = "lost"\nserver.prot = 1', refused);
+    expect(problems).toEqual([`${file}:2: unknown key "server.prot"; did you mean "server.port"?`]);
+    expect((await call('/sandboxes', { key: 'lost' })).status).toBe(401);
+    expect((await call('/sandboxes')).status).toBe(200);
+    await reload('');
+  });
+
+  test('a log that somebody has moved away goes on in a new file', async () => {
+    renameSync(access, `${access}.old`);
+    process.kill(daemon.pid, 'SIGHUP');
+    await vi.waitFor(() => readFileSync(access));
+    await call('/sandboxes');
+    await vi.waitFor(() =>
+      expect(linesOf(access).at(-1)).toMatchObject({
+        operation: 'listSandboxes',
+        status: 200,
+        method: 'GET',
+      }),
+    );
+    expect(JSON.stringify(linesOf(`${access}.old`))).not.toContain(daemon.apiKey);
+  });
+});
