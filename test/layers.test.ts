@@ -30,13 +30,14 @@ const arrows: Record<string, string[]> = {
   ingress: ['sandbox', 'guest', 'contract', 'lib'],
   // A build's context is read by the reader of hostile archives.
   template: ['sandbox', 'guest', 'runtime', 'image', 'contract', 'lib'],
+  snapshot: ['sandbox', 'runtime', 'store', 'contract', 'lib'],
   code: ['sandbox', 'contract', 'lib'],
   dockergate: ['sandbox', 'runtime', 'contract', 'lib'],
   egress: ['sandbox', 'guest', 'store', 'policy', 'journal', 'vault', 'contract', 'lib'],
   // The types of what it serves; the objects are handed in.
   api: [
     ...['egress', 'policy', 'journal', 'vault', 'workspace', 'agents', 'ingress', 'template', 'dockergate'],
-    'code',
+    ...['code', 'snapshot'],
     ...['sandbox', 'guest', 'runtime', 'contract', 'lib'],
   ],
   // A controller inside a program, without the daemon's doors; what a duration is, is the SDK's.
@@ -45,7 +46,7 @@ const arrows: Record<string, string[]> = {
   // A worker's own home, and why its link has ended, are what its command line tells.
   cli: ['agents', 'bell', 'worker', 'channel', 'contract', 'lib', 'sdk', 'daemon'],
   daemon: [
-    ...['workspace', 'agents', 'ingress', 'template', 'dockergate', 'bell', 'worker', 'backup'],
+    ...['workspace', 'agents', 'ingress', 'template', 'snapshot', 'dockergate', 'bell', 'worker', 'backup'],
     ...['api', 'egress', 'policy', 'journal', 'vault', 'sandbox', 'image', 'runtime', 'agent', 'store'],
     ...['guest', 'channel', 'contract', 'lib'],
   ],

@@ -1,6 +1,8 @@
 // Glovebox's own routes: health, this API's description, images, and what the daemon is.
 import { createOpenApi } from '../contract/openapi.ts';
+import { isSnapshotImage } from '../contract/snapshot.ts';
 import type { ApiOptions, Handlers } from './handlers.ts';
+import { refuseSnapshotImage } from './opensandbox/restore.ts';
 
 type AdminHandlers = Handlers<
   'health' | 'openApi' | 'reportEvent' | 'system' | 'listImages' | 'importImage' | 'removeImage'
@@ -23,12 +25,17 @@ export function adminHandlers({ images, system, version }: ApiOptions): AdminHan
       return { status: 204 };
     },
     system: async ({ exchange }) => ({ status: 200, json: await system(exchange.signal) }),
-    listImages: async () => ({ status: 200, json: { items: await images.list() } }),
-    importImage: async ({ query, exchange }) => ({
-      status: 201,
-      json: await images.import(exchange.body(), { name: query.name }, exchange.signal),
+    listImages: async () => ({
+      status: 200,
+      json: { items: (await images.list()).filter(({ name }) => !isSnapshotImage(name)) },
     }),
+    importImage: async ({ query, exchange }) => {
+      refuseSnapshotImage(query.name);
+      const imported = await images.import(exchange.body(), { name: query.name }, exchange.signal);
+      return { status: 201, json: imported };
+    },
     removeImage: async ({ params }) => {
+      refuseSnapshotImage(params.name ?? '');
       await images.remove(params.name ?? '');
       return { status: 204 };
     },

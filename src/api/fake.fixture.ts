@@ -14,6 +14,7 @@ import type { NetworkPolicy } from '../contract/opensandbox.ts';
 import type { KeyRecord, ProjectRecord, Usage } from '../contract/tenant.ts';
 import type { Guest, Output } from '../guest/guest.ts';
 import { Failure } from '../lib/failure.ts';
+import type { KeptImage } from '../runtime/runtime.ts';
 import { usageOf } from '../sandbox/quotas.ts';
 import type {
   CreateRequest,
@@ -25,6 +26,7 @@ import type {
   SandboxInfo,
   SandboxService,
 } from '../sandbox/sandbox.ts';
+import { Snapshots } from '../snapshot/snapshots.ts';
 import type { AuditService } from './audit.ts';
 import type { BellService } from './bell.ts';
 import type { ApiOptions } from './handlers.ts';
@@ -388,6 +390,12 @@ export class FakeService implements SandboxService {
     this.saved.push({ id, name });
   }
 
+  likeness(id: string): CreateRequest {
+    const { project, image, runtime, entrypoint, limits } = this.get(id);
+    const own = project === undefined ? {} : { project };
+    return { image, runtime, entrypoint, limits, env: {}, metadata: {}, extensions: {}, mounts: [], ...own };
+  }
+
   hold(id: string): Disposable {
     this.get(id);
     const change = (by: number) => this.held.set(id, (this.held.get(id) ?? 0) + by);
@@ -409,6 +417,7 @@ export class FakeService implements SandboxService {
     this.add(id, {
       ...{ image, entrypoint, metadata, extensions, limits, keep, workspaces, published },
       ...(project === undefined ? {} : { project }),
+      ...(request.snapshotId === undefined ? {} : { snapshotId: request.snapshotId }),
       ...(autoStopAfterMs == null ? {} : { autoStopAfterMs }),
       ...(platform ? { platform } : {}),
       ...(timeoutMs === undefined ? {} : { expiresAt: new Date(this.now.getTime() + timeoutMs) }),
@@ -878,6 +887,7 @@ export interface TestApi extends AsyncDisposable {
   network: FakeNetwork;
   bell: FakeBell;
   audit: FakeAudit;
+  snapshots: Snapshots;
   url: string;
   server: Listening;
   /** What was told to the meters. */
@@ -929,6 +939,7 @@ export async function startTestApi(options: Partial<ApiOptions> = {}): Promise<T
   const network = new FakeNetwork();
   const bell = new FakeBell();
   const audit = new FakeAudit();
+  const snapshots = fakeSnapshots(service);
   const logged: TestApi['logged'] = [];
   const requests: TestApi['requests'] = [];
   const write = (fields: Record<string, unknown>, message: string) => void logged.push({ fields, message });
@@ -938,6 +949,7 @@ export async function startTestApi(options: Partial<ApiOptions> = {}): Promise<T
     bell,
     audit,
     ...fakeDoors(service),
+    snapshots,
     tenants: fakeTenants(),
     images: fakeImages(),
     apiKey: testKey,
@@ -974,6 +986,7 @@ export async function startTestApi(options: Partial<ApiOptions> = {}): Promise<T
     network,
     bell,
     audit,
+    snapshots,
     url: server.url,
     server,
     logged,
@@ -1070,6 +1083,31 @@ function fakeDoors(service: FakeService): Pick<ApiOptions, 'workspaces' | 'agent
       unpublish: async (_, ports) => ports.length,
     },
   };
+}
+
+/** The real ones, of a service that has no disks: whatever it has saved is an image. */
+export function fakeSnapshots(service: FakeService): Snapshots {
+  const image = (name: string): KeptImage => ({ name, id: name, sizeBytes: 1, createdAt: service.now });
+  const nothing = () => Promise.reject(new Failure('unsupported', 'this runtime is a fake'));
+  const runtime = {
+    ...{ name: 'memory', check: nothing, create: nothing, list: async () => [] },
+    images: {
+      list: async () => service.saved.map(({ name }) => image(name)),
+      has: async (name: string) => service.saved.some((it) => it.name === name),
+      remove: async (name: string) => {
+        service.saved.splice(0, service.saved.length, ...service.saved.filter((it) => it.name !== name));
+      },
+      load: nothing,
+      export: async function* () {
+        yield Buffer.from('tar');
+      },
+    },
+  };
+  return new Snapshots({
+    ...{ records: records(), service, homeId: 'test', now: () => service.now },
+    runtimes: new Map([[runtime.name, runtime]]),
+    log: { debug: () => undefined, info: () => undefined, warn: () => undefined, error: () => undefined },
+  });
 }
 
 function fakeImages(): ApiOptions['images'] {

@@ -11,6 +11,7 @@ import type { BellService } from './bell.ts';
 import type { Answer, Exchange } from './exchange.ts';
 import type { ApiMeters } from './metrics.ts';
 import type { NetworkService } from './network.ts';
+import type { SnapshotService } from './opensandbox/snapshots.ts';
 import type { PortService } from './ports.ts';
 import type { TemplateService } from './templates.ts';
 import type { Tenants } from './tenants.ts';
@@ -83,6 +84,7 @@ export interface ApiOptions {
   workspaces: WorkspaceService;
   agents: AgentService;
   templates: TemplateService;
+  snapshots: SnapshotService;
   ports: PortService;
   /** Absent where the configuration takes none. */
   workers?: WorkerService;

@@ -11,7 +11,10 @@ type ProjectHandlers = Handlers<
 >;
 
 /** For the administrator without a tenant; else for that one, who sees its own project only. */
-export function projectHandlers({ tenants, service }: ApiOptions, tenant?: Tenant): ProjectHandlers {
+export function projectHandlers(
+  { tenants, service, snapshots }: ApiOptions,
+  tenant?: Tenant,
+): ProjectHandlers {
   const infoOf = ({ id, name, quotas, createdAt }: ProjectRecord): ProjectInfo => ({
     ...{ id, name, quotas, createdAt },
     usage: service.usage(id),
@@ -41,7 +44,19 @@ export function projectHandlers({ tenants, service }: ApiOptions, tenant?: Tenan
         throw new Failure('conflict', `project ${name} has ${left} ${left === 1 ? 'sandbox' : 'sandboxes'}`, {
           hint: `Remove them first, or with it: glovebox project rm --sandboxes ${name}`,
         });
-      await tenants.remove(name, (projectId) => removeAll(service, projectId, lifetime));
+      const kept = snapshots.list({ project: id }).length;
+      if (kept > 0 && !query.sandboxes)
+        throw new Failure(
+          'conflict',
+          `project ${name} has ${kept} ${kept === 1 ? 'snapshot' : 'snapshots'}`,
+          {
+            hint: `Remove them first, or with it: glovebox project rm --sandboxes ${name}`,
+          },
+        );
+      await tenants.remove(name, async (projectId) => {
+        await removeAll(service, projectId, lifetime);
+        await snapshots.removeAll(projectId);
+      });
       return { status: 204 };
     },
     listKeys: ({ params }) => ({ status: 200, json: { items: tenants.keys(nameIn(params)) } }),

@@ -10,6 +10,7 @@ import type { AgentService } from './agents.ts';
 import { isLoopback } from './gate.ts';
 import type { ApiOptions } from './handlers.ts';
 import type { NetworkService } from './network.ts';
+import type { SnapshotService } from './opensandbox/snapshots.ts';
 import type { PortService } from './ports.ts';
 import type { Target } from './router.ts';
 import { noProject, type Tenant, type Tenants } from './tenants.ts';
@@ -83,6 +84,7 @@ export function scopedTo(tenant: Tenant, options: ApiOptions): ApiOptions {
       list: async (signal) =>
         (await options.templates.list(signal)).map(({ base: _, ...template }) => template),
     }),
+    snapshots: scopedSnapshots(tenant, options.snapshots),
     images: only(options.images, { list: () => options.images.list() }),
     workspaces: only(options.workspaces, {}),
     ...(options.workers === undefined ? {} : { workers: only(options.workers, {}) }),
@@ -191,6 +193,18 @@ function scopedPorts(
     },
     unpublish: (id, wanted) => ports.unpublish(id, wanted),
   };
+}
+
+/** What is made of a sandbox is of that one's project, which the path has been found to be. */
+function scopedSnapshots({ project }: Tenant, snapshots: SnapshotService): SnapshotService {
+  return only(snapshots, {
+    create: (sandboxId, options) => snapshots.create(sandboxId, options),
+    fork: (sandboxId, options, signal) => snapshots.fork(sandboxId, options, signal),
+    list: (filter) => snapshots.list({ ...filter, project: project.id }),
+    get: (id) => snapshots.get(id, project.id),
+    use: (id) => snapshots.use(id, project.id),
+    remove: (id) => snapshots.remove(id, project.id),
+  });
 }
 
 /** Those of the configuration may hold what is the owner's; those that come with the server do not. */

@@ -35,6 +35,7 @@ import { daemonMetricsHandlers } from './metrics.ts';
 import { networkHandlers } from './network.ts';
 import { egressHandlers } from './opensandbox/egress.ts';
 import { lifecycleHandlers } from './opensandbox/lifecycle.ts';
+import { snapshotHandlers } from './opensandbox/snapshots.ts';
 import { portHandlers } from './ports.ts';
 import { projectHandlers } from './projects.ts';
 import { proxyRequest, proxyUpgrade } from './proxy.ts';
@@ -98,6 +99,7 @@ export function createApi(options: ApiOptions): Api {
     ...connectHandlers(options, limits),
     ...agentHandlers(options),
     ...templateHandlers(options),
+    ...snapshotHandlers(options),
     ...workspaceHandlers(options),
     ...portHandlers(options),
     ...whyHandlers(options),
@@ -328,6 +330,7 @@ class ApiServer {
       ...networkHandlers(scoped),
       ...agentHandlers(scoped),
       ...templateHandlers(scoped),
+      ...snapshotHandlers(scoped),
       ...portHandlers(scoped),
       ...whyHandlers(scoped),
       ...projectHandlers(scoped, tenant),

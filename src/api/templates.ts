@@ -5,6 +5,7 @@ import type { BuildRequest } from '../template/templates.ts';
 import { isOwner } from './gate.ts';
 import type { ApiOptions, Handlers } from './handlers.ts';
 import { sendLines } from './lines.ts';
+import { refuseSnapshotImage } from './opensandbox/restore.ts';
 import { primed } from './primed.ts';
 
 export interface TemplateService {
@@ -34,6 +35,7 @@ export function templateHandlers({ templates, ownerKey }: ApiOptions): TemplateH
     }),
     buildTemplate: ({ query, exchange }) => {
       const { name, file, arg, runtime, target, noCache = false, network = false } = query;
+      refuseSnapshotImage(name);
       // What a Dockerfile adds from an address the engine fetches by itself, from the host's network, where no policy holds.
       if (!file.startsWith('recipe:') && !file.endsWith('.toml') && !isOwner(exchange.request, ownerKey))
         throw new Failure('permission', `build ${file}: only the daemon's own user may build Dockerfiles`, {
@@ -46,23 +48,25 @@ export function templateHandlers({ templates, ownerKey }: ApiOptions): TemplateH
       };
       return sendLines(exchange, templates.build(request, exchange.signal));
     },
-    loadTemplate: async ({ query, exchange }) => ({
-      status: 201,
-      json: await templates.load(query.name, query.runtime, exchange.body(), exchange.signal),
-    }),
+    loadTemplate: async ({ query, exchange }) => {
+      refuseSnapshotImage(query.name);
+      const loaded = await templates.load(query.name, query.runtime, exchange.body(), exchange.signal);
+      return { status: 201, json: loaded };
+    },
     exportTemplate: async ({ params, query, exchange }) => ({
       status: 200,
       type: 'application/x-tar',
       bytes: await primed(templates.export(params.name ?? '', query.runtime, exchange.signal)),
     }),
     removeTemplate: async ({ params, query, lifetime }) => {
+      refuseSnapshotImage(params.name ?? '');
       await templates.remove(params.name ?? '', query.runtime, lifetime);
       return { status: 204 };
     },
-    saveSandbox: async ({ sandboxId, body, lifetime }) => ({
-      status: 201,
-      json: await templates.save(sandboxId, body.name, lifetime),
-    }),
+    saveSandbox: async ({ sandboxId, body, lifetime }) => {
+      refuseSnapshotImage(body.name);
+      return { status: 201, json: await templates.save(sandboxId, body.name, lifetime) };
+    },
   };
 }
 

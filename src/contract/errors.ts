@@ -25,6 +25,7 @@ export type Area =
   | 'audit'
   | 'worker'
   | 'project'
+  | 'snapshot'
   | 'proxy'
   | 'request';
 

@@ -87,14 +87,14 @@ export const NetworkPolicy = z.strictObject({
 export type NetworkPolicy = z.infer<typeof NetworkPolicy>;
 
 /** A hundred years: far below the last moment that a date can name. */
-const timeoutSecondsMax = 100 * 365 * 24 * 60 * 60;
+export const timeoutSecondsMax = 100 * 365 * 24 * 60 * 60;
 
 export const PullPolicy = z.enum(['always', 'missing', 'never']);
 
 /** Fields that this build refuses are described so that the refusal can be clear; see api/opensandbox/create.ts. */
 export const CreateSandboxRequest = z.strictObject({
   image: ImageSpec.optional(),
-  snapshotId: z.string().nullish(),
+  snapshotId: z.string().min(1).max(128).nullish().describe('A snapshot to make it of, instead of an image.'),
   entrypoint: z.array(text(131_072)).min(1).max(4096).optional(),
   timeout: z
     .int()
@@ -224,7 +224,11 @@ export const CreateSandboxResponse = z.object({
 });
 export type CreateSandboxResponse = z.infer<typeof CreateSandboxResponse>;
 
-export const Sandbox = CreateSandboxResponse.extend({ image: z.object({ uri: z.string() }) });
+/** Either of image and snapshotId: what it was made of. */
+export const Sandbox = CreateSandboxResponse.extend({
+  image: z.object({ uri: z.string() }).optional(),
+  snapshotId: z.string().optional(),
+});
 export type Sandbox = z.infer<typeof Sandbox>;
 
 export const Pagination = z.object({

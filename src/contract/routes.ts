@@ -11,6 +11,8 @@ import * as network from './network.ts';
 import * as lifecycle from './opensandbox.ts';
 import { PublishedPort, PublishPort, UnpublishPort } from './ports.ts';
 import { ProcessInfo, SignalProcess, StartProcess } from './process.ts';
+import { decimal, flag, positive } from './query.ts';
+import { snapshotRoutes } from './snapshot-routes.ts';
 import { TemplateInfo, templateName } from './template.ts';
 import type { TenantAccess } from './tenant.ts';
 import { tenantRoutes } from './tenant-routes.ts';
@@ -43,6 +45,7 @@ export interface Route {
     | 'audit'
     | 'worker'
     | 'project'
+    | 'snapshot'
     | 'request';
   access: Access;
   /** Who with a key of a project may call it, and for what. Absent: nobody, and the answer is always the same. */
@@ -67,26 +70,6 @@ export interface Route {
 
 const route = <const R extends Route>(it: R): R => it;
 
-/** In a query string everything is text; the description shows what it stands for. */
-const shownAs = (type: 'integer' | 'boolean', minimum?: number) => ({
-  type,
-  minimum,
-  pattern: undefined,
-  enum: undefined,
-});
-const digits = (min: number, max: number) =>
-  z
-    .string()
-    .regex(/^(0|[1-9]\d{0,15})$/, 'must be a whole number')
-    .transform(Number)
-    .refine((it) => it >= min && it <= max, `must be from ${min} to ${max}`)
-    .meta(shownAs('integer', min));
-const decimal = (max: number) => digits(0, max);
-const positive = (max: number) => digits(1, max);
-const flag = z
-  .enum(['true', 'false', '1', '0'])
-  .transform((it) => it === 'true' || it === '1')
-  .meta(shownAs('boolean'));
 const offset = decimal(Number.MAX_SAFE_INTEGER);
 const path = z.string().min(1).max(16_384);
 const paths = z.object({ path: z.array(path).max(10_000).default([]) });
@@ -1386,6 +1369,7 @@ export const routes = {
   ...secrets,
   ...bells,
   ...audits,
+  ...snapshotRoutes,
   ...workerRoutes,
   ...tenantRoutes,
   ...commands,
@@ -1399,8 +1383,6 @@ export type OperationId = keyof Routes;
 /** Parts of OpenSandbox that this build does not have: answered 501 rather than 404, so that a caller knows it is not a typing error. */
 export const absent: { area: Route['area']; path: RegExp; what: string }[] = [
   { area: 'execd', path: /^\/v1\/isolated\//, what: 'Sandboxes inside a sandbox' },
-  { area: 'sandbox', path: /^\/snapshots(\/|$)/, what: 'Snapshots' },
-  { area: 'sandbox', path: /^\/sandboxes\/[^/]+\/snapshots$/, what: 'Snapshots' },
   { area: 'sandbox', path: /^\/sandboxes\/[^/]+\/diagnostics\//, what: 'Diagnostics' },
   { area: 'sandbox', path: /^\/pools(\/|$)/, what: 'Pools' },
 ];

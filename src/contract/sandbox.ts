@@ -50,6 +50,8 @@ export interface SandboxInfo {
   message: string;
   lastTransitionAt: Date;
   image: string;
+  /** Of the snapshot that it was made of; `image` is then what its runtime knows that by. */
+  snapshotId?: string;
   platform?: { os: string; arch: string };
   entrypoint: string[];
   metadata: Record<string, string>;

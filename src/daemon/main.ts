@@ -67,6 +67,7 @@ export async function startDaemon(
     workspaces: platform.workspaces,
     agents: platform.agents,
     templates: platform.templates,
+    snapshots: platform.snapshots,
     ports: platform.ports,
     workers: platform.workers,
     tenants: platform.tenants,

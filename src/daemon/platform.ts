@@ -19,6 +19,7 @@ import { connectionsMax, PublishedPorts } from '../ingress/published-ports.ts';
 import { Failure } from '../lib/failure.ts';
 import type { Log } from '../lib/log.ts';
 import { Sandboxes } from '../sandbox/sandboxes.ts';
+import { Snapshots } from '../snapshot/snapshots.ts';
 import { openSqliteStore } from '../store/sqlite/sqlite.ts';
 import { Templates } from '../template/templates.ts';
 import { readTokenHashes } from '../worker/sandd/token.ts';
@@ -42,6 +43,7 @@ export interface Platform extends AsyncDisposable {
   workspaces: WorkspaceService;
   agents: AgentService;
   templates: TemplateService;
+  snapshots: Snapshots;
   ports: PortService;
   workers: Workers;
   bell: BellService;
@@ -70,7 +72,7 @@ export async function openPlatform(live: LiveConfig, log: Log, meters: Meters): 
     inUse: () => store.sandboxes().map(({ info }) => info.image),
   });
   // Each side asks the other for what it has of a sandbox, so one of them is known a moment later.
-  const opened: { sandboxes?: Sandboxes } = {};
+  const opened: { sandboxes?: Sandboxes; snapshots?: Snapshots } = {};
   const there = () => {
     if (opened.sandboxes === undefined) throw new Failure('unavailable', 'the daemon is still starting');
     return opened.sandboxes;
@@ -151,7 +153,10 @@ export async function openPlatform(live: LiveConfig, log: Log, meters: Meters): 
     quotasOf: (projectId) => tenants.quotasOf(projectId),
     log,
     now: () => new Date(),
-    onEvent: (event) => meters.sandbox(event),
+    onEvent: (event) => {
+      meters.sandbox(event);
+      if (event.type === 'removed') opened.snapshots?.collect();
+    },
   });
   opened.sandboxes = sandboxes;
   meters.watch({
@@ -170,6 +175,12 @@ export async function openPlatform(live: LiveConfig, log: Log, meters: Meters): 
     log,
   });
   await templates.sweep();
+  const snapshots = new Snapshots({
+    ...{ records: store.collection('snapshot'), service: sandboxes, runtimes },
+    ...{ homeId: homeIdOf(config.home), log, now: () => new Date() },
+  });
+  opened.snapshots = snapshots;
+  undo.defer(() => snapshots.close());
   const agents = new AgentCatalogue({
     folder: config.paths.agentsFolder,
     defaultRuntime: config.runtime.type,
@@ -185,7 +196,7 @@ export async function openPlatform(live: LiveConfig, log: Log, meters: Meters): 
   });
   const all = undo.move();
   return {
-    ...{ sandboxes, images, workspaces, agents, templates, ports, workers },
+    ...{ sandboxes, images, workspaces, agents, templates, snapshots, ports, workers },
     network: network.service,
     bell: bell.service,
     audit,

@@ -215,6 +215,11 @@ export class Life {
     return this.#machine?.memory?.();
   }
 
+  /** What its creator asked for and is no part of `info`. */
+  get asked(): Pick<SandboxRecord, 'env' | 'startSteps' | 'user' | 'cwd'> {
+    return this.#record;
+  }
+
   get accessToken(): string {
     return this.#record.accessToken;
   }
@@ -593,6 +598,8 @@ export class Life {
       const { id, state, runtime } = this.info;
       if (!['Running', 'Paused', 'Stopped'].includes(state))
         throw new Failure('conflict', `sandbox ${id} is ${state}: ${this.info.message}`);
+      if (this.#found)
+        throw new Failure('unavailable', `sandbox ${id}: runtime ${runtime} cannot be asked for its machine`);
       const saving = this.#machine?.saving;
       if (saving === undefined)
         throw new Failure('unsupported', `runtime ${runtime} cannot make images of sandboxes`);

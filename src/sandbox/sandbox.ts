@@ -40,6 +40,8 @@ export interface CreateRequest {
   /** Whose it is to be. Never what a caller says of itself: the key that it called with decides. */
   project?: ProjectOfSandbox;
   image: string;
+  /** Of the snapshot that `image` is. */
+  snapshotId?: string;
   /** See MachineSpec. */
   pull?: 'always' | 'missing' | 'never';
   imageCredentials?: ImageCredentials;
@@ -197,6 +199,11 @@ export interface SandboxService {
   start(id: string, signal: AbortSignal): Promise<void>;
   /** Makes an image of its disk, without its mounts, that says what its own image says but for `changes`. Failure('unsupported') where the runtime cannot. */
   save(id: string, name: string, signal: AbortSignal, changes?: Partial<ImageDefaults>): Promise<void>;
+  /**
+   * What to ask for to get another one like it: its limits, variables, main process, steps, policy and rules. Not what it has of the host (folders, ports,
+   * bell), and neither its metadata nor its expiry.
+   */
+  likeness(id: string): CreateRequest;
   /** Somebody is attached, whatever runs: it does not stop by itself until this is disposed of. */
   hold(id: string): Disposable;
   /** How many hold it, and commands that run in it beside its main process. */

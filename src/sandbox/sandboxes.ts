@@ -118,6 +118,7 @@ export class Sandboxes implements SandboxService {
       message: 'being created',
       lastTransitionAt: now,
       image: request.image,
+      ...(request.snapshotId === undefined ? {} : { snapshotId: request.snapshotId }),
       entrypoint: request.entrypoint,
       metadata: request.metadata,
       extensions: request.extensions,
@@ -219,6 +220,34 @@ export class Sandboxes implements SandboxService {
     changes: Partial<ImageDefaults> = {},
   ): Promise<void> {
     await this.#life(id).save(name, changes, signal);
+  }
+
+  likeness(id: string): CreateRequest {
+    const life = this.#life(id);
+    const { project, image, runtime, entrypoint, extensions, limits, keep, platform, agent } = life.info;
+    const { env, startSteps, user, cwd: wanted } = life.asked;
+    // A folder of the host is not there in the other one.
+    const cwd = life.info.workspaces.some(({ path }) => wanted === path || wanted?.startsWith(`${path}/`))
+      ? undefined
+      : wanted;
+    const networkPolicy = this.#options.store.networkPolicy(id);
+    const rules = this.#options.store.rules().filter(({ sandboxId }) => sandboxId === id);
+    return {
+      ...{ image, runtime, entrypoint, extensions, limits, keep, env, setup: startSteps },
+      ...{ metadata: {}, mounts: [] },
+      // Null keeps an agent's default from coming back where its creator had none.
+      autoStopAfterMs: life.info.autoStopAfterMs ?? null,
+      ...(project === undefined ? {} : { project }),
+      ...(platform === undefined ? {} : { platform }),
+      ...(agent === undefined ? {} : { agent }),
+      ...(user === undefined ? {} : { user }),
+      ...(cwd === undefined ? {} : { cwd }),
+      ...(networkPolicy === undefined ? {} : { networkPolicy }),
+      rules: rules.map(({ id: _, sandboxId: __, createdAt: ___, createdVia, ...rule }) => ({
+        ...rule,
+        ...(createdVia === 'learned' ? { createdVia } : {}),
+      })),
+    };
   }
 
   hold(id: string): Disposable {

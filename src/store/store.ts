@@ -55,7 +55,7 @@ export interface Collection<T> {
   drop(id: string): boolean;
 }
 
-export type CollectionName = 'worker' | 'enrolment' | 'project' | 'key';
+export type CollectionName = 'worker' | 'enrolment' | 'project' | 'key' | 'snapshot';
 
 export interface Store {
   saveSandbox(record: SandboxRecord): void;

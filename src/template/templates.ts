@@ -9,6 +9,7 @@ import { mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promise
 import { join } from 'node:path';
 import { z } from 'zod';
 import { nameLabel } from '../contract/admin.ts';
+import { isSnapshotImage } from '../contract/snapshot.ts';
 import type { BuildEvent, TemplateFile, TemplateInfo } from '../contract/template.ts';
 import { Failure } from '../lib/failure.ts';
 import type { Log } from '../lib/log.ts';
@@ -90,7 +91,9 @@ export class Templates {
     if (images === undefined) return [];
     try {
       const kept = await images.list(signal);
-      return kept.filter((it) => !it.name.startsWith(cachePrefix)).map((it) => infoOf(name, it));
+      return kept
+        .filter((it) => !it.name.startsWith(cachePrefix) && !isSnapshotImage(it.name))
+        .map((it) => infoOf(name, it));
     } catch (error) {
       signal.throwIfAborted();
       this.#options.log.debug(

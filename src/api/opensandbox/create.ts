@@ -18,8 +18,11 @@ export function createRequestOf(
 ): CreateRequest {
   refuseAbsent(body);
   const { image, timeout, platform, extensions = {}, metadata = {} } = body;
-  if (image === undefined && body.glovebox?.agent === undefined)
-    throw new Failure('invalid', 'image: is missing');
+  const ofSnapshot = body.snapshotId != null;
+  if (image !== undefined && ofSnapshot)
+    throw new Failure('invalid', 'image, snapshotId: give one of them, not both');
+  if (image === undefined && !ofSnapshot && body.glovebox?.agent === undefined)
+    throw new Failure('invalid', 'image: is missing; give it, or a snapshotId');
   for (const [key, value] of Object.entries(metadata)) refuseLabel(key, value);
   refuseExtensions(extensions);
   const most = limits.sandboxTimeoutSecondsMax;
@@ -37,7 +40,7 @@ export function createRequestOf(
     ...(image?.auth ? { imageCredentials: image.auth } : {}),
     ...(platform ? { platform } : {}),
     ...(runtime === undefined ? {} : { runtime }),
-    entrypoint: body.entrypoint ?? [],
+    entrypoint: body.entrypoint ?? (ofSnapshot ? ['tail', '-f', '/dev/null'] : []),
     env: Object.fromEntries(env),
     metadata,
     extensions,
@@ -91,7 +94,6 @@ function ownParts(own: Partial<NonNullable<CreateSandboxRequest['glovebox']>>): 
 /** Parts of OpenSandbox that are not here yet. Ignoring one would give a sandbox that is not what was asked for. */
 function refuseAbsent(body: CreateSandboxRequest): void {
   const absent: [boolean, string, string][] = [
-    [body.snapshotId != null, 'snapshotId', 'sandboxes are made from images only'],
     [body.secureAccess === true, 'secureAccess', 'leave it out: every endpoint asks for its access token'],
     [Object.keys(body.resourceRequests ?? {}).length > 0, 'resourceRequests', 'there are limits only'],
   ];

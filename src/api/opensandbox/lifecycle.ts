@@ -19,6 +19,7 @@ import { Refusal } from '../refusal.ts';
 import { parsePort } from '../router.ts';
 import { createRequestOf } from './create.ts';
 import { metadataFilterOf, refuseLabel } from './metadata.ts';
+import { refuseSnapshotImage, restoring } from './restore.ts';
 
 type LifecycleHandlers = Handlers<
   | 'listSandboxes'
@@ -38,10 +39,14 @@ export function lifecycleHandlers(options: ApiOptions, limits: ApiLimits): Lifec
     createSandbox: async ({ body, exchange }) => {
       const byOwner = isOwner(exchange.request, options.ownerKey);
       refuseWidening(body.glovebox?.bell, byOwner);
-      const plain = createRequestOf(body, limits, byOwner);
+      const asked = createRequestOf(body, limits, byOwner);
+      using source =
+        body.snapshotId == null ? undefined : restoring(options.snapshots, body.snapshotId, asked);
+      const plain = source === undefined ? asked : source.request;
       const agent = body.glovebox?.agent;
       const request =
         agent === undefined ? plain : await options.agents.prepare(plain, agent, exchange.signal);
+      if (source === undefined) refuseSnapshotImage(request.image);
       const info = await service.create(request, exchange.signal);
       return {
         status: 202,
@@ -135,7 +140,7 @@ function stateOf(text: string): SandboxState {
   );
 }
 
-function createdOf(info: SandboxInfo, service: SandboxService): CreateSandboxResponse {
+export function createdOf(info: SandboxInfo, service: SandboxService): CreateSandboxResponse {
   const { holds, commands } = service.activity(info.id);
   return {
     id: info.id,
@@ -169,5 +174,7 @@ function createdOf(info: SandboxInfo, service: SandboxService): CreateSandboxRes
 }
 
 export function sandboxOf(info: SandboxInfo, service: SandboxService): Sandbox {
-  return { ...createdOf(info, service), image: { uri: info.image } };
+  const { snapshotId } = info;
+  const madeOf = snapshotId === undefined ? { image: { uri: info.image } } : { snapshotId };
+  return { ...createdOf(info, service), ...madeOf };
 }
