@@ -11,6 +11,7 @@ import { Sandbox } from './sandbox.ts';
 import { Secrets } from './secrets.ts';
 import { Templates } from './templates.ts';
 import { bytes, type Duration, milliseconds, type Size } from './units.ts';
+import { Volumes } from './volumes.ts';
 import { type Why, whyOf } from './why.ts';
 import {
   expectFields,
@@ -45,12 +46,13 @@ export interface Resources {
   gpu?: number | 'all';
 }
 
-export interface Volume {
-  /** A folder of the host that the server's configuration allows. */
-  hostPath: string;
+/** At `path` inside: either a folder of the host that the server's configuration allows, or a named volume, which is made if it is not there. */
+export type Volume = ({ hostPath: string } | { volume: string; removeWhenUnused?: boolean }) & {
   path: string;
   readOnly?: boolean;
-}
+  /** A folder below, which is made if it is not there. */
+  subPath?: string;
+};
 
 /** OpenSandbox's policy: the first rule that fits decides. */
 export interface NetworkPolicy {
@@ -166,6 +168,7 @@ export class SandboxClient {
   readonly audit: Audit;
   readonly workers: Workers;
   readonly projects: Projects;
+  readonly volumes: Volumes;
 
   constructor(options: ConnectionOptions = {}) {
     this.#connection = new Connection(options);
@@ -179,6 +182,7 @@ export class SandboxClient {
     this.audit = new Audit(this.#connection);
     this.workers = new Workers(this.#connection);
     this.projects = new Projects(this.#connection);
+    this.volumes = new Volumes(this.#connection);
   }
 
   /**
@@ -417,6 +421,16 @@ function limitsOf({ cpu, memory, pids, disk, gpu }: Resources): Record<string, s
   };
 }
 
-function wireVolume({ hostPath, path, readOnly = false }: Volume, index: number): object {
-  return { name: `volume-${index + 1}`, mountPath: path, readOnly, host: { path: hostPath } };
+function wireVolume(volume: Volume, index: number): object {
+  const { path, readOnly = false, subPath } = volume;
+  const where =
+    'hostPath' in volume
+      ? { host: { path: volume.hostPath } }
+      : {
+          pvc: { claimName: volume.volume, deleteOnSandboxTermination: volume.removeWhenUnused ?? false },
+        };
+  return {
+    ...{ name: `volume-${index + 1}`, mountPath: path, readOnly, ...where },
+    ...(subPath === undefined ? {} : { subPath }),
+  };
 }

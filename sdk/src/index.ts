@@ -87,6 +87,7 @@ export { quote } from './shell.ts';
 export { type BuildEvent, type BuildOptions, Templates } from './templates.ts';
 export type { TransferProgress } from './transfers.ts';
 export { type Duration, milliseconds, type Size } from './units.ts';
+export type { VolumeInfo, Volumes } from './volumes.ts';
 export type { Why, WhyCommand } from './why.ts';
 export type {
   ExitStatus,

@@ -4,7 +4,14 @@ import type { IncomingMessage, ServerResponse } from 'node:http';
 import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import type { z } from 'zod';
-import { type Area, type ErrorBody, errorHeaders, httpStatusOf, wireCodeOf } from '../contract/errors.ts';
+import {
+  type Area,
+  type ErrorBody,
+  errorHeaders,
+  finerAnswerOf,
+  httpStatusOf,
+  wireCodeOf,
+} from '../contract/errors.ts';
 import { Failure } from '../lib/failure.ts';
 import { Refusal } from './refusal.ts';
 
@@ -181,6 +188,7 @@ async function* exactly(bytes: AsyncIterable<Uint8Array>, length: number): Async
 
 function errorAnswer(failure: Failure, area: Area) {
   const own = failure instanceof Refusal ? failure : undefined;
+  const finer = finerAnswerOf(failure.details);
   const headers: Record<string, string> = {
     ...own?.headers,
     [errorHeaders.failure]: headerText(guestWord(failure) ?? failure.code),
@@ -189,8 +197,8 @@ function errorAnswer(failure: Failure, area: Area) {
   const wait = failure.details?.retryAfterMs;
   if (typeof wait === 'number' && wait > 0) headers['Retry-After'] ??= String(Math.ceil(wait / 1000));
   return {
-    status: own?.status ?? httpStatusOf(failure.code),
-    code: own?.wireCode ?? wireCodeOf(failure.code, area),
+    status: own?.status ?? finer.status ?? httpStatusOf(failure.code),
+    code: own?.wireCode ?? finer.wireCode ?? wireCodeOf(failure.code, area),
     headers,
   };
 }

@@ -27,6 +27,7 @@ import type {
   SandboxService,
 } from '../sandbox/sandbox.ts';
 import { Snapshots } from '../snapshot/snapshots.ts';
+import { Volumes } from '../sandbox/volumes.ts';
 import type { AuditService } from './audit.ts';
 import type { BellService } from './bell.ts';
 import type { ApiOptions } from './handlers.ts';
@@ -933,6 +934,13 @@ export function fakeTenants(options: Partial<TenantsOptions> = {}): Tenants {
 }
 
 /** An API on a port of its own with one running sandbox, `s`. */
+/** No folder is made before a sandbox mounts one. */
+export function fakeVolumes(): Volumes {
+  const silent = () => undefined;
+  const log = { debug: silent, info: silent, warn: silent, error: silent };
+  return new Volumes({ folder: '/nonexistent', records: records(), log, now: () => new Date() });
+}
+
 export async function startTestApi(options: Partial<ApiOptions> = {}): Promise<TestApi> {
   const service = new FakeService();
   service.add('s');
@@ -951,6 +959,7 @@ export async function startTestApi(options: Partial<ApiOptions> = {}): Promise<T
     ...fakeDoors(service),
     snapshots,
     tenants: fakeTenants(),
+    volumes: fakeVolumes(),
     images: fakeImages(),
     apiKey: testKey,
     ownerKey: testOwnerKey,

@@ -15,6 +15,7 @@ import type { SnapshotService } from './opensandbox/snapshots.ts';
 import type { PortService } from './ports.ts';
 import type { TemplateService } from './templates.ts';
 import type { Tenants } from './tenants.ts';
+import type { VolumeService } from './volumes.ts';
 import type { Upgrade, Wire } from './wire.ts';
 import type { WorkerService } from './workers.ts';
 import type { WorkspaceService } from './workspaces.ts';
@@ -89,6 +90,7 @@ export interface ApiOptions {
   /** Absent where the configuration takes none. */
   workers?: WorkerService;
   tenants: Tenants;
+  volumes: VolumeService;
   images: Images;
   /** Undefined serves everybody who can connect; only the configuration may decide so. */
   apiKey: string | undefined;

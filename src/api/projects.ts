@@ -12,7 +12,7 @@ type ProjectHandlers = Handlers<
 
 /** For the administrator without a tenant; else for that one, who sees its own project only. */
 export function projectHandlers(
-  { tenants, service, snapshots }: ApiOptions,
+  { tenants, service, snapshots, volumes }: ApiOptions,
   tenant?: Tenant,
 ): ProjectHandlers {
   const infoOf = ({ id, name, quotas, createdAt }: ProjectRecord): ProjectInfo => ({
@@ -56,6 +56,7 @@ export function projectHandlers(
       await tenants.remove(name, async (projectId) => {
         await removeAll(service, projectId, lifetime);
         await snapshots.removeAll(projectId);
+        await volumes.removeOf(projectId);
       });
       return { status: 204 };
     },

@@ -46,6 +46,7 @@ import { refuseToTenant, scopedTo } from './scope.ts';
 import { templateHandlers } from './templates.ts';
 import type { Tenant } from './tenants.ts';
 import type { ServerTls } from './tls.ts';
+import { volumeHandlers } from './volumes.ts';
 import { whyHandlers } from './why.ts';
 import { type Upgrade, WireServer } from './wire.ts';
 import { workerHandlers } from './workers.ts';
@@ -105,6 +106,7 @@ export function createApi(options: ApiOptions): Api {
     ...whyHandlers(options),
     ...workerHandlers(options),
     ...projectHandlers(options),
+    ...volumeHandlers(options),
     ...daemonMetricsHandlers(options),
   };
   const servers: ApiServer[] = [];
@@ -334,6 +336,7 @@ class ApiServer {
       ...portHandlers(scoped),
       ...whyHandlers(scoped),
       ...projectHandlers(scoped, tenant),
+      ...volumeHandlers(scoped, tenant),
     };
   }
 

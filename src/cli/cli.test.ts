@@ -120,7 +120,7 @@ const wrongUse: [string[], RegExp][] = [
   [['create', '--timeout', '99999999d'], /--timeout: '99999999d' is too long\nhint: /],
   [['create', '-m', 'lots'], /--memory: 'lots' is not a size\nhint: /],
   [['create', '-l', 'novalue'], /--label: 'novalue' is not of the form KEY=VALUE/],
-  [['create', '-v', 'rel:/x'], /--volume: 'rel:\/x' is not of the form/],
+  [['create', '-v', './rel:/x'], /--volume: '.\/rel:\/x' is not of the form/],
   [['create', '--platform', 'windows/amd64'], /--platform: 'windows\/amd64' is not one of/],
   [['create', '--timeout', '10s'], /too short\nhint: Give at least '60s'/],
   [['cp', 'a', 'b'], /neither place is in a sandbox\nhint: /],

@@ -7,6 +7,7 @@ import {
   type Sandbox,
   type SandboxClient,
   SandboxError,
+  type Volume,
   type Workspace,
 } from '../../sdk/src/index.ts';
 import { gitIdentity, gitVariables } from '../agents/git-settings.ts';
@@ -185,20 +186,22 @@ function sizeOf(option: string, value: string): string {
   return match[2] === undefined ? value : `${match[1]}${match[2]}i`;
 }
 
-function volumeOf(text: string): { hostPath: string; path: string; readOnly: boolean } {
-  const [hostPath, path, mode = 'rw', ...more] = text.split(':');
+function volumeOf(text: string): Volume {
+  const [source = '', path, mode = 'rw', ...more] = text.split(':');
+  const named = /^[a-z0-9]([-a-z0-9]*[a-z0-9])?$/.test(source);
   if (
-    !hostPath?.startsWith('/') ||
+    !(named || source.startsWith('/')) ||
     !path?.startsWith('/') ||
     !['ro', 'rw'].includes(mode) ||
     more.length > 0
   ) {
     throw usageError(
-      `--volume: '${text}' is not of the form HOST_PATH:PATH[:ro]`,
-      'Both paths have to be absolute.',
+      `--volume: '${text}' is not of the form HOST_PATH:PATH[:ro] or VOLUME:PATH[:ro]`,
+      'Both paths have to be absolute; names of volumes have small letters, digits and -.',
     );
   }
-  return { hostPath, path, readOnly: mode === 'ro' };
+  const place = { path, readOnly: mode === 'ro' };
+  return named ? { volume: source, ...place } : { hostPath: source, ...place };
 }
 
 function platformOf(text: string): { os: 'linux'; arch: 'amd64' | 'arm64' } {

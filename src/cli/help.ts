@@ -11,7 +11,7 @@ const groups: Readonly<Record<string, readonly string[]>> = {
   'Images:': ['template', 'image'],
   'Other machines:': ['workers', 'worker'],
   'This machine:': [
-    ...['settings', 'setup', 'doctor', 'project', 'audit', 'backup', 'restore', 'serve', 'version'],
+    ...['settings', 'setup', 'doctor', 'project', 'volume', 'audit', 'backup', 'restore', 'serve', 'version'],
     'completion',
   ],
 };

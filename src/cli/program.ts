@@ -17,6 +17,7 @@ import { addSettingsVerbs } from './verbs/settings.ts';
 import { addSshVerbs } from './verbs/ssh.ts';
 import { addTemplateVerbs } from './verbs/template.ts';
 import { addTuiVerb } from './verbs/tui.ts';
+import { addVolumeVerbs } from './verbs/volume.ts';
 import { addWorkerVerbs } from './verbs/worker.ts';
 import { addWorkersVerbs } from './verbs/workers.ts';
 import { addWorkspaceVerbs } from './verbs/workspace.ts';
@@ -143,6 +144,7 @@ export function makeProgram(args: readonly string[]): Command {
   addNetworkVerbs(program);
   addPolicyVerbs(program);
   addProjectVerbs(program);
+  addVolumeVerbs(program);
   addSecretVerbs(program);
   addSettingsVerbs(program);
   addSshVerbs(program);

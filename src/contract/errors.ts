@@ -26,6 +26,7 @@ export type Area =
   | 'worker'
   | 'project'
   | 'snapshot'
+  | 'volume'
   | 'proxy'
   | 'request';
 
@@ -55,4 +56,23 @@ export function httpStatusOf(code: FailureCode): number {
 /** E.g. `SANDBOX::NOT_FOUND`; for execd its own bare words, e.g. `FILE_NOT_FOUND`. */
 export function wireCodeOf(code: FailureCode, area: Area): string {
   return area === 'execd' ? table[code].execd : `${area.toUpperCase()}::${table[code].word}`;
+}
+
+/**
+ * Failures with a word of OpenSandbox's own (its server's constants), by `details.kind`. Those about one runtime are called after Docker there, and are what
+ * clients know, so they have that name with every runtime here.
+ */
+const finer: Record<string, { wireCode: string; status?: number }> = {
+  'host-path-not-allowed': { wireCode: 'VOLUME::HOST_PATH_NOT_ALLOWED', status: 400 },
+  'volume-not-found': { wireCode: 'VOLUME::PVC_NOT_FOUND' },
+  'volume-sub-path': { wireCode: 'VOLUME::INVALID_SUB_PATH' },
+  'volume-backend': { wireCode: 'VOLUME::UNSUPPORTED_BACKEND' },
+};
+
+export function finerAnswerOf(details: Record<string, unknown> | undefined): {
+  wireCode?: string;
+  status?: number;
+} {
+  const kind = details?.kind;
+  return typeof kind === 'string' && Object.hasOwn(finer, kind) ? (finer[kind] ?? {}) : {};
 }

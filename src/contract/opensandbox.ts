@@ -5,6 +5,7 @@ import { AgentDefinition, SetupFile, SetupStep } from './agents.ts';
 import { BellDecisions } from './bell.ts';
 import { NewRule } from './network.ts';
 import { PublishPort } from './ports.ts';
+import { volumeName } from './volume.ts';
 import { WorkerWish } from './worker.ts';
 import { WorkspaceRequest } from './workspace.ts';
 
@@ -66,7 +67,28 @@ export const Volume = z.strictObject({
     )
     .optional(),
   host: z.strictObject({ path: text(4096).regex(/^\//, 'must be absolute') }).optional(),
-  pvc: z.looseObject({}).optional(),
+  pvc: z
+    .strictObject({
+      claimName: volumeName,
+      createIfNotExists: z.boolean().default(true),
+      deleteOnSandboxTermination: z
+        .boolean()
+        .default(false)
+        .describe(
+          'Of one that is made for it: it goes with the last sandbox that has it, also at its expiry.',
+        ),
+      storageClass: text(253).nullish(),
+      storage: z
+        .string()
+        .max(32)
+        .regex(/^\d+(\.\d+)?(Ki|Mi|Gi|Ti|Pi|Ei)?$/, 'must be a size such as "10Gi"')
+        .nullish(),
+      accessModes: z.array(text(64)).max(8).nullish(),
+    })
+    .describe(
+      'A named volume. storageClass, storage and accessModes say nothing here, as in OpenSandbox on Docker.',
+    )
+    .optional(),
   ossfs: z.looseObject({}).optional(),
 });
 

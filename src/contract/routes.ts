@@ -16,6 +16,7 @@ import { snapshotRoutes } from './snapshot-routes.ts';
 import { TemplateInfo, templateName } from './template.ts';
 import type { TenantAccess } from './tenant.ts';
 import { tenantRoutes } from './tenant-routes.ts';
+import { volumeRoutes } from './volume-routes.ts';
 import { Why } from './why.ts';
 import { workerRoutes } from './worker-routes.ts';
 import * as workspace from './workspace.ts';
@@ -46,6 +47,7 @@ export interface Route {
     | 'worker'
     | 'project'
     | 'snapshot'
+    | 'volume'
     | 'request';
   access: Access;
   /** Who with a key of a project may call it, and for what. Absent: nobody, and the answer is always the same. */
@@ -1372,6 +1374,7 @@ export const routes = {
   ...snapshotRoutes,
   ...workerRoutes,
   ...tenantRoutes,
+  ...volumeRoutes,
   ...commands,
   ...files,
   ...egressPolicies,

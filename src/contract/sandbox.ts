@@ -19,6 +19,8 @@ export interface PlainMount {
   hostPath: string;
   guestPath: string;
   readOnly: boolean;
+  /** No link is on the way when it is mounted; absent in those that earlier versions made. */
+  exact?: true;
 }
 
 export type SandboxState =

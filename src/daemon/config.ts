@@ -54,6 +54,8 @@ export interface Config {
     readonly imagesFolder: string;
     /** State of workspaces: clones, layers, checkpoints; a folder for each sandbox. */
     readonly workspacesFolder: string;
+    /** Named volumes, a folder for each. */
+    readonly volumesFolder: string;
     /** Definitions of agents, one file each. */
     readonly agentsFolder: string;
     readonly templatesFolder: string;
@@ -700,6 +702,7 @@ function configOf(
       stateRoot: join(home, 'state'),
       imagesFolder: join(home, 'images'),
       workspacesFolder: join(home, 'workspaces'),
+      volumesFolder: join(home, 'volumes'),
       agentsFolder: join(home, 'agents'),
       templatesFolder: join(home, 'templates'),
       logFile,

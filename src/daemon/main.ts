@@ -71,6 +71,7 @@ export async function startDaemon(
     ports: platform.ports,
     workers: platform.workers,
     tenants: platform.tenants,
+    volumes: platform.volumes,
     bell: platform.bell,
     audit: platform.audit,
     ownerKey: await keyOf(config.paths.ownerKeyFile),

@@ -9,6 +9,7 @@ import type { NetworkService } from '../api/network.ts';
 import type { PortService } from '../api/ports.ts';
 import type { TemplateService } from '../api/templates.ts';
 import { Tenants } from '../api/tenants.ts';
+import type { VolumeService } from '../api/volumes.ts';
 import type { WorkspaceService } from '../api/workspaces.ts';
 import { systemClock } from '../channel/clock.ts';
 import type { SandboxInfo } from '../contract/sandbox.ts';
@@ -20,6 +21,7 @@ import { Failure } from '../lib/failure.ts';
 import type { Log } from '../lib/log.ts';
 import { Sandboxes } from '../sandbox/sandboxes.ts';
 import { Snapshots } from '../snapshot/snapshots.ts';
+import { Volumes } from '../sandbox/volumes.ts';
 import { openSqliteStore } from '../store/sqlite/sqlite.ts';
 import { Templates } from '../template/templates.ts';
 import { readTokenHashes } from '../worker/sandd/token.ts';
@@ -45,6 +47,7 @@ export interface Platform extends AsyncDisposable {
   templates: TemplateService;
   snapshots: Snapshots;
   ports: PortService;
+  volumes: VolumeService;
   workers: Workers;
   bell: BellService;
   audit: AuditService;
@@ -134,6 +137,10 @@ export async function openPlatform(live: LiveConfig, log: Log, meters: Meters): 
     log,
   });
   undo.defer(() => workers.close());
+  const volumes = new Volumes({
+    ...{ folder: config.paths.volumesFolder, records: store.collection('volume'), log },
+    now: () => new Date(),
+  });
   const sandboxes = await Sandboxes.open({
     runtimes,
     defaultRuntime: config.runtime.type,
@@ -141,6 +148,7 @@ export async function openPlatform(live: LiveConfig, log: Log, meters: Meters): 
     network: network.networks,
     workspaces,
     ports,
+    volumes,
     elsewhere: workers,
     folders: {
       run: config.paths.runFolder,
@@ -196,7 +204,7 @@ export async function openPlatform(live: LiveConfig, log: Log, meters: Meters): 
   });
   const all = undo.move();
   return {
-    ...{ sandboxes, images, workspaces, agents, templates, snapshots, ports, workers },
+    ...{ sandboxes, images, workspaces, agents, templates, snapshots, ports, volumes, workers },
     network: network.service,
     bell: bell.service,
     audit,

@@ -24,6 +24,11 @@ export interface Mount {
    * on saving), which the kernel then shows.
    */
   hidden?: readonly string[];
+  /**
+   * No part of `hostPath` may be a link at the moment when it is mounted: Failure('invalid') then. For paths that somebody else may change. Where a driver cannot
+   * tell at that very moment, it looks right before.
+   */
+  exact?: boolean;
 }
 
 export interface ImageCredentials {
@@ -191,6 +196,8 @@ export interface Runtime {
   readonly name: string;
   /** Absent where it keeps no images. */
   readonly images?: RuntimeImages;
+  /** Whom of the host the guest's root is. Absent where machines do not share this host's files. */
+  readonly hostRoot?: { uid: number; gid: number };
   check(signal: AbortSignal): Promise<RuntimeCheck>;
   /**
    * Starts a machine whose agent will dial `spec.runFolder`/agent.sock. Resolves once its first process runs (the agent's hello may

@@ -32,6 +32,7 @@ import type { SandboxRecord, Store } from '../store/store.ts';
 import { Activity } from './activity.ts';
 import { type AgentDoor, openDoor } from './door.ts';
 import { SandboxExecutions } from './executions.ts';
+import type { HostPaths } from './host-paths.ts';
 import type { SandboxNetwork } from './network.ts';
 import { type Inside, requireProgram, runStartup, runSteps, writeFiles } from './preparation.ts';
 import {
@@ -41,6 +42,7 @@ import {
   type SandboxInfo,
   type SandboxState,
 } from './sandbox.ts';
+import type { Volumes } from './volumes.ts';
 import type { SandboxPorts, SandboxWorkspaces } from './workspaces.ts';
 
 /** From the first step of a machine to its agent's hello; pulling the image is the runtime's own time and not part of it. */
@@ -64,6 +66,8 @@ export interface LifeOptions {
   network: SandboxNetwork;
   workspaces: SandboxWorkspaces;
   ports: SandboxPorts;
+  volumes: Volumes;
+  hostPaths: HostPaths;
   folders: Folders;
   log: Log;
   now: () => Date;
@@ -320,9 +324,11 @@ export class Life {
 
   #spec(folders: Mount[]): MachineSpec {
     const { id, image, limits, platform, metadata } = this.info;
-    const { mounts, user } = this.#record;
+    const { mounts, volumes = [], user } = this.#record;
+    const { hostPaths, runtime } = this.#options;
+    const asked = [...hostPaths.mounts(mounts, runtime), ...this.#options.volumes.mounts(volumes, runtime)];
     return {
-      ...{ id, image, limits, mounts: [...mounts, ...folders], labels: metadata },
+      ...{ id, image, limits, mounts: [...asked, ...folders], labels: metadata },
       runFolder: this.#runFolder,
       stateFolder: join(this.#options.folders.machines, id),
       onProgress: (line) => this.#progress(line),
@@ -731,6 +737,9 @@ export class Life {
     await this.executions.dispose();
     await this.#options.workspaces.forget(this.info);
     await this.#options.network.forget(this.info.id);
+    // As it was noted above, or by the first try.
+    const failed = this.info.reason === 'create-failed' || this.info.reason === 'interrupted';
+    await this.#options.volumes.release(this.info.id, { failed });
     const { id, reason, message, metadata } = this.info;
     const name = metadata[nameLabel];
     const death = { id, reason, message, at: this.#options.now(), past: this.#past };

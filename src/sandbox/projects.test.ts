@@ -13,6 +13,7 @@ import { nowhereElse } from './elsewhere.ts';
 import { FakeRuntime } from './fake-runtime.fixture.ts';
 import type { CreateRequest } from './sandbox.ts';
 import { Sandboxes } from './sandboxes.ts';
+import { Volumes } from './volumes.ts';
 
 const never = new AbortController().signal;
 const alpha = { id: 'id-of-alpha', name: 'alpha' };
@@ -43,6 +44,12 @@ beforeEach(async () => {
       ...{ detach: async () => undefined, forget: async () => undefined },
     },
     ports: { reserve: async () => undefined, attach: async () => undefined, detach: async () => undefined },
+    volumes: new Volumes({
+      folder: join(home, 'volumes'),
+      records: store.collection('volume'),
+      log,
+      now: () => new Date(),
+    }),
     folders: { run: join(home, 'run'), machines: join(home, 'machines'), logs: join(home, 'logs') },
     allowedHostPaths: [],
     now: () => new Date(),

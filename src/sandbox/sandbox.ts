@@ -9,7 +9,6 @@ import type {
   Ending,
   Limits,
   MemoryUse,
-  PlainMount,
   ProjectOfSandbox,
   SandboxInfo,
   SandboxPast,
@@ -24,6 +23,8 @@ import type { FailureCode } from '../lib/failure.ts';
 export type { Output };
 
 import type { ImageCredentials, ImageDefaults, RuntimeCheck } from '../runtime/runtime.ts';
+import type { WantedMount } from './host-paths.ts';
+import type { WantedVolume } from './volumes.ts';
 
 export type { SandboxInfo, SandboxState };
 
@@ -56,7 +57,8 @@ export interface CreateRequest {
   metadata: Record<string, string>;
   extensions: Record<string, string>;
   limits: Limits;
-  mounts: PlainMount[];
+  mounts: WantedMount[];
+  volumes?: WantedVolume[];
   timeoutMs?: number;
   networkPolicy?: NetworkPolicy;
   rules?: NewRule[];

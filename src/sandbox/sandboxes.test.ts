@@ -15,6 +15,7 @@ import { FakeRuntime, honest } from './fake-runtime.fixture.ts';
 import type { SandboxNetwork } from './network.ts';
 import type { CreateRequest } from './sandbox.ts';
 import { Sandboxes } from './sandboxes.ts';
+import { Volumes } from './volumes.ts';
 import type { SandboxPorts, SandboxWorkspaces } from './workspaces.ts';
 
 const never = new AbortController().signal;
@@ -120,6 +121,7 @@ async function start(): Promise<Sandboxes> {
     network,
     workspaces,
     ports,
+    volumes: new Volumes({ folder: join(home, 'volumes'), records: store.collection('volume'), log, now }),
     folders,
     allowedHostPaths: [],
     log,

@@ -1,11 +1,10 @@
 // All sandboxes of one daemon: makes them, finds them again, ends them in time, and takes away what nobody owns.
 import { randomBytes, randomUUID } from 'node:crypto';
-import { mkdir, readdir, realpath, rm } from 'node:fs/promises';
-import { isAbsolute, join, sep } from 'node:path';
+import { mkdir, readdir, rm } from 'node:fs/promises';
+import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { nameLabel } from '../contract/admin.ts';
 import type { PublishPort } from '../contract/ports.ts';
-import type { PlainMount } from '../contract/sandbox.ts';
 import type { Quotas, Usage } from '../contract/tenant.ts';
 import type { Guest } from '../guest/guest.ts';
 import { Failure } from '../lib/failure.ts';
@@ -13,6 +12,7 @@ import type { Log } from '../lib/log.ts';
 import type { ImageDefaults, Machine, Runtime, RuntimeCheck } from '../runtime/runtime.ts';
 import type { SandboxRecord, Store } from '../store/store.ts';
 import type { Elsewhere } from './elsewhere.ts';
+import { HostPaths } from './host-paths.ts';
 import { type Folders, Life } from './life.ts';
 import type { SandboxNetwork } from './network.ts';
 import { refuseBeyond, usageOf, type Wanted } from './quotas.ts';
@@ -25,6 +25,7 @@ import type {
   SandboxInfo,
   SandboxService,
 } from './sandbox.ts';
+import type { Volumes } from './volumes.ts';
 import type { SandboxPorts, SandboxWorkspaces } from './workspaces.ts';
 
 /** Removals that failed, and runtimes that could not be asked at start, are tried again this often. */
@@ -43,6 +44,7 @@ export interface SandboxesOptions {
   network: SandboxNetwork;
   workspaces: SandboxWorkspaces;
   ports: SandboxPorts;
+  volumes: Volumes;
   elsewhere: Elsewhere;
   folders: Folders;
   /** Host folders below which a sandbox may mount; none when empty. */
@@ -57,6 +59,7 @@ export interface SandboxesOptions {
 
 export class Sandboxes implements SandboxService {
   readonly #options: SandboxesOptions;
+  readonly #hostPaths: HostPaths;
   readonly #lives = new Map<string, Life>();
   /** Runtimes whose machines have been compared with the store since the start. */
   readonly #reconciled = new Set<string>();
@@ -70,6 +73,7 @@ export class Sandboxes implements SandboxService {
 
   private constructor(options: SandboxesOptions) {
     this.#options = options;
+    this.#hostPaths = new HostPaths(options.allowedHostPaths);
   }
 
   /** Takes up what an earlier daemon left: sandboxes go on, half-made and half-removed ones are taken away, and so is what nobody knows. */
@@ -77,8 +81,12 @@ export class Sandboxes implements SandboxService {
     for (const folder of Object.values(options.folders))
       await mkdir(folder, { recursive: true, mode: 0o700 });
     const sandboxes = new Sandboxes(options);
-    for (const record of options.store.sandboxes()) sandboxes.#add(record, { found: true });
+    for (const record of options.store.sandboxes()) {
+      sandboxes.#add(record, { found: true });
+      options.volumes.adopt(record.info.id, record.volumes ?? []);
+    }
     await sandboxes.lookAround();
+    await options.volumes.sweep();
     const rejoined = [...sandboxes.#lives.values()].map((life) => life.rejoined);
     await Promise.race([Promise.all(rejoined), delay(rejoinDeadlineMs, undefined, { ref: false })]);
     return sandboxes;
@@ -100,7 +108,7 @@ export class Sandboxes implements SandboxService {
         'exhausted',
         `there are ${sandboxesMax} sandboxes already; the most is ${sandboxesMax}`,
       );
-    const mounts = await Promise.all(request.mounts.map((mount) => this.#allowedMount(mount)));
+    const mounts = request.mounts.map((mount) => this.#hostPaths.allow(mount, runtime));
     const { byOwner = false, workspaces: wanted = [], setup = [], user, cwd } = request;
     const workspaces = await this.#options.workspaces.check(wanted, { byOwner, runtime }, signal);
     // From here to the record nothing waits, so that nobody else takes the name, or what is left of a quota, meanwhile.
@@ -132,13 +140,21 @@ export class Sandboxes implements SandboxService {
       ...(request.platform ? { platform: request.platform } : {}),
       ...(request.timeoutMs === undefined ? {} : { expiresAt: new Date(now.getTime() + request.timeoutMs) }),
     };
+    const { volumes } = this.#options;
+    const claims = volumes.claim(request.volumes ?? [], { sandboxId: info.id, project, runtime });
     const record: SandboxRecord = {
       ...{ info, env: request.env, agentToken: secret(), accessToken: secret(), mounts },
+      ...(claims.length === 0 ? {} : { volumes: claims }),
       startSteps: setup.filter((it) => it.when === 'start'),
       ...(user === undefined ? {} : { user }),
       ...(cwd === undefined ? {} : { cwd }),
     };
-    this.#options.store.saveSandbox(record);
+    try {
+      this.#options.store.saveSandbox(record);
+    } catch (error) {
+      await volumes.release(info.id, { failed: true });
+      throw error;
+    }
     const life = this.#add(record, { found: false });
     try {
       await life.create(request, signal);
@@ -369,29 +385,6 @@ export class Sandboxes implements SandboxService {
       });
   }
 
-  /** The mount with its true host path, when the operator allows it; symlinks are resolved before the comparison. */
-  async #allowedMount(mount: PlainMount): Promise<PlainMount> {
-    if (!isAbsolute(mount.hostPath) || !isAbsolute(mount.guestPath))
-      throw new Failure(
-        'invalid',
-        `mount ${mount.hostPath} at ${mount.guestPath}: both paths must be absolute`,
-      );
-    const hostPath = await realpath(mount.hostPath).catch((error) => {
-      throw new Failure('invalid', `mount ${mount.hostPath}: ${(error as Error).message}`);
-    });
-    for (const allowed of this.#options.allowedHostPaths) {
-      const root = await realpath(allowed).catch(() => undefined);
-      if (
-        root !== undefined &&
-        (hostPath === root || hostPath.startsWith(root.endsWith(sep) ? root : root + sep))
-      )
-        return { ...mount, hostPath };
-    }
-    throw new Failure('permission', `mount ${mount.hostPath}: not below any of storage.allowed_host_paths`, {
-      hint: 'Add the folder to [storage] allowed_host_paths in the configuration.',
-    });
-  }
-
   /** `found`: left by an earlier daemon, and not compared with its runtime yet. */
   #add(record: SandboxRecord, { found }: { found: boolean }): Life {
     const runtime = this.#options.runtimes.get(record.info.runtime) ?? missingRuntime(record.info.runtime);
@@ -401,6 +394,8 @@ export class Sandboxes implements SandboxService {
       network: this.#options.network,
       workspaces: this.#options.workspaces,
       ports: this.#options.ports,
+      volumes: this.#options.volumes,
+      hostPaths: this.#hostPaths,
       folders: this.#options.folders,
       log: this.#options.log,
       now: this.#options.now,

@@ -16,6 +16,14 @@ export interface ExecutionRecord {
   background?: false;
 }
 
+/** A named volume in a sandbox, by its id. */
+export interface VolumeClaim {
+  volumeId: string;
+  guestPath: string;
+  readOnly: boolean;
+  subPath?: string;
+}
+
 /** A sandbox as it was last decided. `agentToken` lets its agent dial in, `accessToken` opens its endpoints. */
 export interface SandboxRecord {
   info: SandboxInfo;
@@ -24,6 +32,8 @@ export interface SandboxRecord {
   accessToken: string;
   /** Folders that the creator mounted, beside its workspaces. */
   mounts: PlainMount[];
+  /** Absent: none. */
+  volumes?: VolumeClaim[];
   /** Run at every start. */
   startSteps: SetupStep[];
   /** What commands run as, and where, instead of what the image says. */
@@ -55,7 +65,7 @@ export interface Collection<T> {
   drop(id: string): boolean;
 }
 
-export type CollectionName = 'worker' | 'enrolment' | 'project' | 'key' | 'snapshot';
+export type CollectionName = 'worker' | 'enrolment' | 'project' | 'key' | 'snapshot' | 'volume';
 
 export interface Store {
   saveSandbox(record: SandboxRecord): void;

@@ -1,9 +1,7 @@
 // A create request of OpenSandbox as one of ours. What this build cannot do is refused here by name; nothing is read past.
-import { posix } from 'node:path';
 import { runtimeExtension, transparentExtension } from '../../contract/admin.ts';
 import type { CreateSandboxRequest } from '../../contract/opensandbox.ts';
 import { parseLimits } from '../../contract/quantity.ts';
-import type { PlainMount } from '../../contract/sandbox.ts';
 import { Failure } from '../../lib/failure.ts';
 import type { CreateRequest } from '../../sandbox/sandbox.ts';
 import type { ApiLimits } from '../handlers.ts';
@@ -45,7 +43,7 @@ export function createRequestOf(
     metadata,
     extensions,
     limits: parseLimits(body.resourceLimits ?? {}),
-    mounts: mountsOf(body.volumes ?? []),
+    ...volumesOf(body.volumes ?? []),
     ...(timeout == null ? {} : { timeoutMs: timeout * 1000 }),
     ...(body.networkPolicy == null ? {} : { networkPolicy: body.networkPolicy }),
     ...(byOwner ? { byOwner } : {}),
@@ -126,15 +124,30 @@ function refuseExtensions(extensions: Record<string, string>): void {
   }
 }
 
-function mountsOf(volumes: NonNullable<CreateSandboxRequest['volumes']>): PlainMount[] {
+/** Host folders and named volumes, by the names that the request gives them. */
+function volumesOf(
+  volumes: NonNullable<CreateSandboxRequest['volumes']>,
+): Pick<CreateRequest, 'mounts' | 'volumes'> {
   const names = new Set<string>();
-  return volumes.map(({ name, host, pvc, ossfs, mountPath, readOnly, subPath }) => {
+  const mounts: CreateRequest['mounts'] = [];
+  const named: NonNullable<CreateRequest['volumes']> = [];
+  for (const { name, host, pvc, ossfs, mountPath: guestPath, readOnly, subPath } of volumes) {
     if (names.has(name)) throw new Failure('invalid', `volumes: the name ${name} is there twice`);
     names.add(name);
     if ([host, pvc, ossfs].filter((it) => it !== undefined).length !== 1)
       throw new Failure('invalid', `volumes.${name}: give exactly one of host, pvc and ossfs`);
-    if (host === undefined)
-      throw new Failure('unsupported', `volumes.${name}: only host volumes are supported by this version`);
-    return { hostPath: posix.join(host.path, subPath ?? ''), guestPath: mountPath, readOnly };
-  });
+    if (ossfs !== undefined)
+      throw new Failure('unsupported', `volumes.${name}: buckets (ossfs) are not mounted by this server`, {
+        hint: 'Mount the bucket on the host, allow its folder in storage.allowed_host_paths, and give it as a host volume.',
+        details: { kind: 'volume-backend' },
+      });
+    const place = { guestPath, readOnly, ...(subPath === undefined ? {} : { subPath }) };
+    if (host !== undefined) mounts.push({ hostPath: host.path, ...place });
+    if (pvc !== undefined)
+      named.push({
+        ...{ name: pvc.claimName, ...place, create: pvc.createIfNotExists },
+        removeWhenUnused: pvc.deleteOnSandboxTermination,
+      });
+  }
+  return { mounts, ...(named.length === 0 ? {} : { volumes: named }) };
 }

@@ -23,7 +23,10 @@ test('a sandbox is created, shown, changed, paused, resumed, renewed and removed
     metadata: { team: 'x' },
     extensions: { 'glovebox.runtime': 'docker', 'acme.io/anything': 'kept' },
     platform: { os: 'linux', arch: 'amd64' },
-    volumes: [{ name: 'v', host: { path: '/data' }, subPath: 'a/b', mountPath: '/mnt', readOnly: true }],
+    volumes: [
+      { name: 'v', host: { path: '/data' }, subPath: 'a/b', mountPath: '/mnt', readOnly: true },
+      { name: 'w', pvc: { claimName: 'c', deleteOnSandboxTermination: true }, mountPath: '/c' },
+    ],
   });
   expect(created.status).toBe(202);
   expect(created.headers.get('location')).toBe('/v1/sandboxes/made-1');
@@ -38,7 +41,8 @@ test('a sandbox is created, shown, changed, paused, resumed, renewed and removed
       metadata: { team: 'x' },
       extensions: { 'glovebox.runtime': 'docker', 'acme.io/anything': 'kept' },
       limits: { cpu: 1, memoryBytes: 2 ** 31 },
-      mounts: [{ hostPath: '/data/a/b', guestPath: '/mnt', readOnly: true }],
+      mounts: [{ hostPath: '/data', subPath: 'a/b', guestPath: '/mnt', readOnly: true }],
+      volumes: [{ name: 'c', guestPath: '/c', readOnly: false, create: true, removeWhenUnused: true }],
       timeoutMs: 600_000,
     },
   ]);
@@ -169,15 +173,21 @@ test.each([
   ['an extension that is a number', { extensions: { a: 1 } }, 400, 'extensions.a'],
   [
     'a named volume',
-    { volumes: [{ name: 'v', mountPath: '/m', pvc: { claimName: 'c' } }] },
-    501,
-    'volumes.v',
+    { volumes: [{ name: 'v', mountPath: '/m', pvc: { claimName: 'C' } }] },
+    400,
+    'claimName',
+  ],
+  [
+    'a named volume of a size that is none',
+    { volumes: [{ name: 'v', mountPath: '/m', pvc: { claimName: 'c', storage: 'much' } }] },
+    400,
+    'storage',
   ],
   ['a bucket', { volumes: [{ name: 'v', mountPath: '/m', ossfs: {} }] }, 501, 'volumes.v'],
   ['a volume from nowhere', { volumes: [{ name: 'v', mountPath: '/m' }] }, 400, 'volumes.v'],
   [
     'a volume from two places',
-    { volumes: [{ name: 'v', mountPath: '/m', host: { path: '/a' }, pvc: {} }] },
+    { volumes: [{ name: 'v', mountPath: '/m', host: { path: '/a' }, pvc: { claimName: 'c' } }] },
     400,
     'volumes.v',
   ],
@@ -199,7 +209,7 @@ test.each([
   await using api = await startTestApi({ limits: { sandboxTimeoutSecondsMax: 7200 } });
   const answer = await api.call('POST', '/v1/sandboxes', { ...least, ...change });
   expect([answer.status, Object.keys(answer.json)]).toEqual([status, ['code', 'message']]);
-  expect(answer.json.code).toMatch(/^SANDBOX::/);
+  expect(answer.json.code).toMatch(/^(SANDBOX|VOLUME)::/);
   expect(answer.json.message).toContain(named);
   expect(api.service.created).toEqual([]);
 });

@@ -116,6 +116,8 @@ const placesOf: Record<string, Places> = {
   'secret set': { at: [services] },
   'secret import': { at: [services] },
   'secret rm': { at: [secretNames] },
+  'volume inspect': { at: [volumeNames], more: true },
+  'volume rm': { at: [volumeNames], more: true },
 };
 
 /** `line`: all behind `glovebox`, the last word being what is typed. Prints one candidate a line, behind a tab its meaning. */
@@ -243,6 +245,11 @@ async function questionIds(): Promise<Candidates> {
 async function secretNames(): Promise<Candidates> {
   const all = (await (await connectIfRunning())?.secrets.list()) ?? [];
   return words(...new Set(all.map((it) => it.name)));
+}
+
+async function volumeNames(): Promise<Candidates> {
+  const all = (await (await connectIfRunning())?.volumes.list()) ?? [];
+  return all.map((it) => [it.name, `${it.sandboxes.length} sandboxes`]);
 }
 
 async function sandboxNames(suffix: string): Promise<Candidates> {

@@ -109,8 +109,8 @@ function withCreationOptions(command: Command): Command {
     .option('-p, --publish <[[IP:]PORT:]PORT>', 'a port of it on this machine (repeatable)', collect)
     .option('-l, --label <KEY=VALUE>', 'metadata to find it by (repeatable)', collect)
     .option(
-      '-v, --volume <HOST:PATH[:ro]>',
-      'a folder of the host, at another path, that the configuration allows (repeatable)',
+      '-v, --volume <SOURCE:PATH[:ro]>',
+      'a named volume, or a folder of the host that the configuration allows (repeatable)',
       collect,
     )
     .option('-u, --user <user[:group]>', 'what commands run as')

@@ -9,6 +9,7 @@ import { join, resolve } from 'node:path';
 import { Failure } from '../../lib/failure.ts';
 import type { CgroupLimit, CgroupLimits, Cgroups } from '../cgroup/cgroup.ts';
 import { openCgroups } from '../cgroup/open.ts';
+import { withoutExact } from '../mounts/plan.ts';
 import { bootId, isAlive } from '../processes/identity.ts';
 import { ProcessWatch } from '../processes/watch.ts';
 import type {
@@ -76,6 +77,7 @@ const idPattern = /^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$/;
 export class BubblewrapRuntime implements Runtime {
   readonly name = 'bubblewrap';
   readonly images?: RuntimeImages;
+  readonly hostRoot: { uid: number; gid: number };
   readonly #options: BubblewrapOptions;
   readonly #idBase: number | undefined;
   readonly #cgroups: Cgroups | undefined;
@@ -94,6 +96,10 @@ export class BubblewrapRuntime implements Runtime {
     this.#options = options;
     if (options.images.kept !== undefined) this.images = options.images.kept;
     this.#idBase = process.getuid?.() === 0 ? (options.idBase ?? hostIdBase) : undefined;
+    this.hostRoot = {
+      uid: this.#idBase ?? process.getuid?.() ?? 0,
+      gid: this.#idBase ?? process.getgid?.() ?? 0,
+    };
     this.#cgroups =
       options.cgroups === undefined ? openCgroups(options.homeId) : (options.cgroups ?? undefined);
     this.#layers = new Layers({ folder: options.folder, idBase: this.#idBase });
@@ -245,7 +251,7 @@ export class BubblewrapRuntime implements Runtime {
           shared: wanted.shared,
           agent: this.#options.agent,
           runFolder: spec.runFolder,
-          mounts: spec.mounts,
+          mounts: mountsPossible(this.#idBase).hidden ? spec.mounts : withoutExact(spec.mounts),
           user: spec.user ?? image.user ?? '',
         },
       },

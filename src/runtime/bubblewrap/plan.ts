@@ -106,7 +106,7 @@ function helperPlan(layout: MachineLayout): HelperPlan | undefined {
 
 function needsHelper({ idBase }: MachineLayout, mount: Mount): boolean {
   if (idBase !== undefined) return isSpecial(mount);
-  return mount.overlay !== undefined || (mount.hidden?.length ?? 0) > 0;
+  return mount.overlay !== undefined || (mount.hidden?.length ?? 0) > 0 || mount.exact === true;
 }
 
 function bwrapOptions(layout: MachineLayout, guestMounts: readonly string[]): string[] {

@@ -9,7 +9,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { z } from 'zod';
 import { guestFolder } from '../../contract/guest.ts';
 import { Failure } from '../../lib/failure.ts';
-import { isSpecial } from '../mounts/plan.ts';
+import { isSpecial, withoutExact } from '../mounts/plan.ts';
 import type {
   Capabilities,
   ImageDefaults,
@@ -124,6 +124,7 @@ const Defaults = z.object({
 export class DockerRuntime implements Runtime, Disposable {
   readonly name = 'docker';
   readonly images: RuntimeImages;
+  readonly hostRoot?: { uid: number; gid: number };
   readonly #images: DockerImages;
   readonly #options: DockerOptions;
   readonly #engine: Engine;
@@ -152,6 +153,7 @@ export class DockerRuntime implements Runtime, Disposable {
       arch: async (signal) => (await this.#askedFacts(signal)).arch,
     });
     this.images = this.#images;
+    if (this.#engine.socketPath !== undefined) this.hostRoot = { uid: 0, gid: 0 };
   }
 
   async check(signal: AbortSignal): Promise<RuntimeCheck> {
@@ -190,10 +192,11 @@ export class DockerRuntime implements Runtime, Disposable {
     }
   }
 
-  async #create(spec: MachineSpec, signal: AbortSignal): Promise<Machine> {
+  async #create(asked: MachineSpec, signal: AbortSignal): Promise<Machine> {
     signal.throwIfAborted();
-    validate(spec, this.#engine.socketPath);
+    validate(asked, this.#engine.socketPath);
     const facts = await this.#askedFacts(signal);
+    const spec = this.#withPossibleMounts(asked, facts);
     this.#refuseUnsupported(spec, facts);
     const wanted = { ...spec, limits: this.#limitsFor(spec, facts) };
     const image = await ensureImage(this.#engine, spec, facts.arch, signal);
@@ -320,11 +323,12 @@ export class DockerRuntime implements Runtime, Disposable {
   }
 
   /** The same container once more, walled off anew: its network is another one. */
-  async #startAgain(spec: MachineSpec, signal: AbortSignal): Promise<Machine> {
+  async #startAgain(asked: MachineSpec, signal: AbortSignal): Promise<Machine> {
     signal.throwIfAborted();
-    const doing = `start the container of ${spec.id}`;
-    validate(spec, this.#engine.socketPath);
+    const doing = `start the container of ${asked.id}`;
+    validate(asked, this.#engine.socketPath);
     const facts = await this.#askedFacts(signal);
+    const spec = this.#withPossibleMounts(asked, facts);
     checkMounts(spec, this.#mountsFor(facts));
     const all = await containersLabelled(this.#engine, this.#homeLabel, signal);
     const found = all.find((it) => it.Labels[labels.sandbox] === spec.id);
@@ -385,6 +389,10 @@ export class DockerRuntime implements Runtime, Disposable {
   #mountsFor(facts: EngineFacts): Capabilities['mounts'] {
     const plain = this.#options.runtimeClass === undefined && kernelRuntimes.includes(facts.defaultRuntime);
     return mountsPossible({ local: plain && this.#engine.socketPath !== undefined });
+  }
+
+  #withPossibleMounts(spec: MachineSpec, facts: EngineFacts): MachineSpec {
+    return this.#mountsFor(facts).hidden ? spec : { ...spec, mounts: withoutExact(spec.mounts) };
   }
 
   /** After every start of a container: those mounts that the engine does not make. */

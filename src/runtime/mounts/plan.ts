@@ -1,4 +1,5 @@
 // What the daemon asks of the helper that makes mounts (main.ts), how it is started, and what its refusals mean.
+import { existsSync, realpathSync } from 'node:fs';
 import { posix } from 'node:path';
 import { Failure, type FailureCode } from '../../lib/failure.ts';
 import type { Capabilities, Mount } from '../runtime.ts';
@@ -33,7 +34,32 @@ const codes: Record<FailureCode, true> = {
 
 /** Whether it is more than the host's folder as it is. */
 export function isSpecial(mount: Mount): boolean {
-  return mount.owner !== undefined || mount.overlay !== undefined || (mount.hidden?.length ?? 0) > 0;
+  return (
+    mount.owner !== undefined ||
+    mount.overlay !== undefined ||
+    (mount.hidden?.length ?? 0) > 0 ||
+    mount.exact === true
+  );
+}
+
+/** Exact mounts as those that the back end makes by itself, where the helper cannot: their paths are looked at now. Failure('invalid') for one with a link. */
+export function withoutExact(mounts: readonly Mount[]): Mount[] {
+  return mounts.map(({ exact, ...mount }) => {
+    if (exact) refuseLinks(mount.hostPath);
+    return mount;
+  });
+}
+
+function refuseLinks(path: string): void {
+  const real = existsSync(path) ? realpathSync(path) : undefined;
+  if (real !== path)
+    throw new Failure(
+      'invalid',
+      `mount ${path}: ${real === undefined ? 'it is not there' : `it leads to ${real}`}`,
+      {
+        hint: 'The folder must be there, under its true path: none of its parts may be a link.',
+      },
+    );
 }
 
 /** Those that the helper has to make where the rest is made before it: special ones, and what lies below them. */
