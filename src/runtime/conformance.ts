@@ -2,8 +2,8 @@
 // the capabilities that the driver states, and where an ability is missing, the test is that it is refused.
 // The guest is asked from inside, as its root, through the same channel and agent as in the product.
 import { randomBytes } from 'node:crypto';
-import { existsSync, readFileSync, rmSync } from 'node:fs';
-import { mkdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { existsSync, readFileSync, realpathSync, rmSync } from 'node:fs';
+import { mkdir, mkdtemp, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import { networkInterfaces } from 'node:os';
 import { join } from 'node:path';
 import { Readable } from 'node:stream';
@@ -214,6 +214,24 @@ export function runtimeConformance(
         expect(await readFile(join(hostPath, 'file'), 'utf8')).toBe('from the host');
       } finally {
         rmSync(hostPath, { recursive: true, force: true });
+      }
+    });
+
+    test('an exact mount is what lies at its path, and never behind a link', async () => {
+      if (runtime.hostRoot === undefined) return;
+      const top = realpathSync(await mkdtemp(join(harness.folders.run, 'exact-')));
+      try {
+        await mkdir(join(top, 'there/deep'), { recursive: true, mode: 0o755 });
+        await writeFile(join(top, 'there/deep/file'), 'from the host');
+        await symlink(join(top, 'there'), join(top, 'link'));
+        const mounted = (hostPath: string) =>
+          start({ mounts: [{ hostPath, guestPath: '/mnt/shared', readOnly: true, exact: true }] });
+        const { guest } = await mounted(join(top, 'there/deep'));
+        expect((await shell(guest, 'cat /mnt/shared/file')).stdout).toBe('from the host');
+        for (const path of ['link', 'link/deep'])
+          await expect(mounted(join(top, path))).rejects.toMatchObject({ code: 'invalid' });
+      } finally {
+        rmSync(top, { recursive: true, force: true });
       }
     });
 

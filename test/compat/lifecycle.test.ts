@@ -1,0 +1,154 @@
+// OpenSandbox's lifecycle beyond a plain sandbox, by its own npm client against one real daemon, on every runtime of this machine: volumes.
+import {
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  realpathSync,
+  writeFileSync,
+} from 'node:fs';
+import { join } from 'node:path';
+import { ConnectionConfig, Sandbox, SandboxManager, type Volume } from '@alibaba-group/opensandbox';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { expectNothingLeft, makeHome, startDaemon, type TestDaemon } from '../daemon.ts';
+import { dockerImage } from '../images.ts';
+import { runtimes } from '../runtimes.ts';
+
+let daemon: TestDaemon;
+let connectionConfig: ConnectionConfig;
+let manager: SandboxManager;
+let shared: string;
+
+const homeOf = () => realpathSync(daemon.home);
+const imageOf = (runtime: string) => (runtime === 'docker' ? dockerImage('busybox') : 'host');
+
+beforeAll(async () => {
+  const home = makeHome();
+  shared = join(realpathSync(home), 'shared');
+  mkdirSync(shared);
+  mkdirSync(join(realpathSync(home), 'secret'));
+  writeFileSync(join(home, 'config.toml'), `[storage]\nallowed_host_paths = [${JSON.stringify(shared)}]\n`);
+  daemon = await startDaemon({ home });
+  connect();
+});
+
+function connect(): void {
+  connectionConfig = new ConnectionConfig({ domain: daemon.url, apiKey: daemon.apiKey });
+  manager = SandboxManager.create({ connectionConfig });
+}
+
+async function restartAfterKill(): Promise<void> {
+  await manager.close();
+  await daemon.kill();
+  daemon = await startDaemon({ home: daemon.home });
+  connect();
+}
+
+afterAll(async () => {
+  const { items } = await manager.listSandboxInfos({ pageSize: 200 });
+  await Promise.all(items.map(({ id }) => manager.killSandbox(id)));
+  await manager.close();
+  expect(await daemon.stop()).toBe(0);
+  await expectNothingLeft(daemon.home);
+});
+
+const api = async (method: string, path: string, body?: object) => {
+  const reply = await fetch(`${daemon.url}/v1${path}`, {
+    method,
+    headers: { 'OPEN-SANDBOX-API-KEY': daemon.apiKey, 'Content-Type': 'application/json' },
+    ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+  });
+  const text = await reply.text();
+  return {
+    status: reply.status,
+    headers: reply.headers,
+    text,
+    json: text.startsWith('{') ? JSON.parse(text) : undefined,
+  };
+};
+
+const volumeNames = async () =>
+  (await api('GET', '/volumes')).json.items.map((it: { name: string }) => it.name);
+
+describe.each(runtimes)('%s', (runtime) => {
+  const create = (volumes: Volume[], more: object = {}) =>
+    Sandbox.create({
+      ...{ connectionConfig, image: imageOf(runtime), volumes, timeoutSeconds: 600 },
+      ...{ extensions: { 'glovebox.runtime': runtime }, ...more },
+    });
+  const outputOf = async (sandbox: Sandbox, command: string) => {
+    const { logs, exitCode } = await sandbox.commands.run(command);
+    return [exitCode, logs.stdout.map((it) => it.text).join('')];
+  };
+  const named = (name: string, more: Partial<Volume> = {}): Volume => ({
+    ...{ name: 'v', mountPath: '/data', pvc: { claimName: `${runtime}-${name}` } },
+    ...more,
+  });
+
+  test('named volumes outlive sandboxes and a daemon that is killed; those of one sandbox go with it', async () => {
+    const first = await create([
+      named('kept'),
+      {
+        ...named('own'),
+        name: 'w',
+        mountPath: '/own',
+        pvc: { claimName: `${runtime}-own`, deleteOnSandboxTermination: true },
+      },
+    ]);
+    expect(
+      await outputOf(
+        first,
+        'mkdir -p /data/deep && echo one > /data/deep/note && echo two > /own/x && id -u',
+      ),
+    ).toEqual([0, '0']);
+    await restartAfterKill();
+    const again = await Sandbox.connect({ connectionConfig, sandboxId: first.id });
+    expect(await outputOf(again, 'cat /data/deep/note /own/x')).toEqual([0, 'onetwo']);
+    expect((await api('DELETE', `/volumes/${runtime}-kept`)).status).toBe(409);
+    expect(await volumeNames()).toEqual(expect.arrayContaining([`${runtime}-kept`, `${runtime}-own`]));
+    await again.kill();
+    expect(await volumeNames()).not.toContain(`${runtime}-own`);
+
+    const second = await create([named('kept', { readOnly: true, subPath: 'deep' })]);
+    expect(await outputOf(second, 'cat /data/note')).toEqual([0, 'one']);
+    expect((await outputOf(second, 'echo no > /data/note'))[0]).not.toBe(0);
+    await second.kill();
+    expect((await api('DELETE', `/volumes/${runtime}-kept`)).status).toBe(204);
+    expect(readdirSync(join(homeOf(), 'volumes'))).toEqual([]);
+  });
+
+  test('a folder of the host is written into and read, and only one that is allowed, however it is reached', async () => {
+    const folder = join(shared, runtime);
+    const host = (path: string, more: Partial<Volume> = {}): Volume => ({
+      ...{ name: 'v', mountPath: '/mnt/shared', host: { path } },
+      ...more,
+    });
+    const sandbox = await create([
+      host(folder),
+      { ...host(folder, { subPath: 'below', readOnly: false }), name: 'w', mountPath: '/below' },
+    ]);
+    expect(await outputOf(sandbox, 'echo inside > /mnt/shared/file && echo more > /below/file')).toEqual([
+      0,
+      '',
+    ]);
+    expect(readFileSync(join(folder, 'file'), 'utf8')).toBe('inside\n');
+    expect(readFileSync(join(folder, 'below/file'), 'utf8')).toBe('more\n');
+    await outputOf(sandbox, `ln -s ${homeOf()}/secret /mnt/shared/out`);
+    const refused = { statusCode: 400 };
+    await expect(create([host(join(folder, 'out'))])).rejects.toMatchObject({
+      ...refused,
+      error: { code: 'VOLUME::HOST_PATH_NOT_ALLOWED' },
+    });
+    await expect(create([host(folder, { subPath: 'out' })])).rejects.toMatchObject({
+      ...refused,
+      error: { code: 'VOLUME::INVALID_SUB_PATH' },
+    });
+    await expect(create([host('/etc')])).rejects.toMatchObject({
+      ...refused,
+      error: { code: 'VOLUME::HOST_PATH_NOT_ALLOWED' },
+    });
+    await sandbox.kill();
+    expect(existsSync(join(homeOf(), 'secret'))).toBe(true);
+    expect(readdirSync(join(homeOf(), 'secret'))).toEqual([]);
+  });
+});
