@@ -26,8 +26,8 @@ import type {
   SandboxInfo,
   SandboxService,
 } from '../sandbox/sandbox.ts';
-import { Snapshots } from '../snapshot/snapshots.ts';
 import { Volumes } from '../sandbox/volumes.ts';
+import { Snapshots } from '../snapshot/snapshots.ts';
 import type { AuditService } from './audit.ts';
 import type { BellService } from './bell.ts';
 import type { ApiOptions } from './handlers.ts';

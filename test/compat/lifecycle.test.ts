@@ -1,12 +1,5 @@
 // OpenSandbox's lifecycle beyond a plain sandbox, by its own npm client against one real daemon, on every runtime of this machine: volumes.
-import {
-  existsSync,
-  mkdirSync,
-  readdirSync,
-  readFileSync,
-  realpathSync,
-  writeFileSync,
-} from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync, realpathSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { ConnectionConfig, Sandbox, SandboxManager, type Volume } from '@alibaba-group/opensandbox';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
