@@ -1,6 +1,7 @@
 // `npm run generate`: writes the files that come from the contract. With `--check`, writes nothing and fails when one is not what it should be.
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname, join, relative } from 'node:path';
+import { configJsonSchema } from '../src/contract/config-schema.ts';
 import { createOpenApi } from '../src/contract/openapi.ts';
 
 const root = join(import.meta.dirname, '..');
@@ -8,6 +9,7 @@ const { version } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'))
 
 const files: Record<string, string> = {
   'openapi.json': `${JSON.stringify(createOpenApi(version), null, 2)}\n`,
+  'docs/reference/config.schema.json': `${JSON.stringify(configJsonSchema(), null, 2)}\n`,
 };
 
 const configuration = join(root, 'src/contract/config.ts');

@@ -741,6 +741,8 @@ const completions: [string, string[]][] = [
   ['glovebox completion ', ['bash', 'zsh', 'fish']],
   ['glovebox settings ', ['list', 'get', 'set', 'unset']],
   ['glovebox settings get runtime.', ['runtime.type']],
+  ['glovebox init-config --example g', ['gvisor']],
+  ['glovebox config ', ['check', 'schema']],
   ['glovebox settings set runtime.type ', ['bubblewrap', 'docker', 'memory']],
   ['glovebox diff w', ['web']],
   ['glovebox exec web l', []],

@@ -11,7 +11,8 @@ const groups: Readonly<Record<string, readonly string[]>> = {
   'Images:': ['template', 'image'],
   'Other machines:': ['workers', 'worker'],
   'This machine:': [
-    ...['settings', 'setup', 'doctor', 'project', 'volume', 'audit', 'backup', 'restore', 'serve', 'version'],
+    ...['settings', 'init-config', 'config', 'setup', 'doctor', 'project', 'volume', 'audit'],
+    ...['backup', 'restore', 'serve', 'version'],
     'completion',
   ],
 };

@@ -7,6 +7,7 @@ import { addAuditVerbs } from './verbs/audit.ts';
 import { addBackupVerbs } from './verbs/backup.ts';
 import { addBellVerbs } from './verbs/bell.ts';
 import { addCloneVerbs } from './verbs/clone.ts';
+import { addConfigVerbs } from './verbs/config.ts';
 import { addEnvVerbs } from './verbs/env.ts';
 import { addNetworkVerbs } from './verbs/network.ts';
 import { addPolicyVerbs } from './verbs/policy.ts';
@@ -59,7 +60,13 @@ export function makeProgram(args: readonly string[]): Command {
     .option('--host <address>', 'address to listen on')
     .option('--port <port>', 'port to listen on; 0 takes a free one')
     .option('--config <file>', 'configuration file (default: config.toml in the home folder)')
-    .addHelpText('after', examples(['glovebox serve --port 8080', 'prints its address when it is ready']))
+    .addHelpText(
+      'after',
+      examples(
+        ['glovebox serve --port 8080', 'prints its address when it is ready'],
+        ['glovebox serve --config ~/.sandbox.toml', 'a file of OpenSandbox is understood, too'],
+      ),
+    )
     .action(async (options) => (await import('./commands/serve.ts')).serve(options));
 
   addSandboxVerbs(program, args);
@@ -140,6 +147,7 @@ export function makeProgram(args: readonly string[]): Command {
   addBackupVerbs(program);
   addBellVerbs(program);
   addCloneVerbs(program);
+  addConfigVerbs(program);
   addEnvVerbs(program, args);
   addNetworkVerbs(program);
   addPolicyVerbs(program);

@@ -13,6 +13,12 @@ const line = z
   .regex(/^\P{Cc}*$/u, 'must not hold control characters');
 const path = line.regex(/^(\/|~\/)/, 'must be an absolute path, or begin with ~/');
 
+/** One of these words, in capitals or not, as a pattern that needs no flag: JSON Schema has none. */
+const anyCase = (...words: string[]) => {
+  const letters = (word: string) => [...word].map((it) => `[${it}${it.toUpperCase()}]`).join('');
+  return new RegExp(`^(${words.map(letters).join('|')})$`);
+};
+
 /** A limit as requests write it, checked where it is read so that a mistake is found at start. */
 const quantity = (key: string) =>
   line.superRefine((text, context) => {
@@ -114,7 +120,10 @@ const rateLimit = z.strictObject({
 const log = z.strictObject({
   level: z
     .string()
-    .regex(/^(debug|info|warn|warning|error|critical)$/i, 'must be DEBUG, INFO, WARNING, ERROR or CRITICAL')
+    .regex(
+      anyCase('debug', 'info', 'warn', 'warning', 'error', 'critical'),
+      'must be DEBUG, INFO, WARNING, ERROR or CRITICAL',
+    )
     .default('INFO')
     .describe('The least important events that are logged: DEBUG, INFO, WARNING, ERROR or CRITICAL.'),
   file_enabled: z.boolean().default(false).describe('Log to a file instead of standard error.'),
@@ -629,6 +638,8 @@ export function configurationReference(): string {
     'The home folder holds everything that the daemon keeps. It is `~/.glovebox`, or what `GLOVEBOX_HOME` says.',
     '',
     'A key or section that does not exist, or a value that cannot be, stops the daemon with a list of all mistakes and their lines.',
+    '`glovebox init-config` writes a commented file to begin with, `glovebox config check FILE` says what a daemon would make of one, and `glovebox config schema`',
+    'prints a JSON Schema for editors, which is [config.schema.json](config.schema.json), too. Coming from OpenSandbox, see [what becomes of each of its keys](../guide/from-opensandbox.md).',
     '',
     ...variables,
     '',

@@ -857,7 +857,11 @@ async function warnOfSecretInFile(settings: Settings, file: string): Promise<voi
   const secrets = { 'server.api_key': 'the API key', 'telemetry.headers': 'headers of telemetry' };
   for (const [key, what] of Object.entries(secrets)) {
     if (!settings.originOf(key)?.startsWith(file)) continue;
-    const { mode } = await stat(file);
+    // What is asked about a file that would be: there is none yet.
+    const mode = await stat(file).then(
+      (it) => it.mode,
+      () => 0,
+    );
     if ((mode & 0o077) !== 0)
       settings.warnings.push(`${file} holds ${what} and other users may read it; run: chmod 600 ${file}`);
   }

@@ -1,8 +1,19 @@
 // Configuration as an operator lives with it: a running daemon takes over what it can when it is told to, and files begin as examples that work.
-import { mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
+import { type ConfigExample, configExamples, configExampleText } from '../../src/contract/config-examples.ts';
+import { commandLine, environmentOf } from '../command-line.ts';
 import { expectNothingLeft, makeHome, startDaemon, type TestDaemon } from '../daemon.ts';
 
 /** Each starts a daemon or the command line several times. */
@@ -146,5 +157,73 @@ describe('a daemon that reads its configuration again', { timeout: slowMs }, () 
       }),
     );
     expect(JSON.stringify(linesOf(`${access}.old`))).not.toContain(daemon.apiKey);
+  });
+});
+
+describe('a file to begin with', { timeout: slowMs }, () => {
+  let home: string;
+  beforeAll(() => {
+    home = makeHome();
+  });
+  afterAll(() => rmSync(home, { recursive: true, force: true }));
+
+  const glovebox = (...args: string[]) => commandLine(environmentOf(home), () => home)(...args);
+
+  test('is written for its owner alone, and over nothing that is there', async () => {
+    expect(await glovebox('init-config', '--example', 'bubblewrap')).toMatchObject({ code: 0, stdout: '' });
+    const file = join(home, 'config.toml');
+    expect(statSync(file).mode & 0o777).toBe(0o600);
+    const written = readFileSync(file, 'utf8');
+    expect(await glovebox('config', 'check')).toMatchObject({ code: 0, stdout: `${file}: fine\n` });
+
+    writeFileSync(file, '# mine\n');
+    const again = await glovebox('init-config', '--example', 'bubblewrap');
+    expect(again).toMatchObject({ code: 1, stderr: expect.stringContaining('--force') });
+    expect(readFileSync(file, 'utf8')).toBe('# mine\n');
+    expect(await glovebox('init-config', '--example', 'bubblewrap', '--force')).toMatchObject({ code: 0 });
+    expect(readFileSync(file, 'utf8')).toBe(written);
+    expect(readdirSync(home)).toEqual(['config.toml']);
+    expect(await glovebox('init-config', '-', '--example', 'bubblewrap')).toMatchObject({ stdout: written });
+  });
+
+  test('names that there are not are refused with what to take', async () => {
+    const k8s = await glovebox('init-config', 'x.toml', '--example', 'k8s');
+    expect(k8s).toMatchObject({ code: 2, stderr: expect.stringContaining('no Kubernetes runtime yet') });
+    const none = await glovebox('init-config', 'x.toml', '--example', 'constructor');
+    expect(none).toMatchObject({ code: 2, stderr: expect.stringContaining('There are bubblewrap, docker') });
+    const nowhere = await glovebox('init-config', 'no/folder/x.toml');
+    expect(nowhere).toMatchObject({ code: 1, stderr: expect.stringContaining('folder that is there') });
+  });
+
+  test('a file of OpenSandbox is checked: what is refused, where, and what to use', async () => {
+    const file = join(home, 'sandbox.toml');
+    writeFileSync(file, '[runtime]\ntype = "docker"\nexecd_image = "opensandbox/execd:v1"\n');
+    const good = await glovebox('config', 'check', file);
+    expect(good).toMatchObject({ code: 0, stdout: `${file}: fine\n` });
+    expect(good.stderr).toContain('runtime.execd_image has no effect');
+    writeFileSync(file, '[runtime]\ntype = "kubernetes"\n[kubernetes]\nnamespace = "x"\n');
+    const bad = await glovebox('config', 'check', file);
+    expect(bad).toMatchObject({ code: 78, stdout: '' });
+    expect(bad.stderr).toContain(`${file}:2: runtime.type = "kubernetes" is refused`);
+    expect(bad.stderr).toContain(`${file}:4: kubernetes.namespace is refused`);
+    const machine = await glovebox('config', 'check', '--json', file);
+    expect(machine.code).toBe(78);
+    expect(JSON.parse(machine.stdout).problems).toHaveLength(2);
+    expect(await glovebox('config', 'check', 'none.toml')).toMatchObject({ code: 78 });
+    expect(JSON.parse((await glovebox('config', 'schema')).stdout)).toHaveProperty('properties.server');
+  });
+
+  test.each(
+    Object.keys(configExamples) as ConfigExample[],
+  )('the example %s starts a daemon', async (name) => {
+    const file = join(home, `${name}.toml`);
+    writeFileSync(file, configExampleText(name));
+    const daemon = await startDaemon({ home: makeHome(), args: ['--config', file] });
+    const response = await fetch(`${daemon.url}/v1/sandboxes`, {
+      headers: { 'OPEN-SANDBOX-API-KEY': daemon.apiKey },
+    });
+    expect(response.status).toBe(200);
+    expect(await daemon.stop()).toBe(0);
+    await expectNothingLeft(daemon.home);
   });
 });

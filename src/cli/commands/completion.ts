@@ -2,6 +2,7 @@
 // sandboxes that exist; no daemon is started for it.
 import type { Command, Option } from 'commander';
 import { configSections } from '../../contract/config.ts';
+import { configExamples } from '../../contract/config-examples.ts';
 import { serviceVariables } from '../../contract/services.ts';
 import { connectIfRunning } from '../connect.ts';
 import { usageError } from '../exit-codes.ts';
@@ -30,7 +31,7 @@ compdef _glovebox glovebox`,
   set -l words (commandline -opc) (commandline -ct)
   glovebox __complete $words[2..-1] 2>/dev/null
 end
-set -l with_files cp import exec serve run create save build load export client unit env backup restore
+set -l with_files cp import exec serve init-config check run create save build load export client unit env backup restore
 complete -c glovebox -f -n "not __fish_seen_subcommand_from $with_files" -a '(__glovebox_complete)'
 complete -c glovebox -n "__fish_seen_subcommand_from $with_files" -a '(__glovebox_complete)'`,
 };
@@ -176,6 +177,8 @@ async function candidatesFor(
 
 async function valuesOf(option: Option): Promise<Candidates> {
   if (option.argChoices) return words(...option.argChoices);
+  if (option.long === '--example')
+    return Object.entries(configExamples).map(([name, { summary }]) => [name, summary]);
   return option.long === '--sandbox' ? await sandbox() : [];
 }
 
