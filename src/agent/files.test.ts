@@ -168,6 +168,12 @@ describe.each([
     expect(await found('**')).toEqual(['a.ts', 'b.tsx', 'x.js/c.ts', 'x.js/d[1].md']);
     expect(await found('?.ts*')).toEqual(['a.ts', 'b.tsx', 'x.js/c.ts']);
     expect(await found('*.js')).toEqual([]);
+    expect(await found('*.{ts,tsx}')).toEqual(['a.ts', 'b.tsx', 'x.js/c.ts']);
+    expect(await found('{b,{a,c}.t}*{x,s}')).toEqual(['a.ts', 'b.tsx', 'x.js/c.ts']);
+    expect(await found('d[[{]1?.{md,}')).toEqual(['x.js/d[1].md']);
+    expect(await found('\\{*')).toEqual([]);
+    for (const wrong of ['{a', 'a{b,{c}', '{a,b}'.repeat(7)])
+      expect((await refusal(guest.search(folder, wrong))).code).toBe('invalid');
   });
 
   test('replace counts, keeps mode and owner, and refuses an empty text', async () => {

@@ -13,6 +13,7 @@ import {
   wireCodeOf,
 } from '../contract/errors.ts';
 import { Failure } from '../lib/failure.ts';
+import { YoungGarbage } from '../lib/young-garbage.ts';
 import { Refusal } from './refusal.ts';
 
 /** A command line and its environment may reach the guest protocol's 4 MiB; as JSON it may take twice that. */
@@ -46,6 +47,7 @@ export class Exchange {
   /** Runs until somebody ends it: `abort` comes at once when the daemon stops. */
   endless = false;
   readonly #gone = new AbortController();
+  readonly #garbage = new YoungGarbage();
 
   constructor(request: IncomingMessage, response: ServerResponse) {
     this.request = request;
@@ -73,7 +75,16 @@ export class Exchange {
 
   /** The request's body. Leaving it half-read does not cut the connection, so that an answer can still be given. */
   body(): AsyncIterable<Uint8Array> {
-    return { [Symbol.asyncIterator]: () => this.request.iterator({ destroyOnReturn: false }) };
+    return {
+      [Symbol.asyncIterator]: () => this.#passing(this.request.iterator({ destroyOnReturn: false })),
+    };
+  }
+
+  async *#passing(chunks: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
+    for await (const chunk of chunks) {
+      this.#garbage.passed(chunk.length);
+      yield chunk;
+    }
   }
 
   async readJson<S extends z.ZodType>(
@@ -137,6 +148,7 @@ export class Exchange {
       response.end();
       return;
     }
+    bytes.on('data', (chunk: Uint8Array) => this.#garbage.passed(chunk.length));
     await pipeline(bytes, response, { signal: this.signal });
   }
 

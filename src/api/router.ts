@@ -3,7 +3,7 @@
 
 import type { Area } from '../contract/errors.ts';
 import { egressPort, execdPort } from '../contract/opensandbox.ts';
-import { absent, fullPathOf, type OperationId, type Route, routes } from '../contract/routes.ts';
+import { absent, fullPathOf, type Never, type OperationId, type Route, routes } from '../contract/routes.ts';
 import { placeOf } from '../contract/worker.ts';
 import { Failure } from '../lib/failure.ts';
 import { Refusal } from './refusal.ts';
@@ -12,7 +12,7 @@ export type Target =
   | { kind: 'route'; id: OperationId; route: Route; params: Record<string, string> }
   /** `path` is as in the request line, from the slash behind the port on; `prefix` is what stands before it. */
   | { kind: 'port'; sandboxId: string; port: string; prefix: string; path: string }
-  | { kind: 'absent'; area: Route['area']; sandboxId: string | undefined; what: string };
+  | { kind: 'absent'; area: Route['area']; sandboxId: string | undefined; what: string; never?: Never };
 
 interface Branch {
   literals: Map<string, Branch>;
@@ -82,7 +82,10 @@ export function find(method: string, fullPath: string): Target {
     }
     const missing = absent.find((it) => it.area === 'execd' && it.path.test(rest));
     if (missing && !descend(root, path.split('/').slice(1), 0, []))
-      return { kind: 'absent', area: 'execd', sandboxId: decode(id), what: missing.what };
+      return {
+        ...{ kind: 'absent', area: 'execd', sandboxId: decode(id), what: missing.what },
+        ...(missing.never && { never: missing.never }),
+      };
   }
   const missing = absent.find((it) => it.area !== 'execd' && it.path.test(path));
   if (missing && !descend(root, path.split('/').slice(1), 0, []))

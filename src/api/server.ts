@@ -23,6 +23,7 @@ import { commandHandlers } from './execd/command.ts';
 import { contextHandlers } from './execd/contexts.ts';
 import { fileHandlers } from './execd/files.ts';
 import { Interpreters } from './execd/interpreters.ts';
+import { isolationHandlers } from './execd/isolation.ts';
 import { metricsHandlers } from './execd/metrics.ts';
 import { processHandlers } from './execd/processes.ts';
 import { ptyHandlers } from './execd/pty.ts';
@@ -92,6 +93,7 @@ export function createApi(options: ApiOptions): Api {
     ...fileHandlers(options),
     ...transferHandlers(options),
     ...metricsHandlers(options),
+    ...isolationHandlers(options),
     ...networkHandlers(options),
     ...bellHandlers(options),
     ...auditHandlers(options),
@@ -348,6 +350,8 @@ class ApiServer {
   ): Promise<Answer> {
     // Its key may have been revoked while the audit log was written.
     if (tenant !== undefined) exchange.signal.throwIfAborted();
+    if (target.kind === 'absent' && target.never)
+      throw new Refusal('unsupported', target.never.why, { status: target.never.status });
     if (target.kind === 'absent')
       throw new Failure('unsupported', `${target.what} are not part of this version of Glovebox`);
     if (target.kind === 'port') {

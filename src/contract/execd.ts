@@ -156,6 +156,10 @@ export const PtyMessage = z.discriminatedUnion('type', [
 ]);
 export type PtyMessage = z.infer<typeof PtyMessage>;
 
+/** OpenSandbox makes isolated sessions of bubblewrap, that of namespaces, and the system call filter of our sandboxes lets nobody inside make one. */
+export const noIsolation =
+  'there are no isolated sessions: they need namespaces of their own, and nobody inside a sandbox may make one. Create a sandbox for what has to be kept apart';
+export const IsolatedSessions = z.object({ sessions: z.array(z.never()) });
 export const IsolationCapabilities = z.object({
   available: z.literal(false),
   message: z.string(),

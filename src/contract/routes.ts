@@ -713,9 +713,18 @@ const files = {
     method: 'GET',
     path: '/v1/isolated/capabilities',
     tenant: { role: 'viewer', scope: 'sandbox' },
-    summary: 'Says that there are no sandboxes inside this sandbox',
+    summary: 'Says why there are no isolated sessions inside this sandbox',
     status: 200,
     answer: execd.IsolationCapabilities,
+  }),
+  listIsolatedSessions: route({
+    ...inside,
+    method: 'GET',
+    path: '/v1/isolated/sessions',
+    tenant: { role: 'viewer', scope: 'sandbox' },
+    summary: 'Isolated sessions, of which there are none',
+    status: 200,
+    answer: execd.IsolatedSessions,
   }),
 };
 
@@ -1383,9 +1392,23 @@ export const routes = {
 export type Routes = typeof routes;
 export type OperationId = keyof Routes;
 
-/** Parts of OpenSandbox that this build does not have: answered 501 rather than 404, so that a caller knows it is not a typing error. */
-export const absent: { area: Route['area']; path: RegExp; what: string }[] = [
-  { area: 'execd', path: /^\/v1\/isolated\//, what: 'Sandboxes inside a sandbox' },
+/** What no version will have, and the status that OpenSandbox gives it. */
+export interface Never {
+  status: number;
+  why: string;
+}
+
+/**
+ * Parts of OpenSandbox that this build does not have: answered 501, or what OpenSandbox has for it, rather than 404, so that a caller knows it is not a
+ * typing error.
+ */
+export const absent: { area: Route['area']; path: RegExp; what: string; never?: Never }[] = [
+  {
+    area: 'execd',
+    path: /^\/v1\/isolated\/session(\/|$)/,
+    what: 'Isolated sessions',
+    never: { status: 503, why: execd.noIsolation },
+  },
   { area: 'sandbox', path: /^\/sandboxes\/[^/]+\/diagnostics\//, what: 'Diagnostics' },
   { area: 'sandbox', path: /^\/pools(\/|$)/, what: 'Pools' },
 ];

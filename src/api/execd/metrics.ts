@@ -9,9 +9,7 @@ const lookMs = 100;
 const watchMs = 1_000;
 const mebibyte = 1024 * 1024;
 
-export function metricsHandlers({
-  service,
-}: ApiOptions): Handlers<'metrics' | 'watchMetrics' | 'isolationCapabilities'> {
+export function metricsHandlers({ service }: ApiOptions): Handlers<'metrics' | 'watchMetrics'> {
   return {
     metrics: async ({ sandboxId, exchange: { signal } }) => {
       const guest = service.guest(sandboxId);
@@ -31,21 +29,6 @@ export function metricsHandlers({
         before = after;
         waitMs = watchMs;
       }
-    },
-
-    isolationCapabilities: ({ sandboxId }) => {
-      service.get(sandboxId);
-      return {
-        status: 200,
-        json: {
-          available: false,
-          message: 'this version has no sandboxes inside a sandbox',
-          setpriv_available: false,
-          userns_available: false,
-          commit_supported: false,
-          diff_supported: false,
-        },
-      };
     },
   };
 }

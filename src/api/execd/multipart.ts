@@ -56,7 +56,7 @@ class Reader {
         if (last.length > 0) yield last;
         return;
       }
-      const sure = this.#held.length - delimiter.length + 1;
+      const sure = this.#held.length - begunIn(this.#held, delimiter);
       if (sure > 0) {
         const bytes = this.#held.subarray(0, sure);
         this.#held = this.#held.subarray(sure);
@@ -99,8 +99,20 @@ class Reader {
   async #more(): Promise<void> {
     const { done, value } = await this.#source.next();
     if (done) throw new Failure('invalid', 'multipart: the body breaks off before its last boundary');
-    this.#held = Buffer.concat([this.#held, value]);
+    // Nearly always nothing is held, and a copy of all that goes through would be as much garbage.
+    this.#held =
+      this.#held.length === 0
+        ? Buffer.from(value.buffer, value.byteOffset, value.byteLength)
+        : Buffer.concat([this.#held, value]);
   }
+}
+
+/** How many bytes at the end of `held` may be the beginning of the delimiter. */
+function begunIn(held: Buffer, delimiter: Buffer): number {
+  const first = Math.max(0, held.length - delimiter.length + 1);
+  for (let at = held.indexOf(13, first); at >= 0; at = held.indexOf(13, at + 1))
+    if (delimiter.subarray(0, held.length - at).equals(held.subarray(at))) return held.length - at;
+  return 0;
 }
 
 function nameIn(head: string): string {
