@@ -1,5 +1,5 @@
 // `npm run bench`: figures beside their floors, measured in the same run. A table for people, `--json` for programs, `--quick`
-// for a first look, `--only sandbox`, `--only workspace`, `--only egress` or `--only workers` for a part.
+// for a first look, `--only sandbox`, `--only snapshot`, `--only workspace`, `--only egress` or `--only workers` for a part.
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -14,6 +14,7 @@ import { egressFigures } from './egress/main.ts';
 import { execFigures, fileFigures, stalledReaderFigure, streamFigures } from './guest.ts';
 import { type Figure, table } from './measure.ts';
 import { memoryFigures } from './memory.ts';
+import { snapshotFigures } from './snapshots.ts';
 import { createRequest, startFigures } from './start.ts';
 import { workerFigures } from './workers/main.ts';
 import { workspaceFigures } from './workspace.ts';
@@ -22,11 +23,11 @@ const { values: flags } = parseArgs({
   options: {
     json: { type: 'boolean', default: false },
     quick: { type: 'boolean', default: false },
-    /** `sandbox`, `workspace`, `egress` or `workers`; all figures when absent. */
+    /** `sandbox`, `snapshot`, `workspace`, `egress` or `workers`; all figures when absent. */
     only: { type: 'string' },
   },
 });
-const wanted = (part: 'sandbox' | 'workspace' | 'egress' | 'workers') =>
+const wanted = (part: 'sandbox' | 'snapshot' | 'workspace' | 'egress' | 'workers') =>
   flags.only === undefined || flags.only === part;
 const times = (count: number): number => (flags.quick ? Math.max(2, Math.ceil(count / 5)) : count);
 const say = (line: string): void => console.error(`bench: ${line}`);
@@ -73,6 +74,26 @@ async function sandboxFigures(home: string): Promise<Figure[]> {
 const home = await mkdtemp(join(tmpdir(), 'glovebox-bench-'));
 try {
   const figures = wanted('sandbox') ? await sandboxFigures(home) : [];
+  if (wanted('snapshot')) {
+    say('snapshots');
+    using meters = new Meters('bench');
+    await using platform = await openPlatform(
+      { current: await loadConfig({ home, env: {} }) },
+      openLog({ level: 'error' }),
+      meters,
+    );
+    const { sandboxes: service, snapshots } = platform;
+    const runtimes = await service.runtimes(AbortSignal.timeout(60_000));
+    const docker = runtimes.some((it) => it.name === 'docker' && it.check.usable);
+    for (const [runtime, image] of [
+      ['bubblewrap', 'host'],
+      ...(docker ? [['docker', dockerImage('debian')] as const] : []),
+    ] as const) {
+      const folder = await mkdtemp(join(home, 'snapshots-'));
+      const sizes = { folder, runtime, image, mebibytes: 256, runs: times(10) };
+      figures.push(...(await snapshotFigures({ service, snapshots }, sizes)));
+    }
+  }
   if (wanted('workspace')) {
     say('workspaces of many files, and large ones');
     using meters = new Meters('bench');

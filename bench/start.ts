@@ -16,7 +16,7 @@ export const createRequest = {
 const signal = () => AbortSignal.timeout(120_000);
 
 /** Resolves at the first byte of output. */
-async function firstOutput(service: SandboxService, id: string): Promise<void> {
+export async function firstOutput(service: SandboxService, id: string): Promise<void> {
   const execution = await service.executions(id).start({ argv: ['/bin/sh', '-c', 'echo hi'], stdin: 'none' });
   for await (const piece of execution.read(0, { follow: true })) if (piece.type === 'output') return;
   throw new Error('the command said nothing');

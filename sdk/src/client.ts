@@ -9,6 +9,7 @@ import { type NewRule, Policy } from './policy.ts';
 import { Projects } from './projects.ts';
 import { Sandbox } from './sandbox.ts';
 import { Secrets } from './secrets.ts';
+import { Snapshots } from './snapshots.ts';
 import { Templates } from './templates.ts';
 import { bytes, type Duration, milliseconds, type Size } from './units.ts';
 import { Volumes } from './volumes.ts';
@@ -90,6 +91,8 @@ export interface CreateOptions {
    * read-only.
    */
   image?: string;
+  /** Id of a snapshot to make it of, instead of an image; its runtime is that one's. */
+  snapshot?: string;
   /** When a registry is asked for the image. Default: `missing`. `always` fails where the runtime has no registries. */
   pull?: 'always' | 'missing' | 'never';
   /** For pulling the image; not kept. */
@@ -163,6 +166,7 @@ export class SandboxClient {
   readonly network: Network;
   readonly secrets: Secrets;
   readonly templates: Templates;
+  readonly snapshots: Snapshots;
   readonly agents: Agents;
   readonly bell: Bell;
   readonly audit: Audit;
@@ -177,6 +181,7 @@ export class SandboxClient {
     this.network = new Network(this.#connection);
     this.secrets = new Secrets(this.#connection);
     this.templates = new Templates(this.#connection);
+    this.snapshots = new Snapshots(this.#connection);
     this.agents = new Agents(this.#connection);
     this.bell = new Bell(this.#connection);
     this.audit = new Audit(this.#connection);
@@ -204,7 +209,8 @@ export class SandboxClient {
     }
     const {
       imageCredentials: auth,
-      image = options.agent === undefined ? 'host' : undefined,
+      snapshot,
+      image = options.agent === undefined && snapshot === undefined ? 'host' : undefined,
       entrypoint,
       env,
       metadata,
@@ -222,6 +228,7 @@ export class SandboxClient {
       ...{ doing, signal },
       json: {
         ...(image === undefined ? {} : { image: { uri: image, ...(auth ? { auth } : {}) } }),
+        ...(snapshot === undefined ? {} : { snapshotId: snapshot }),
         // What OpenSandbox's clients send for a sandbox without a main process.
         entrypoint: entrypoint?.length ? entrypoint : ['tail', '-f', '/dev/null'],
         ...{ timeout: seconds, env, platform },

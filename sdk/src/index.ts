@@ -81,9 +81,16 @@ export type {
 } from './projects.ts';
 export type { Published, PublishedPort, UnpublishPort } from './published.ts';
 export type { RunOptions, RunResult } from './run.ts';
-export { type Command, Sandbox } from './sandbox.ts';
+export { type Command, type ForkOptions, Sandbox } from './sandbox.ts';
 export type { SecretBinding, SecretInfo, SecretSource, Secrets, SetSecret } from './secrets.ts';
 export { quote } from './shell.ts';
+export type {
+  CreateSnapshotOptions,
+  ListSnapshotsOptions,
+  SnapshotInfo,
+  SnapshotState,
+  Snapshots,
+} from './snapshots.ts';
 export { type BuildEvent, type BuildOptions, Templates } from './templates.ts';
 export type { TransferProgress } from './transfers.ts';
 export { type Duration, milliseconds, type Size } from './units.ts';

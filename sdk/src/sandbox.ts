@@ -10,10 +10,12 @@ import { cleanupDeadlineMs, Process, type StartOptions, unlessAborted } from './
 import { Published } from './published.ts';
 import { collect, type RunOptions, type RunResult } from './run.ts';
 import { line } from './shell.ts';
+import { type CreateSnapshotOptions, type SnapshotInfo, Snapshots } from './snapshots.ts';
 import { type Duration, milliseconds } from './units.ts';
 import {
   expectFields,
   expectItems,
+  nameLabel,
   type ProcessInfo,
   processInfoOf,
   type SandboxInfo,
@@ -31,6 +33,16 @@ interface Aborting {
 
 /** One line for the sandbox's shell, or an argument vector that no shell sees. */
 export type Command = string | readonly string[];
+
+export interface ForkOptions extends Aborting {
+  /** From 1 (the default) to 16. */
+  count?: number;
+  /** How long each lives, at least a minute. Default: null, until it is removed. */
+  timeout?: Duration | null;
+  /** Of several, `-1`, `-2`, … is put behind it. */
+  name?: string;
+  metadata?: Record<string, string>;
+}
 
 export interface SandboxOrigin {
   connection: Connection;
@@ -215,6 +227,32 @@ export class Sandbox {
       ...{ ...this.#asking(doing, options), json: { name } },
     });
     return templateInfoOf(answer, doing);
+  }
+
+  /** As SandboxClient.snapshots.create(), of this one. */
+  async snapshot(options: CreateSnapshotOptions = {}): Promise<SnapshotInfo> {
+    return await new Snapshots(this.#connection).create(this.id, options);
+  }
+
+  /**
+   * Sandboxes like this one, with what is on its disk now, the same limits, variables, main process and rules; not with its folders and ports of the host, its
+   * metadata and its expiry. All of them run when it resolves, and disposing of each removes it; on failure there is none.
+   */
+  async fork(options: ForkOptions = {}): Promise<Sandbox[]> {
+    const { count, timeout = null, name, metadata } = options;
+    const doing = `fork ${this.id}`;
+    const seconds = timeout === null ? undefined : Math.ceil(milliseconds(timeout, 'timeout') / 1000);
+    const answer = await this.#connection.json('POST', `${this.#path}/fork`, {
+      ...this.#asking(doing, options),
+      json: {
+        ...{ count, timeout: seconds },
+        metadata: { ...metadata, ...(name === undefined ? {} : { [nameLabel]: name }) },
+      },
+    });
+    const { items } = expectFields<{ items: unknown }>(answer, { items: 'array' }, doing);
+    return expectItems(items, {}, doing).map(
+      (item) => new Sandbox({ connection: this.#connection, id: sandboxInfoOf(item, doing).id, owned: true }),
+    );
   }
 
   /** As long as the hold is not released, the sandbox does not stop by itself. It outlives a restart of the server. */

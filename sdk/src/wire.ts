@@ -156,6 +156,8 @@ export interface SandboxInfo {
   lastTransitionAt?: Date;
   /** What it was made from; a server may leave it out right after create. */
   image?: string;
+  /** Of the snapshot that it was made of, instead of an image. */
+  snapshotId?: string;
   runtime?: string;
   /** What the server granted; a limit that is absent is the runtime's default. */
   limits: SandboxLimits;
@@ -263,6 +265,7 @@ interface WireSandbox {
   image?: { uri?: string };
   entrypoint?: string[];
   metadata?: Record<string, string>;
+  snapshotId?: string;
   createdAt: string;
   expiresAt?: string;
   glovebox?: Partial<
@@ -279,7 +282,7 @@ export function sandboxInfoOf(value: unknown, what: string): SandboxInfo {
     value,
     {
       ...{ id: 'string', status: 'object', createdAt: 'date', 'expiresAt?': 'date', 'entrypoint?': 'array' },
-      ...{ 'metadata?': 'object', 'image?': 'object', 'glovebox?': 'object' },
+      ...{ 'metadata?': 'object', 'image?': 'object', 'snapshotId?': 'string', 'glovebox?': 'object' },
     },
     what,
   );
@@ -302,6 +305,7 @@ export function sandboxInfoOf(value: unknown, what: string): SandboxInfo {
     ...(message ? { message } : {}),
     ...(lastTransitionAt ? { lastTransitionAt: new Date(lastTransitionAt) } : {}),
     ...(image ? { image } : {}),
+    ...(wire.snapshotId ? { snapshotId: wire.snapshotId } : {}),
     ...(runtime ? { runtime } : {}),
     limits: limits ?? {},
     ...(exitCode === undefined ? {} : { exitCode }),

@@ -5,6 +5,7 @@ import { expect, test, vi } from 'vitest';
 import { WebSocket } from 'ws';
 import { nameLabel } from '../contract/admin.ts';
 import { fullPathOf, type Route, routes } from '../contract/routes.ts';
+import type { SnapshotRecord } from '../contract/snapshot.ts';
 import type { Role } from '../contract/tenant.ts';
 import { fakeTenants, records, startTestApi, type TestApi, testKey, testOwnerKey } from './fake.fixture.ts';
 import { Tenants } from './tenants.ts';
@@ -35,6 +36,8 @@ async function neighbours(options: Parameters<typeof fakeTenants>[0] = {}): Prom
       ...{ protocols: ['tcp'], createdVia: 'added', createdAt: '2026-01-01T00:00:00.000Z' },
     });
     api.network.ask(`question-of-${name}`, id);
+    const { id: snapshot } = api.snapshots.create(id);
+    await vi.waitFor(() => expect(api.snapshots.get(snapshot).state).toBe('Ready'));
     api.service.gone.push({
       ...{
         id: `${ids.gone}-${name}`,
@@ -63,6 +66,7 @@ interface Names {
   rule: string;
   question: string;
   key: string;
+  snapshot: string;
 }
 
 const queries: Record<string, string> = {
@@ -119,6 +123,7 @@ const named = (text: string, names: Names): string =>
     .replaceAll('{ruleId}', names.rule)
     .replaceAll('{questionId}', names.question)
     .replaceAll('{keyId}', names.key)
+    .replaceAll('{snapshotId}', names.snapshot)
     .replaceAll('{port}', '8080')
     .replaceAll(/\{\w+\}/g, 'x');
 
@@ -186,11 +191,13 @@ const strange: Names = {
   rule: 'rule-of-delta',
   question: 'question-of-delta',
   key: '0123456789ab',
+  snapshot: 'f6f6f6f6-0000-4000-8000-000000000006',
 };
 
-const ofAlpha = (tenants: Tenants, sandbox: string): Names => ({
+const ofAlpha = ({ api, tenants }: Pick<Neighbours, 'api' | 'tenants'>, sandbox: string): Names => ({
   ...{ sandbox, project: 'alpha', rule: 'rule-of-alpha', question: 'question-of-alpha' },
   key: tenants.keys('alpha')[0]?.id ?? '',
+  snapshot: api.snapshots.list({ sandboxId: ids.alpha })[0]?.id ?? '',
 });
 
 const forProjects = everyRoute.filter(([, it]) => it.access !== 'open');
@@ -216,7 +223,7 @@ test.each(
       'owners-web',
     ],
   ]) {
-    const foreign = await seen(api, [id, route], ofAlpha(tenants, sandbox), headers);
+    const foreign = await seen(api, [id, route], ofAlpha({ api, tenants }, sandbox), headers);
     expect({ id, sandbox, ...foreign }).toEqual({ id, sandbox, ...unknown });
   }
   // Where it is about one thing, there is none.
@@ -230,11 +237,30 @@ test.each(
     );
 });
 
+test('a snapshot of another project is nothing to make a sandbox of, by its id or by its image', async () => {
+  const { api, keyOf } = await neighbours();
+  await using _ = api;
+  const headers = { [keyHeader]: keyOf('beta') };
+  const [{ id, image }] = api.snapshots.list({ sandboxId: ids.alpha }) as [SnapshotRecord];
+  const asked = async (body: object) => {
+    const { status, json } = await api.call('POST', '/v1/sandboxes', body, headers);
+    return [status, json.code];
+  };
+  expect(await asked({ snapshotId: id })).toEqual([404, 'SNAPSHOT::NOT_FOUND']);
+  expect(await asked({ snapshotId: strange.snapshot })).toEqual([404, 'SNAPSHOT::NOT_FOUND']);
+  expect(await asked({ image: { uri: image } })).toEqual([400, 'SANDBOX::INVALID_PARAMETER']);
+  expect(api.service.created).toEqual([]);
+  const own = { [keyHeader]: keyOf('alpha') };
+  const made = await api.call('POST', '/v1/sandboxes', { snapshotId: id }, own);
+  expect([made.status, made.json.entrypoint]).toEqual([202, ['tail', '-f', '/dev/null']]);
+  expect(api.service.created).toMatchObject([{ snapshotId: id, image, project: { name: 'alpha' } }]);
+});
+
 test.each(forProjects)('%s does for a key of the project itself what the table says', async (id, route) => {
   const { api, tenants, keyOf } = await neighbours();
   await using _ = api;
   keyOf('alpha');
-  const names = ofAlpha(tenants, ids.alpha);
+  const names = ofAlpha({ api, tenants }, ids.alpha);
   const { status, body } = await seen(api, [id, route], names, { [keyHeader]: keyOf('alpha') });
   if (route.tenant === undefined) return expect({ id, status }).toEqual({ id, status: 403 });
   expect({
@@ -250,7 +276,7 @@ test.each(forProjects)('%s is refused to roles below the one that the table name
   const { api, tenants, keyOf } = await neighbours();
   await using _ = api;
   keyOf('alpha');
-  const names = ofAlpha(tenants, ids.alpha);
+  const names = ofAlpha({ api, tenants }, ids.alpha);
   for (const role of ['viewer', 'member', 'admin'] as const) {
     const { status, body } = await seen(api, [id, route], names, { [keyHeader]: keyOf('alpha', role) });
     const order = ['viewer', 'member', 'admin'];

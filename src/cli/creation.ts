@@ -24,6 +24,8 @@ import type { ModeFlags } from './workspace-path.ts';
 export interface CreationFlags extends ModeFlags, EnvironmentFlags {
   name?: string;
   template?: string;
+  /** Id, its beginning, or name. */
+  snapshot?: string;
   pull?: string;
   pullTemplate?: string;
   runtime?: string;
@@ -84,6 +86,12 @@ export async function creationOf(wanted: Wanted, flags: CreationFlags): Promise<
     throw usageError('--template: the image is named already', 'Leave out one of them.');
   }
   const image = flags.template ?? wanted.image;
+  if (image !== undefined && flags.snapshot !== undefined) {
+    throw usageError(
+      '--snapshot: an image is named already',
+      'A sandbox is made of one of them: leave out the other.',
+    );
+  }
   const entrypoint = [...(flags.entrypoint === undefined ? [] : [flags.entrypoint]), ...wanted.command];
   if (agent !== undefined && entrypoint.length > 0) {
     throw usageError(
@@ -95,6 +103,7 @@ export async function creationOf(wanted: Wanted, flags: CreationFlags): Promise<
   const policyFile = file === undefined ? undefined : await readPolicyFile(file);
   const options: CreateOptions & { name: string } = {
     ...(image === undefined ? {} : { image }),
+    ...(flags.snapshot === undefined ? {} : { snapshot: flags.snapshot }),
     ...(pull === undefined ? {} : { pull }),
     name: wanted.name,
     ...(flags.runtime === undefined ? {} : { runtime: flags.runtime }),
@@ -167,7 +176,9 @@ export async function make(client: SandboxClient, { options, policyFile }: Creat
     const pending = await client.list({ states: ['Pending'] });
     return pending.find((it) => it.name === options.name)?.message;
   };
-  const creating = client.create(options).catch((error: unknown) => {
+  const { snapshot } = options;
+  const found = snapshot === undefined ? {} : { snapshot: (await client.snapshots.find(snapshot)).id };
+  const creating = client.create({ ...options, ...found }).catch((error: unknown) => {
     if (error instanceof SandboxError && error.code === 'unsupported' && /\bkeep\b/.test(error.message)) {
       throw new CliError(error.message, {
         cause: error,

@@ -74,6 +74,7 @@ export function entryOf(info: SandboxInfo, ports: readonly OpenPort[] = info.por
     created_at: info.createdAt.toISOString(),
     ...(info.expiresAt ? { expires_at: info.expiresAt.toISOString() } : {}),
     ...(info.image === undefined ? {} : { image: info.image }),
+    ...(info.snapshotId === undefined ? {} : { snapshot_id: info.snapshotId }),
     ...(info.runtime === undefined ? {} : { runtime: info.runtime }),
     state: info.state,
     ...(info.reason === undefined ? {} : { reason: info.reason }),

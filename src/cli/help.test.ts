@@ -28,6 +28,7 @@ const withoutData = [
     'completion',
     'image rm',
     'template rm',
+    'snapshot rm',
     'template export',
   ],
   ...['policy rm', 'policy reset', 'policy approval watch', 'policy approval answer', 'secret rm'],

@@ -15,6 +15,7 @@ import { addProjectVerbs } from './verbs/project.ts';
 import { addSandboxVerbs } from './verbs/sandbox.ts';
 import { addSecretVerbs } from './verbs/secret.ts';
 import { addSettingsVerbs } from './verbs/settings.ts';
+import { addSnapshotVerbs } from './verbs/snapshot.ts';
 import { addSshVerbs } from './verbs/ssh.ts';
 import { addTemplateVerbs } from './verbs/template.ts';
 import { addTuiVerb } from './verbs/tui.ts';
@@ -155,6 +156,7 @@ export function makeProgram(args: readonly string[]): Command {
   addVolumeVerbs(program);
   addSecretVerbs(program);
   addSettingsVerbs(program);
+  addSnapshotVerbs(program);
   addSshVerbs(program);
   addTemplateVerbs(program);
   addTuiVerb(program);

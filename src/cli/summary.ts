@@ -20,7 +20,7 @@ export async function sayWhatWasMade(
       index === 0 ? 'workspace' : '',
       `${it.path} (${it.mode}, ${it.readOnly ? 'read-only' : 'read-write'})`,
     ]),
-    ['image', `${info.image ?? '?'}, ${info.runtime ?? '?'}`],
+    ['image', `${info.image ?? `snapshot ${info.snapshotId ?? '?'}`}, ${info.runtime ?? '?'}`],
     ['reaches', await reaches(client, info)],
     ...(agent ? credentialLines(agent) : []),
   ];

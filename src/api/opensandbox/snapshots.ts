@@ -1,4 +1,5 @@
 // OpenSandbox's snapshots, and forks, which are ours: their JSON to calls of the snapshot service. The shapes are those of contract/snapshot.ts.
+import { nameLabel } from '../../contract/admin.ts';
 import {
   type Snapshot,
   type SnapshotRecord,
@@ -64,7 +65,8 @@ export function snapshotHandlers({ snapshots, service, limits }: ApiOptions): Sn
     },
     forkSandbox: async ({ sandboxId, body, exchange }) => {
       const { count = 1, timeout, metadata = {} } = body ?? {};
-      for (const [key, value] of Object.entries(metadata)) refuseLabel(key, value);
+      for (const [key, value] of Object.entries(metadata))
+        refuseLabel(key, key === nameLabel && count > 1 ? `${value}-${count}` : value);
       refuseLongTimeout(timeout, limits);
       const options: ForkOptions = {
         ...{ count, metadata },

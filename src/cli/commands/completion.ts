@@ -76,6 +76,9 @@ const placesOf: Record<string, Places> = {
   'checkpoint ls': oneSandbox,
   undo: { at: [sandbox, ([reference]) => checkpointIds(reference as string)] },
   fetch: oneSandbox,
+  fork: oneSandbox,
+  'snapshot create': oneSandbox,
+  'snapshot rm': { at: [snapshotIds], more: true },
   'ssh proxy': oneSandbox,
   'image rm': { at: [imageNames], more: true },
   'template save': oneSandbox,
@@ -179,6 +182,7 @@ async function valuesOf(option: Option): Promise<Candidates> {
   if (option.argChoices) return words(...option.argChoices);
   if (option.long === '--example')
     return Object.entries(configExamples).map(([name, { summary }]) => [name, summary]);
+  if (option.long === '--snapshot') return await snapshotIds();
   return option.long === '--sandbox' ? await sandbox() : [];
 }
 
@@ -218,6 +222,11 @@ async function imageNames(): Promise<Candidates> {
 
 async function templateNames(): Promise<Candidates> {
   return words(...((await (await connectIfRunning())?.templates.list()) ?? []).map((it) => it.name));
+}
+
+async function snapshotIds(): Promise<Candidates> {
+  const all = (await (await connectIfRunning())?.snapshots.list()) ?? [];
+  return all.map((it) => [it.id, `${it.state} ${it.name ?? ''}`.trim()]);
 }
 
 function settingKeys(): Candidates {

@@ -64,9 +64,10 @@ async function created(
 export function usualName(
   word: string | undefined,
   workspaces: readonly Workspace[],
-  options: { template?: string; runtime?: string },
+  options: { template?: string; snapshot?: string; runtime?: string },
 ): string {
-  return defaultName(word ?? options.template ?? 'host', workspaces[0]?.path ?? process.cwd());
+  const otherwise = options.snapshot === undefined ? 'host' : 'snapshot';
+  return defaultName(word ?? options.template ?? otherwise, workspaces[0]?.path ?? process.cwd());
 }
 
 export async function takenNames(client: SandboxClient): Promise<Set<string>> {

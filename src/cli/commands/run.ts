@@ -38,7 +38,7 @@ const ofTheSession = new Set(['detached', 'detachKeys', 'record', 'env', 'envFil
 
 export async function run({ own, behind }: Words, options: RunOptions): Promise<number> {
   if (options.name !== undefined) checkName(options.name);
-  if (own.length === 0 && options.name === undefined) {
+  if (own.length === 0 && options.name === undefined && options.snapshot === undefined) {
     throw usageError('run: name an agent, an image or a sandbox', 'Write e.g. `glovebox run claude`.');
   }
   const detachKeys = parseDetachKeys(options.detachKeys ?? defaultDetachKeys);
@@ -104,26 +104,33 @@ async function findOrCreate(
     const fits = (it: SandboxInfo) =>
       (paths.length === 0 && named !== undefined) || it.workspaces[0]?.path === workspaces[0]?.path;
     // Those of images are numbered, so it is the one of this image and folder that is meant.
+    // Whoever names a snapshot alone wants one of it, whatever others are called.
     const found =
       agent || named !== undefined
         ? live.find((it) => it.name === usual)
-        : live.find((it) => it.agent === undefined && it.image === word && fits(it) && isOf(it.name, usual));
+        : word === undefined
+          ? undefined
+          : live.find(
+              (it) => it.agent === undefined && it.image === word && fits(it) && isOf(it.name, usual),
+            );
     if (found) {
       refuseAnother(found, { word, agent, fits: fits(found), path: workspaces[0]?.path ?? '' });
       return await foundOf(client, found, agent);
     }
-    if (word === undefined) {
+    if (word === undefined && options.snapshot === undefined) {
       throw new CliError(`no sandbox is called '${named}'`, {
         hint: `Name an agent, and it is made: glovebox run --name ${named} claude`,
       });
     }
     const name = named === undefined && !agent ? freeName(usual, await takenNames(client)) : usual;
-    const wanted: Wanted = { name, workspaces, command: [], ...(agent ? { agent } : { image: word }) };
+    const made = agent ? { agent } : word === undefined ? {} : { image: word };
+    const wanted: Wanted = { name, workspaces, command: [], ...made };
     try {
       const sandbox = await make(client, await creationOf(wanted, options));
       return { sandbox, info: await sandbox.info(), agent, made: true };
     } catch (error) {
       if (isNameTaken(error) && race < racesMax) continue;
+      if (word === undefined) throw error;
       // A plain word is a mistyped agent more often than an image, also where no registry can be asked.
       const codes: string[] = /[/:]/.test(word) ? ['not-found'] : ['not-found', 'unavailable'];
       if (error instanceof SandboxError && codes.includes(error.code) && !agent)

@@ -87,6 +87,7 @@ function withCreationOptions(command: Command): Command {
   return command
     .option('--name <name>', 'what to call it (default: AGENT-FOLDER)')
     .option('-t, --template <image>', 'an image instead of what the agent would take')
+    .option('--snapshot <snapshot>', 'of a snapshot instead of an image; see `glovebox snapshot`')
     .addOption(
       new Option('--pull <when>', 'whether a registry is asked for the image (default: missing)').choices(
         pullPolicies,
