@@ -4,6 +4,7 @@ import { call, create } from '../client.ts';
 import { expectNothingLeft, startDaemon, type TestDaemon, until } from '../daemon.ts';
 import type { TestImage } from '../images.ts';
 import { imageFor, runtimes } from '../runtimes.ts';
+import { Specification } from './specification.ts';
 
 interface Event {
   type: string;
@@ -18,13 +19,17 @@ const images: [TestImage, string][] = [
   ['jupyter', 'jupyter-python'],
 ];
 
+const specification = new Specification();
+
 describe.each(
   runtimes.flatMap((runtime) => images.map((it) => [runtime, ...it] as const)),
 )('%s, %s', (runtime, image, prefix) => {
   let daemon: TestDaemon;
   let sandbox: string;
 
+  let unwatch: () => void;
   beforeAll(async () => {
+    unwatch = specification.watch();
     daemon = await startDaemon({ runtime });
     sandbox = await create(daemon, { image: { uri: await imageFor(runtime, daemon, image) } });
   });
@@ -32,6 +37,8 @@ describe.each(
     await call(daemon, 'DELETE', `/v1/sandboxes/${sandbox}`);
     expect(await daemon.stop()).toBe(0);
     await expectNothingLeft(daemon.home);
+    unwatch();
+    expect(await specification.seen()).toEqual([]);
   });
 
   const execd = (method: string, path: string, body?: unknown) =>

@@ -7,8 +7,11 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { expectNothingLeft, makeHome, startDaemon, type TestDaemon } from '../daemon.ts';
 import { type Lab, openLab } from '../network/lab.ts';
 import { imageFor, runtimes } from '../runtimes.ts';
+import { Specification } from './specification.ts';
 
 const value = 'sk-never-in-the-guest-4711';
+
+const specification = new Specification();
 
 describe.each(runtimes)('%s', (runtime) => {
   let lab: Lab;
@@ -16,7 +19,9 @@ describe.each(runtimes)('%s', (runtime) => {
   let connectionConfig: ConnectionConfig;
   let sandbox: Sandbox;
 
+  let unwatch: () => void;
   beforeAll(async () => {
+    unwatch = specification.watch();
     lab = await openLab({ hosts: { 'docs.good.test': 10, 'api.good.test': 10 } });
     const home = makeHome();
     writeFileSync(join(home, 'config.toml'), lab.config);
@@ -42,6 +47,8 @@ describe.each(runtimes)('%s', (runtime) => {
     await sandbox.close();
     expect(await daemon.stop()).toBe(0);
     await expectNothingLeft(daemon.home);
+    unwatch();
+    expect(await specification.seen()).toEqual([]);
     await lab[Symbol.asyncDispose]();
   });
 

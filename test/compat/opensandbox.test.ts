@@ -9,6 +9,7 @@ import {
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { expectNothingLeft, startDaemon, type TestDaemon, until } from '../daemon.ts';
 import { imageFor, runtimes } from '../runtimes.ts';
+import { Specification } from './specification.ts';
 
 /** A web server for the one language that every Debian has. */
 const server = `use IO::Socket::INET;
@@ -20,7 +21,10 @@ while (my $client = $socket->accept) {
 }
 `;
 
+const specification = new Specification();
+
 describe.each(runtimes)('%s', (runtime) => {
+  let unwatch: () => void;
   let daemon: TestDaemon;
   let connectionConfig: ConnectionConfig;
   let manager: SandboxManager;
@@ -28,6 +32,7 @@ describe.each(runtimes)('%s', (runtime) => {
   let sandbox: Sandbox;
 
   beforeAll(async () => {
+    unwatch = specification.watch();
     daemon = await startDaemon({ runtime });
     image = await imageFor(runtime, daemon, 'debian');
     connectionConfig = new ConnectionConfig({ domain: daemon.url, apiKey: daemon.apiKey });
@@ -48,6 +53,8 @@ describe.each(runtimes)('%s', (runtime) => {
     await manager.close();
     expect(await daemon.stop()).toBe(0);
     await expectNothingLeft(daemon.home);
+    unwatch();
+    expect(await specification.seen()).toEqual([]);
   });
 
   test('it is healthy, running, and what was asked for', async () => {
