@@ -2,6 +2,7 @@
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname, join, relative } from 'node:path';
 import { configJsonSchema } from '../src/contract/config-schema.ts';
+import { guideTables, withTables } from '../src/contract/from-opensandbox.ts';
 import { createOpenApi } from '../src/contract/openapi.ts';
 
 const root = join(import.meta.dirname, '..');
@@ -11,6 +12,9 @@ const files: Record<string, string> = {
   'openapi.json': `${JSON.stringify(createOpenApi(version), null, 2)}\n`,
   'docs/reference/config.schema.json': `${JSON.stringify(configJsonSchema(), null, 2)}\n`,
 };
+
+const guide = 'docs/guide/from-opensandbox.md';
+files[guide] = withTables(readFileSync(join(root, guide), 'utf8'), guideTables());
 
 const configuration = join(root, 'src/contract/config.ts');
 if (existsSync(configuration)) {

@@ -147,7 +147,7 @@ export function configExampleText(name: ConfigExample): string {
       lines.push(...commented(field.description ?? ''));
       const { default: usual } = z.toJSONSchema(field, { io: 'input' });
       lines.push(
-        `${mark}${key} = ${tomlOf((value ?? usual ?? sampleOf(`${section}.${key}`) ?? '') as Value)}`,
+        `${mark}${key} = ${tomlOf((value ?? usual ?? sampleOf(`${section}.${key}`, field)) as Value)}`,
         '',
       );
     }
@@ -170,21 +170,12 @@ function fieldOf(section: string, key: string): z.ZodType {
   return (shape as Record<string, z.ZodType>)[key] as z.ZodType;
 }
 
-/** Of keys whose default is nothing, where no other example has one. */
-const samples: Readonly<Record<string, Value>> = {
-  ...{
-    'server.tls.client_ca_file': '/etc/glovebox/clients.pem',
-    'server.tls.client_crl_file': '/etc/glovebox/revoked.pem',
-  },
-  ...{ 'docker.runtime': 'runsc', 'store.path': '/var/lib/glovebox/glovebox.db' },
-  'workers.sandd_token_file': '/etc/glovebox/sandd-tokens',
-};
-
-function sampleOf(dotted: string): Value | undefined {
+/** Of a key whose default is nothing: what another example has, or else anything that it takes. */
+function sampleOf(dotted: string, field: z.ZodType): Value {
   const all: Example[] = Object.values(configExamples);
-  return (
-    samples[dotted] ?? all.map((it) => it.set[dotted] ?? it.offered[dotted]).find((it) => it !== undefined)
-  );
+  const said = all.map((it) => it.set[dotted] ?? it.offered[dotted]).find((it) => it !== undefined);
+  const any = ['/etc/glovebox/example', 'example', 'example.com', '1', 'a', 1, 60, true, []];
+  return said ?? any.find((it) => field.safeParse(it).success) ?? '';
 }
 
 // Strings of JSON are strings of TOML where they hold no control characters, and none here do.

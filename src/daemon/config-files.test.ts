@@ -8,6 +8,7 @@ import { z } from 'zod';
 import { configSections, inertKeys, refusedKeys } from '../contract/config.ts';
 import { type ConfigExample, configExamples, configExampleText } from '../contract/config-examples.ts';
 import { configJsonSchema } from '../contract/config-schema.ts';
+import { keysOfOpenSandbox } from '../contract/from-opensandbox.ts';
 import { loadConfig } from './config.ts';
 
 let home: string;
@@ -113,4 +114,23 @@ test('the schema knows every key, ours and OpenSandbox’s', () => {
     for (const key of Object.keys(shape))
       expect(at(`${section}.${key}`), `${section}.${key}`).toHaveProperty('description');
   for (const { key } of [...inertKeys, ...refusedKeys]) expect(at(key), key).toBeDefined();
+});
+
+describe('what the guide says of a key of OpenSandbox is what a daemon does with it', () => {
+  test.each(keysOfOpenSandbox())('$what: $verdict', async ({ what, verdict }) => {
+    const { warnings, message } = await load(`${what.replace('*', 'x')} = "something"\n`).then(
+      (config) => ({ warnings: config.warnings, message: '' }),
+      (error: Error) => ({ warnings: [], message: error.message }),
+    );
+    expect(message).not.toContain('unknown');
+    expect(message.includes(' is refused')).toBe(verdict === 'refused');
+    expect(warnings.some((it) => it.includes(' has no effect'))).toBe(verdict === 'no effect');
+  });
+
+  test('none that is refused or has no effect is left out', () => {
+    const told = keysOfOpenSandbox().map((it) => it.what);
+    const isTold = (key: string) =>
+      told.includes(key) || (key.endsWith('.*') && told.some((it) => it.startsWith(key.slice(0, -1))));
+    expect([...inertKeys, ...refusedKeys].map((it) => it.key).filter((it) => !isTold(it))).toEqual([]);
+  });
 });
