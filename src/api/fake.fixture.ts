@@ -332,6 +332,8 @@ export class FakeService implements SandboxService {
   readonly guests = new Map<string, FakeGuest>();
   readonly kept = new Map<string, Map<string, FakeExecution>>();
   programs: Record<string, Program> = {};
+  /** Ids of those that were used from outside. */
+  readonly touched: string[] = [];
   now = new Date('2026-01-01T00:00:00Z');
 
   /** A sandbox that runs. */
@@ -395,6 +397,10 @@ export class FakeService implements SandboxService {
     const { project, image, runtime, entrypoint, limits } = this.get(id);
     const own = project === undefined ? {} : { project };
     return { image, runtime, entrypoint, limits, env: {}, metadata: {}, extensions: {}, mounts: [], ...own };
+  }
+
+  touch(id: string): void {
+    this.touched.push(id);
   }
 
   hold(id: string): Disposable {

@@ -145,6 +145,7 @@ export function parsePort(text: string): number {
     throw new Failure(
       'invalid',
       `port ${JSON.stringify(text.slice(0, 20))}: must be a number from 1 to 65535`,
+      { details: { kind: 'port' } },
     );
   return port;
 }

@@ -34,6 +34,7 @@ import { type ApiLimits, type ApiOptions, defaultLimits, type Handlers } from '.
 import { keepingHandlers } from './keeping.ts';
 import { daemonMetricsHandlers } from './metrics.ts';
 import { networkHandlers } from './network.ts';
+import { diagnosticHandlers } from './opensandbox/diagnostics.ts';
 import { egressHandlers } from './opensandbox/egress.ts';
 import { lifecycleHandlers } from './opensandbox/lifecycle.ts';
 import { snapshotHandlers } from './opensandbox/snapshots.ts';
@@ -109,6 +110,7 @@ export function createApi(options: ApiOptions): Api {
     ...workerHandlers(options),
     ...projectHandlers(options),
     ...volumeHandlers(options),
+    ...diagnosticHandlers(options),
     ...daemonMetricsHandlers(options),
   };
   const servers: ApiServer[] = [];
@@ -339,6 +341,7 @@ class ApiServer {
       ...whyHandlers(scoped),
       ...projectHandlers(scoped, tenant),
       ...volumeHandlers(scoped, tenant),
+      ...diagnosticHandlers(scoped),
     };
   }
 
@@ -358,12 +361,17 @@ class ApiServer {
       const port = parsePort(target.port);
       const { service } = this.#options;
       const guest = service.guest(target.sandboxId);
+      service.touch(target.sandboxId);
+      // Whoever is connected to a port of it is attached.
+      using _ = service.hold(target.sandboxId);
       const route = { guest, port, path: target.path, prefix: target.prefix, limits: this.#limits };
       if (upgrade) exchange.endless = true;
       await (upgrade ? proxyUpgrade(exchange, upgrade, route) : proxyRequest(exchange, route));
       return 'taken';
     }
     const { route, params } = target;
+    if (route.area === 'execd' && params.sandboxId !== undefined)
+      this.#options.service.touch(params.sandboxId);
     if (route.webSocket !== undefined && upgrade === undefined)
       throw new Refusal('invalid', 'this is a WebSocket', { status: 426, headers: { Upgrade: 'websocket' } });
     if (route.webSocket === undefined && upgrade !== undefined)

@@ -15,6 +15,9 @@ export const hostImage = 'host';
 export const runtimeExtension = 'glovebox.runtime';
 /** `false`: connections are not caught, so the guest's own servers can have ports 80 and 443, and only programs that use the proxy get out. */
 export const transparentExtension = 'glovebox.transparent';
+/** Extension keys with seconds as text: paused when idle for so long; and OpenSandbox's, by which use makes a sandbox live so long from then on. */
+export const idlePauseExtension = 'glovebox.idle.pause.seconds';
+export const renewExtension = 'access.renew.extend.seconds';
 export const nameLabel = 'glovebox.name';
 
 /** Why a sandbox may not be called so, or undefined: it has to do as part of a path, a host name and a name of git's. */

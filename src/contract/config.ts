@@ -472,8 +472,12 @@ export const inertKeys: readonly ForeignKey[] = [
   { key: 'otel.endpoint', why: '`telemetry.otlp_endpoint` is its name here' },
   { key: 'otel.service_name', why: '`telemetry.service_name` is its name here' },
   { key: 'otel.export_interval_millis', why: 'the interval is fixed' },
-  { key: 'renew_intent.min_interval_seconds', why: 'sandboxes are not renewed by use' },
-  { key: 'renew_intent.redis.*', why: 'sandboxes are not renewed by use' },
+  {
+    key: 'renew_intent.enabled',
+    why: 'a sandbox that asks for it, by its extension `access.renew.extend.seconds`, is always renewed by use',
+  },
+  { key: 'renew_intent.min_interval_seconds', why: 'use renews at most once a minute' },
+  { key: 'renew_intent.redis.*', why: 'the daemon sees by itself when a sandbox is used' },
 ];
 
 /** Refused: who sets them counts on something that would not happen. */
@@ -508,7 +512,6 @@ export const refusedKeys: readonly ForeignKey[] = [
     why: 'there is no Kubernetes runtime yet',
     use: '`secure_runtime.docker_runtime`',
   },
-  { key: 'renew_intent.enabled', why: 'sandboxes are not renewed by use; clients renew them', allow: false },
   { key: 'ingress.mode', why: 'there is no ingress gateway yet', allow: 'direct' },
   { key: 'ingress.*', why: 'there is no ingress gateway yet' },
   {

@@ -66,6 +66,12 @@ const finer: Record<string, { wireCode: string; status?: number }> = {
   'host-path-not-allowed': { wireCode: 'VOLUME::HOST_PATH_NOT_ALLOWED', status: 400 },
   'volume-not-found': { wireCode: 'VOLUME::PVC_NOT_FOUND' },
   'volume-sub-path': { wireCode: 'VOLUME::INVALID_SUB_PATH' },
+  'not-running': { wireCode: 'DOCKER::SANDBOX_NOT_RUNNING' },
+  'not-paused': { wireCode: 'DOCKER::SANDBOX_NOT_PAUSED' },
+  expiration: { wireCode: 'DOCKER::INVALID_EXPIRATION' },
+  port: { wireCode: 'DOCKER::INVALID_PORT' },
+  'image-pull': { wireCode: 'DOCKER::SANDBOX_IMAGE_PULL_FAILED' },
+  'start-failed': { wireCode: 'DOCKER::SANDBOX_START_FAILED' },
   'volume-backend': { wireCode: 'VOLUME::UNSUPPORTED_BACKEND' },
 };
 

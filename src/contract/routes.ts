@@ -6,6 +6,7 @@ import { AgentInfo } from './agents.ts';
 import { AuditEntry } from './audit.ts';
 import * as bell from './bell.ts';
 import * as vault from './credential-vault.ts';
+import { diagnosticRoutes } from './diagnostic-routes.ts';
 import * as execd from './execd.ts';
 import * as network from './network.ts';
 import * as lifecycle from './opensandbox.ts';
@@ -1384,6 +1385,7 @@ export const routes = {
   ...workerRoutes,
   ...tenantRoutes,
   ...volumeRoutes,
+  ...diagnosticRoutes,
   ...commands,
   ...files,
   ...egressPolicies,
@@ -1409,7 +1411,6 @@ export const absent: { area: Route['area']; path: RegExp; what: string; never?: 
     what: 'Isolated sessions',
     never: { status: 503, why: execd.noIsolation },
   },
-  { area: 'sandbox', path: /^\/sandboxes\/[^/]+\/diagnostics\//, what: 'Diagnostics' },
   { area: 'sandbox', path: /^\/pools(\/|$)/, what: 'Pools' },
 ];
 

@@ -67,6 +67,10 @@ export interface SandboxInfo {
   keep: boolean;
   /** Of kept ones: stops by itself when nothing has run in it and nobody was attached for so long. */
   autoStopAfterMs?: number;
+  /** Is paused when nothing has run in it beside its main process and nobody was attached for so long. */
+  autoPauseAfterMs?: number;
+  /** Whoever uses it from outside makes it live so long from then on, if that is longer. */
+  renewOnAccessMs?: number;
   /** Name of the agent that it was made for. */
   agent?: string;
   /** Folders of the host, the main one first. */
@@ -75,6 +79,14 @@ export interface SandboxInfo {
   published: PublishPort[];
   /** When something last ran in it or was attached. */
   lastUsedAt?: Date;
+}
+
+/** A state that a sandbox came into. */
+export interface Transition {
+  at: Date;
+  state: SandboxState;
+  reason: string;
+  message: string;
 }
 
 /** How what ran in a sandbox came to its end, noted before anything of it is taken away. */

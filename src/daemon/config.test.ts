@@ -64,6 +64,7 @@ test('without any configuration the defaults are the safe ones', async () => {
       workspacesFolder: join(home, 'workspaces'),
       agentsFolder: join(home, 'agents'),
       templatesFolder: join(home, 'templates'),
+      volumesFolder: join(home, 'volumes'),
       logFile: join(home, 'daemon.log'),
       networkFolder: join(home, 'network'),
       proxyConfigFile: join(home, 'proxy-config.json'),
@@ -414,7 +415,6 @@ const mistakes: [document: string, line: number | null, says: string][] = [
     'both name a runtime',
   ],
   ['[secure_runtime]\nk8s_runtime_class = "gvisor"', 2, 'there is no Kubernetes runtime yet'],
-  ['[renew_intent]\nenabled = true', 2, 'renew_intent.enabled is refused'],
   ['[ingress]\nmode = "gateway"', 2, 'ingress.mode is refused: there is no ingress gateway yet'],
   ['[ingress.gateway]\naddress = "x"', 2, 'ingress.gateway.address is refused'],
   ['[egress]\nname_servers = ["dns.example"]', 2, 'egress.name_servers (item 1): must be an address'],
@@ -549,7 +549,8 @@ test('harmless keys of OpenSandbox bring a warning each, and values that ask for
   expect(warnings).toEqual([
     `${file}:2: server.loop has no effect: it chooses a part of Python’s server`,
     `${file}:4: runtime.execd_image has no effect: the agent comes with Glovebox and needs no image`,
-    `${file}:8: renew_intent.redis.dsn has no effect: sandboxes are not renewed by use`,
+    expect.stringContaining(':6: renew_intent.enabled has no effect: a sandbox that asks for it'),
+    `${file}:8: renew_intent.redis.dsn has no effect: the daemon sees by itself when a sandbox is used`,
     expect.stringContaining('OPENSANDBOX_INSECURE_SERVER has no effect: an API key is always required'),
   ]);
 });

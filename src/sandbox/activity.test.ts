@@ -7,9 +7,8 @@ afterEach(() => void vi.useRealTimers());
 function watched(idleAfterMs: number | null = 1_000) {
   const seen = { idle: 0, used: 0 };
   const activity = new Activity({
-    idleAfterMs: idleAfterMs ?? undefined,
+    idle: idleAfterMs === null ? [] : [{ afterMs: idleAfterMs, onIdle: () => void seen.idle++ }],
     now: () => new Date(),
-    onIdle: () => void seen.idle++,
     onUsed: () => void seen.used++,
   });
   return { activity, seen };
@@ -58,4 +57,19 @@ test('nobody counts before it is watched, after it rests, or without a time', ()
   timeless.activity.watch();
   vi.advanceTimersByTime(5_000);
   expect([seen.idle, timeless.seen.idle]).toEqual([0, 0]);
+});
+
+test('what is over already begins the time anew', () => {
+  const { activity, seen } = watched();
+  activity.watch();
+  vi.advanceTimersByTime(900);
+  activity.touch();
+  vi.advanceTimersByTime(900);
+  expect(seen.idle).toBe(0);
+  vi.advanceTimersByTime(100);
+  expect(seen.idle).toBe(1);
+  activity.rest();
+  activity.touch();
+  vi.advanceTimersByTime(5_000);
+  expect(seen.idle).toBe(1);
 });

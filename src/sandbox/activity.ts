@@ -1,11 +1,9 @@
 // Whether anybody uses a sandbox: commands that run in it and clients that are attached. Tells when it has been left alone for long enough.
 
 export interface ActivityOptions {
-  /** Absent: it is never left alone. */
-  idleAfterMs: number | undefined;
+  /** Each is called when nothing has happened for so long, again after each further period. None: it is never left alone. */
+  idle: readonly { afterMs: number; onIdle: () => void }[];
   now: () => Date;
-  /** Called when nothing has happened for so long, again after each further period. */
-  onIdle: () => void;
   /** Use has ended, or begun after a pause. */
   onUsed: (at: Date) => void;
 }
@@ -14,7 +12,7 @@ export class Activity {
   readonly #options: ActivityOptions;
   #holds = 0;
   #commands = 0;
-  #timer: NodeJS.Timeout | undefined;
+  #timers: NodeJS.Timeout[] = [];
   #watching = false;
 
   constructor(options: ActivityOptions) {
@@ -49,6 +47,11 @@ export class Activity {
     if (count !== this.#commands) this.#change(() => (this.#commands = count));
   }
 
+  /** Something was asked of it, which is over already. */
+  touch(): void {
+    this.#arm();
+  }
+
   /** From now on it may be found idle; before, and after `rest`, nobody counts. */
   watch(): void {
     this.#watching = true;
@@ -57,7 +60,7 @@ export class Activity {
 
   rest(): void {
     this.#watching = false;
-    clearTimeout(this.#timer);
+    this.#disarm();
   }
 
   #change(change: () => void): void {
@@ -68,16 +71,17 @@ export class Activity {
   }
 
   #arm(): void {
-    clearTimeout(this.#timer);
-    const { idleAfterMs, onIdle } = this.#options;
-    if (idleAfterMs === undefined || !this.#watching || !this.idle) return;
-    this.#timer = setTimeout(
-      () => {
-        onIdle();
-        this.#arm();
-      },
-      Math.min(idleAfterMs, 2_147_483_647),
-    );
-    this.#timer.unref();
+    this.#disarm();
+    if (!this.#watching || !this.idle) return;
+    this.#timers = this.#options.idle.map(({ afterMs, onIdle }) => {
+      const timer = setInterval(onIdle, Math.min(afterMs, 2_147_483_647));
+      timer.unref();
+      return timer;
+    });
+  }
+
+  #disarm(): void {
+    for (const timer of this.#timers) clearInterval(timer);
+    this.#timers = [];
   }
 }

@@ -22,7 +22,7 @@ import { dirname, join } from 'node:path';
 import { hostImage, nameLabel } from '../contract/admin.ts';
 import { type AgentBoot, guestProtocol } from '../contract/guest.ts';
 import type { PublishPort } from '../contract/ports.ts';
-import type { Ending, MemoryUse, SandboxPast } from '../contract/sandbox.ts';
+import type { Ending, MemoryUse, SandboxPast, Transition } from '../contract/sandbox.ts';
 import type { Guest } from '../guest/guest.ts';
 import { Failure } from '../lib/failure.ts';
 import type { Log } from '../lib/log.ts';
@@ -100,10 +100,17 @@ export interface StopReason {
 const endingOutputBytesMax = 4 * 1024;
 const pastCommandsMax = 20;
 
+const transitionsMax = 32;
+/** Each renewal is a write to the disk. */
+const renewEveryMs = 60_000;
+
 /** States of sandboxes whose end needs no more telling. */
 const over: SandboxState[] = ['Stopping', 'Stopped', 'Terminated', 'Failed'];
 /** Tells a start from a thaw, for both go through Resuming. */
 const startingReason = 'starting';
+
+const idleAfter = (afterMs: number | undefined, onIdle: () => void) =>
+  afterMs === undefined ? [] : [{ afterMs, onIdle }];
 
 /** What OpenSandbox's clients send for a sandbox without a main process. */
 function keepsItself(entrypoint: readonly string[]): boolean {
@@ -126,6 +133,8 @@ export class Life {
   #guest: Guest | undefined;
   #found: boolean;
   #gone = false;
+  /** When use has last made it live longer, by the clock. */
+  #renewedMs = Number.NEGATIVE_INFINITY;
   /** It ended, and what it had on the host could not be taken away yet. */
   #untidy = false;
   /** Gathered before all of it is taken away. */
@@ -140,9 +149,11 @@ export class Life {
     const { id } = record.info;
     this.#runFolder = join(options.folders.run, id);
     this.activity = new Activity({
-      idleAfterMs: record.info.autoStopAfterMs,
+      idle: [
+        ...idleAfter(record.info.autoStopAfterMs, () => void this.#stopIdle()),
+        ...idleAfter(record.info.autoPauseAfterMs, () => void this.#pauseIdle()),
+      ],
       now: options.now,
-      onIdle: () => void this.#stopIdle(),
       onUsed: (lastUsedAt) => this.#used(lastUsedAt),
     });
     this.executions = new SandboxExecutions({
@@ -214,6 +225,11 @@ export class Life {
     };
   }
 
+  /** The last states that it came into, oldest first. */
+  get transitions(): readonly Transition[] {
+    return this.#record.transitions ?? [];
+  }
+
   /** Of what runs in it now; undefined where nothing does, or nobody tells. */
   get memory(): MemoryUse | undefined {
     return this.#machine?.memory?.();
@@ -245,6 +261,12 @@ export class Life {
         hint: 'Try again in a moment.',
       });
     return this.#guest;
+  }
+
+  /** The way inside for a connection from outside, which counts as use. */
+  #usedGuest(): Guest {
+    this.touch();
+    return this.guest();
   }
 
   /** As `guest`, and during the last steps of a creation or a start, when the first commands run. */
@@ -296,6 +318,10 @@ export class Life {
     if (this.info.keep && machine.keeping === undefined)
       throw new Failure('unsupported', `runtime ${this.info.runtime} cannot keep this sandbox over a stop`, {
         hint: 'Leave out `keep`, or the limit of its disk; see `glovebox doctor`.',
+      });
+    if (this.info.autoPauseAfterMs !== undefined && machine.pausing === undefined)
+      throw new Failure('unsupported', `runtime ${this.info.runtime} cannot pause sandboxes here`, {
+        hint: 'Leave out the pause when idle; see `glovebox doctor` for what is missing.',
       });
     await this.#begin(machine, { fresh: true, signal }, async (inside, patient) => {
       await writeFiles(request.files ?? [], inside, patient);
@@ -373,16 +399,21 @@ export class Life {
     const startup = this.info.image === hostImage ? Promise.resolve() : runStartup(inside, signal);
     await traced('sandbox.setup', () => Promise.race([startup.then(() => prepare(inside, signal)), died]));
     if (entrypoint.length > 0 && !keepsItself(entrypoint))
-      await this.executions.start(
-        { execId: mainExecId, argv: entrypoint, stdin: 'none', background: true },
-        patient,
-      );
+      await this.executions
+        .start({ execId: mainExecId, argv: entrypoint, stdin: 'none', background: true }, patient)
+        .catch((error) => {
+          const { code, message, hint, details } = Failure.from(error, `start the main process of ${id}`);
+          throw new Failure(code, message, {
+            ...{ cause: error, details: { ...details, kind: 'start-failed' } },
+            ...(hint === undefined ? {} : { hint }),
+          });
+        });
   }
 
   /** It can be used, and may end from now on. */
   async #opened(machine: Machine): Promise<void> {
     this.#watch(machine);
-    await this.#options.ports.attach(this.info, () => this.guest());
+    await this.#options.ports.attach(this.info, () => this.#usedGuest());
     this.activity.watch();
   }
 
@@ -633,45 +664,91 @@ export class Life {
   }
 
   pause(signal: AbortSignal): Promise<void> {
-    return this.#freeze('Running', 'Pausing', 'Paused', signal, async (machine, all) => {
+    return this.#exclusive(() => this.#pause({ reason: 'paused', message: 'paused on request' }, signal));
+  }
+
+  async #pause(why: { reason: string; message: string }, signal: AbortSignal): Promise<void> {
+    await this.#freeze('Running', 'Pausing', { state: 'Paused', ...why }, signal, async (machine, all) => {
       this.#hush('frozen', true);
       await machine.pause(all);
     });
+    this.activity.rest();
   }
 
   resume(signal: AbortSignal): Promise<void> {
-    return this.#freeze('Paused', 'Resuming', 'Running', signal, async (machine, all) => {
-      await machine.resume(all);
-      this.#hush('frozen', false);
-      this.#guest = await (this.#door as AgentDoor).connected(all);
-      await this.#guest.ping(all);
+    const to = { state: 'Running', reason: 'running', message: 'resumed on request' } as const;
+    return this.#exclusive(async () => {
+      await this.#freeze('Paused', 'Resuming', to, signal, async (machine, all) => {
+        await machine.resume(all);
+        this.#hush('frozen', false);
+        this.#guest = await (this.#door as AgentDoor).connected(all);
+        await this.#guest.ping(all);
+      });
+      this.activity.watch();
     });
   }
 
-  #freeze(
-    from: SandboxState,
+  /** Nobody used it for long; whoever comes meanwhile keeps it. */
+  async #pauseIdle(): Promise<void> {
+    await this.#exclusive(async () => {
+      if (this.info.state !== 'Running' || !this.activity.idle) return;
+      const why = { reason: 'idle', message: 'paused: nothing ran in it and nobody was attached' };
+      await this.#pause(why, this.#removal.signal);
+    }).catch((error) =>
+      this.#options.log.error(
+        { sandbox: this.info.id, error: String(error) },
+        'pausing an idle sandbox failed',
+      ),
+    );
+  }
+
+  /** Something was asked of it from outside. Never throws: a longer life that cannot be recorded is none. Tells whether it lives longer now. */
+  touch(): boolean {
+    this.activity.touch();
+    const { renewOnAccessMs, expiresAt, state } = this.info;
+    if (renewOnAccessMs === undefined || expiresAt === undefined || state !== 'Running') return false;
+    const now = this.#options.now().getTime();
+    if (now - this.#renewedMs < renewEveryMs) return false;
+    const later = new Date(now + renewOnAccessMs);
+    if (later <= expiresAt) return false;
+    try {
+      this.setExpiry(later);
+      this.#renewedMs = now;
+      return true;
+    } catch (error) {
+      this.#options.log.warn(
+        { sandbox: this.info.id, error: String(error) },
+        'a renewal by use could not be recorded',
+      );
+      return false;
+    }
+  }
+
+  async #freeze(
+    from: 'Running' | 'Paused',
     during: SandboxState,
-    to: SandboxState,
+    to: { state: SandboxState; reason: string; message: string },
     signal: AbortSignal,
     work: (machine: NonNullable<Machine['pausing']>, signal: AbortSignal) => Promise<void>,
   ): Promise<void> {
-    return this.#exclusive(async () => {
-      const { id, state } = this.info;
-      if (state !== from) throw new Failure('conflict', `sandbox ${id} is ${state}, not ${from}`);
-      const pausing = this.#machine?.pausing;
-      if (pausing === undefined)
-        throw new Failure('unsupported', `runtime ${this.info.runtime} cannot pause sandboxes here`, {
-          hint: 'See `glovebox doctor` for what is missing.',
-        });
-      this.#transition(during, during.toLowerCase(), `${during.toLowerCase()} on request`);
-      try {
-        await work(pausing, AbortSignal.any([signal, AbortSignal.timeout(freezeDeadlineMs)]));
-      } catch (error) {
-        await this.#settleFreeze(from);
-        throw error;
-      }
-      this.#note(to, to.toLowerCase(), `${to.toLowerCase()} on request`);
-    });
+    const { id, state } = this.info;
+    if (state !== from)
+      throw new Failure('conflict', `sandbox ${id} is ${state}, not ${from}`, {
+        details: { kind: from === 'Running' ? 'not-running' : 'not-paused' },
+      });
+    const pausing = this.#machine?.pausing;
+    if (pausing === undefined)
+      throw new Failure('unsupported', `runtime ${this.info.runtime} cannot pause sandboxes here`, {
+        hint: 'See `glovebox doctor` for what is missing.',
+      });
+    this.#transition(during, during.toLowerCase(), to.message);
+    try {
+      await work(pausing, AbortSignal.any([signal, AbortSignal.timeout(freezeDeadlineMs)]));
+    } catch (error) {
+      await this.#settleFreeze(from);
+      throw error;
+    }
+    this.#note(to.state, to.reason, to.message);
   }
 
   /** A freeze or thaw that failed half-way is undone, so that the state tells the truth. */
@@ -832,7 +909,7 @@ export class Life {
       await this.executions.adopt(records, guest, all);
       this.#guest = guest;
       if (records.some((it) => it.execId === mainExecId)) this.#watch(machine);
-      await this.#options.ports.attach(this.info, () => this.guest());
+      await this.#options.ports.attach(this.info, () => this.#usedGuest());
       this.activity.watch();
     } catch (error) {
       const { message } = Failure.from(error, 'take up the sandbox again');
@@ -858,7 +935,16 @@ export class Life {
   /** What is about to happen: recorded first, or it does not happen. */
   #transition(state: SandboxState, reason: string, message: string): void {
     const from = this.info.state;
-    this.#change({ state, reason, message, lastTransitionAt: this.#options.now() });
+    const lastTransitionAt = this.#options.now();
+    const before = this.transitions;
+    const transition = { at: lastTransitionAt, state, reason, message };
+    this.#record.transitions = [...before, transition].slice(-transitionsMax);
+    try {
+      this.#change({ state, reason, message, lastTransitionAt });
+    } catch (error) {
+      this.#record.transitions = [...before];
+      throw error;
+    }
     this.#options.log.info({ sandbox: this.info.id, from, to: state, reason }, 'sandbox changed state');
   }
 

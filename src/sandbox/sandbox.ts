@@ -13,6 +13,7 @@ import type {
   SandboxInfo,
   SandboxPast,
   SandboxState,
+  Transition,
 } from '../contract/sandbox.ts';
 import type { Usage } from '../contract/tenant.ts';
 import type { WorkerWish } from '../contract/worker.ts';
@@ -68,6 +69,9 @@ export interface CreateRequest {
   keep?: boolean;
   /** Null: never, whatever an agent has as its default. */
   autoStopAfterMs?: number | null;
+  /** See SandboxInfo. */
+  autoPauseAfterMs?: number;
+  renewOnAccessMs?: number;
   agent?: string;
   workspaces?: WorkspaceRequest[];
   /** The request comes from the user whose daemon this is, who may show any folder of theirs; others those that the configuration allows. */
@@ -96,6 +100,8 @@ export interface SandboxHistory
   since: Date;
   /** Of what runs in it now. */
   memory?: MemoryUse;
+  /** The last states that it came into, oldest first; of one that is there. */
+  transitions?: readonly Transition[];
 }
 
 /** What happens to sandboxes and in them, to be counted. Words are of ours. */
@@ -208,6 +214,8 @@ export interface SandboxService {
   likeness(id: string): CreateRequest;
   /** Somebody is attached, whatever runs: it does not stop by itself until this is disposed of. */
   hold(id: string): Disposable;
+  /** Something was asked of it from outside: the time after which it counts as idle begins anew, and it may live longer. Ids unknown are ignored. */
+  touch(id: string): void;
   /** How many hold it, and commands that run in it beside its main process. */
   activity(id: string): { holds: number; commands: number };
   /** The way inside. Failure('conflict') unless Running. */

@@ -656,3 +656,68 @@ describe('what is kept', () => {
     expect(runtime.saved).toEqual(['mine:1', 'mine:2']);
   });
 });
+
+describe('use', () => {
+  const renewed = { ...request, timeoutMs: 60_000, renewOnAccessMs: 300_000 };
+
+  test('makes a sandbox live longer that asked for it, at most once a minute, and never shorter', async () => {
+    let at = Date.now();
+    now = () => new Date(at);
+    const sandboxes = await start();
+    const { id } = await sandboxes.create(renewed, never);
+    const plain = await sandboxes.create({ ...request, timeoutMs: 60_000 }, never);
+    const left = (of: string) => (sandboxes.get(of).expiresAt?.getTime() ?? 0) - at;
+    at += 10_000;
+    for (const it of [id, plain.id, 'unknown']) sandboxes.touch(it);
+    expect([left(id), left(plain.id)]).toEqual([300_000, 50_000]);
+    at += 59_999;
+    sandboxes.touch(id);
+    expect(left(id)).toBe(300_000 - 59_999);
+    at += 1;
+    sandboxes.touch(id);
+    expect(left(id)).toBe(300_000);
+    sandboxes.renew(id, new Date(at + 10_000_000));
+    at += 60_000;
+    sandboxes.touch(id);
+    expect(left(id)).toBe(10_000_000 - 60_000);
+    const again = await restart(sandboxes);
+    expect(again.get(id).expiresAt?.getTime()).toBe(at + 10_000_000 - 60_000);
+  });
+
+  test('is none of what is paused, and a full disk does not fail it', async () => {
+    const sandboxes = await start();
+    const { id } = await sandboxes.create(renewed, never);
+    const before = sandboxes.get(id).expiresAt;
+    broken.add('saveSandbox');
+    sandboxes.touch(id);
+    broken.clear();
+    expect(sandboxes.get(id).expiresAt).toEqual(before);
+    await sandboxes.pause(id, never);
+    sandboxes.touch(id);
+    expect(sandboxes.get(id).expiresAt).toEqual(before);
+  });
+
+  test('that does not come lets a sandbox be paused, and once more after it was resumed', async () => {
+    const sandboxes = await start();
+    const { id } = await sandboxes.create({ ...request, autoPauseAfterMs: 50 }, never);
+    const paused = () => sandboxes.get(id).state === 'Paused';
+    await until('the pause', paused);
+    expect(sandboxes.get(id)).toMatchObject({
+      reason: 'idle',
+      message: expect.stringContaining('nothing ran'),
+    });
+    expect(runtime.machines.get(id)?.paused).toBe(true);
+    await sandboxes.resume(id, never);
+    await until('the second pause', paused);
+    const states = sandboxes.history(id).transitions?.map(({ state }) => state);
+    expect(states?.slice(0, 7)).toEqual([
+      'Running',
+      'Pausing',
+      'Paused',
+      'Resuming',
+      'Running',
+      'Pausing',
+      'Paused',
+    ]);
+  });
+});

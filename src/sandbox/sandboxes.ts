@@ -136,6 +136,8 @@ export class Sandboxes implements SandboxService {
       workspaces,
       published,
       ...(request.autoStopAfterMs == null ? {} : { autoStopAfterMs: request.autoStopAfterMs }),
+      ...(request.autoPauseAfterMs === undefined ? {} : { autoPauseAfterMs: request.autoPauseAfterMs }),
+      ...(request.renewOnAccessMs === undefined ? {} : { renewOnAccessMs: request.renewOnAccessMs }),
       ...(request.agent === undefined ? {} : { agent: request.agent }),
       ...(request.platform ? { platform: request.platform } : {}),
       ...(request.timeoutMs === undefined ? {} : { expiresAt: new Date(now.getTime() + request.timeoutMs) }),
@@ -267,7 +269,13 @@ export class Sandboxes implements SandboxService {
   }
 
   hold(id: string): Disposable {
+    // A machine's own system is there whoever uses it.
+    if (this.#options.elsewhere.place(id) !== undefined) return { [Symbol.dispose]: () => undefined };
     return this.#life(id).activity.hold();
+  }
+
+  touch(id: string): void {
+    if (this.#lives.get(id)?.touch()) this.#schedule();
   }
 
   activity(id: string): { holds: number; commands: number } {
@@ -292,10 +300,15 @@ export class Sandboxes implements SandboxService {
       throw new Failure(
         'conflict',
         `sandbox ${id} was made without a timeout and is removed by hand; it cannot be renewed`,
-        { hint: 'Give a timeout when you create one that is to expire.' },
+        {
+          hint: 'Give a timeout when you create one that is to expire.',
+          details: { kind: 'expiration' },
+        },
       );
     if (!(expiresAt > this.#options.now()))
-      throw new Failure('invalid', `expiresAt ${expiresAt.toISOString()} is not in the future`);
+      throw new Failure('invalid', `expiresAt ${expiresAt.toISOString()} is not in the future`, {
+        details: { kind: 'expiration' },
+      });
     life.setExpiry(expiresAt);
     this.#schedule();
     return life.info;
@@ -524,13 +537,13 @@ export class Sandboxes implements SandboxService {
   }
 }
 
-function historyOf({ info, past, memory: used }: Life): SandboxHistory {
+function historyOf({ info, past, transitions, memory: used }: Life): SandboxHistory {
   const { id, state, reason, message, lastTransitionAt, metadata } = info;
   const name = metadata[nameLabel];
   // Of one that has ended it was noted before anything was taken away.
   const memory = state === 'Running' || state === 'Paused' ? used : undefined;
   return {
-    ...{ ...past, id, state, reason, message, since: lastTransitionAt },
+    ...{ ...past, id, state, reason, message, transitions, since: lastTransitionAt },
     ...(name === undefined ? {} : { name }),
     ...(memory === undefined ? {} : { memory }),
   };

@@ -2,7 +2,7 @@
 import type { SetupStep } from '../contract/agents.ts';
 import type { Rule } from '../contract/network.ts';
 import type { NetworkPolicy } from '../contract/opensandbox.ts';
-import type { Ending, PlainMount, SandboxInfo, SandboxPast } from '../contract/sandbox.ts';
+import type { Ending, PlainMount, SandboxInfo, SandboxPast, Transition } from '../contract/sandbox.ts';
 
 /** A background command that was started; its output lies beside it in the sandbox's log folder. */
 export interface ExecutionRecord {
@@ -42,6 +42,8 @@ export interface SandboxRecord {
   /** How what ran in it ended, the last time that it did. */
   ending?: Ending;
   removedBy?: string;
+  /** The last states that it came into, oldest first. */
+  transitions?: Transition[];
 }
 
 /** How a sandbox that is gone came to its end. */

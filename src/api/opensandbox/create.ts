@@ -1,5 +1,10 @@
 // A create request of OpenSandbox as one of ours. What this build cannot do is refused here by name; nothing is read past.
-import { runtimeExtension, transparentExtension } from '../../contract/admin.ts';
+import {
+  idlePauseExtension,
+  renewExtension,
+  runtimeExtension,
+  transparentExtension,
+} from '../../contract/admin.ts';
 import type { CreateSandboxRequest } from '../../contract/opensandbox.ts';
 import { parseLimits } from '../../contract/quantity.ts';
 import { Failure } from '../../lib/failure.ts';
@@ -14,7 +19,6 @@ export function createRequestOf(
   limits: ApiLimits,
   byOwner = false,
 ): CreateRequest {
-  refuseAbsent(body);
   const { image, timeout, platform, extensions = {}, metadata = {} } = body;
   const ofSnapshot = body.snapshotId != null;
   if (image !== undefined && ofSnapshot)
@@ -42,8 +46,9 @@ export function createRequestOf(
     env: Object.fromEntries(env),
     metadata,
     extensions,
-    limits: parseLimits(body.resourceLimits ?? {}),
+    limits: limitsOf(body),
     ...volumesOf(body.volumes ?? []),
+    ...timesOf(extensions),
     ...(timeout == null ? {} : { timeoutMs: timeout * 1000 }),
     ...(body.networkPolicy == null ? {} : { networkPolicy: body.networkPolicy }),
     ...(byOwner ? { byOwner } : {}),
@@ -89,16 +94,6 @@ function ownParts(own: Partial<NonNullable<CreateSandboxRequest['glovebox']>>): 
   };
 }
 
-/** Parts of OpenSandbox that are not here yet. Ignoring one would give a sandbox that is not what was asked for. */
-function refuseAbsent(body: CreateSandboxRequest): void {
-  const absent: [boolean, string, string][] = [
-    [body.secureAccess === true, 'secureAccess', 'leave it out: every endpoint asks for its access token'],
-    [Object.keys(body.resourceRequests ?? {}).length > 0, 'resourceRequests', 'there are limits only'],
-  ];
-  for (const [given, field, why] of absent)
-    if (given) throw new Failure('unsupported', `${field}: is not supported by this version: ${why}`);
-}
-
 function refuseExtensions(extensions: Record<string, string>): void {
   if (extensions.poolRef !== undefined)
     throw new Refusal('invalid', 'extensions.poolRef: there are no pools in this version', {
@@ -111,18 +106,67 @@ function refuseExtensions(extensions: Record<string, string>): void {
       `extensions[${JSON.stringify(transparentExtension)}]: must be true or false`,
     );
   for (const key of Object.keys(extensions)) {
-    if (key === 'access.renew.extend.seconds' || key.startsWith('bootstrap.'))
+    if (key.startsWith('bootstrap.'))
       throw new Failure(
         'unsupported',
         `extensions[${JSON.stringify(key)}]: is not supported by this version`,
       );
-    if (key.startsWith('glovebox.') && key !== runtimeExtension && key !== transparentExtension)
+    if (key.startsWith('glovebox.') && !ownExtensions.includes(key))
       throw new Failure(
         'invalid',
-        `extensions[${JSON.stringify(key)}]: unknown; there are ${runtimeExtension} and ${transparentExtension}`,
+        `extensions[${JSON.stringify(key)}]: unknown; there are ${ownExtensions.join(', ')}`,
       );
   }
 }
+
+const ownExtensions: string[] = [runtimeExtension, transparentExtension, idlePauseExtension];
+
+/** Milliseconds of an extension in seconds. */
+function secondsOf(
+  extensions: Record<string, string>,
+  key: string,
+  { least, most }: { least: number; most: number },
+): number | undefined {
+  const text = extensions[key];
+  if (text === undefined) return undefined;
+  const seconds = /^\d{1,9}$/.test(text) ? Number(text) : Number.NaN;
+  if (seconds >= least && seconds <= most) return seconds * 1000;
+  throw new Failure(
+    'invalid',
+    `extensions[${JSON.stringify(key)}]: ${JSON.stringify(text.slice(0, 40))} is not a whole number of seconds from ${least} to ${most}`,
+  );
+}
+
+function timesOf(
+  extensions: Record<string, string>,
+): Pick<CreateRequest, 'autoPauseAfterMs' | 'renewOnAccessMs'> {
+  const autoPauseAfterMs = secondsOf(extensions, idlePauseExtension, { least: 1, most: 31_536_000 });
+  const renewOnAccessMs = secondsOf(extensions, renewExtension, { least: 300, most: 86_400 });
+  return {
+    ...(autoPauseAfterMs === undefined ? {} : { autoPauseAfterMs }),
+    ...(renewOnAccessMs === undefined ? {} : { renewOnAccessMs }),
+  };
+}
+
+/** What is asked for at least is had by what it may use at most, as nothing is shared out here: it only has to be no more than that. */
+function limitsOf({ resourceLimits, resourceRequests }: CreateSandboxRequest): CreateRequest['limits'] {
+  const limits = parseLimits(resourceLimits ?? {});
+  const least = parseLimits(resourceRequests ?? {}, 'resourceRequests');
+  for (const name of Object.keys(least) as (keyof typeof least)[]) {
+    const [asked, most] = [least[name], limits[name]];
+    if (most === undefined || most === 'all' || asked === undefined) continue;
+    if (asked === 'all' || asked > most)
+      throw new Failure(
+        'invalid',
+        `resourceRequests: asks for more ${resourceNames[name]} than resourceLimits allows`,
+      );
+  }
+  return limits;
+}
+
+const resourceNames = {
+  ...{ cpu: 'cpu', memoryBytes: 'memory', pids: 'pids', diskBytes: 'disk', gpu: 'gpu' },
+} as const;
 
 /** Host folders and named volumes, by the names that the request gives them. */
 function volumesOf(

@@ -165,10 +165,25 @@ test.each([
     400,
     'sandbox',
   ],
-  ['secure access', { secureAccess: true }, 501, 'secureAccess'],
-  ['resource requests', { resourceRequests: { cpu: '1' } }, 501, 'resourceRequests'],
+  ['requests beyond its limits', { resourceRequests: { cpu: '1.5' } }, 400, 'resourceRequests'],
+  ['a request that is no quantity', { resourceRequests: { memory: 'much' } }, 400, 'resourceRequests.memory'],
+  [
+    'a request for all of less',
+    { resourceLimits: { gpu: '1' }, resourceRequests: { gpu: 'all' } },
+    400,
+    'gpu',
+  ],
   ['a pool', { extensions: { poolRef: 'p' } }, 400, 'poolRef'],
-  ['renewal on access', { extensions: { 'access.renew.extend.seconds': '600' } }, 501, 'access.renew'],
+  ...['299', '86401', '', '6e2', '600.5', '-600', ' 600', 'soon'].map(
+    (text): [string, object, number, string] => [
+      `renewal by use for ${JSON.stringify(text)}`,
+      { extensions: { 'access.renew.extend.seconds': text } },
+      400,
+      'access.renew',
+    ],
+  ),
+  ['a pause at once', { extensions: { 'glovebox.idle.pause.seconds': '0' } }, 400, 'idle.pause'],
+  ['a start of the inside', { extensions: { 'bootstrap.execd.isolation': 'enable' } }, 501, 'bootstrap'],
   ['an unknown extension of ours', { extensions: { 'glovebox.rntime': 'x' } }, 400, 'glovebox.rntime'],
   ['an extension that is a number', { extensions: { a: 1 } }, 400, 'extensions.a'],
   [
@@ -343,4 +358,29 @@ test('images are imported from a stream, listed and removed; reports of clients 
   expect((await api.call('POST', '/v1/images?name=x', '')).status).toBe(400);
   expect((await api.call('POST', '/v1/metrics/events', { eventType: 'sandbox.create' })).status).toBe(204);
   expect((await api.call('GET', '/v1/system')).json.sandboxes).toBe(1);
+});
+
+test('what a client asks for that holds here anyway is taken', async () => {
+  await using api = await startTestApi();
+  const extensions = { 'access.renew.extend.seconds': '300', 'glovebox.idle.pause.seconds': '90' };
+  const { status, json } = await api.call('POST', '/v1/sandboxes', {
+    ...{ ...least, secureAccess: true, extensions },
+    resourceLimits: { cpu: '1', memory: '2Gi' },
+    resourceRequests: { cpu: '500m', memory: '2Gi' },
+  });
+  expect([status, json.extensions]).toEqual([202, extensions]);
+  expect(api.service.created).toMatchObject([
+    { limits: { cpu: 1, memoryBytes: 2 ** 31 }, renewOnAccessMs: 300_000, autoPauseAfterMs: 90_000 },
+  ]);
+});
+
+test('whoever reaches a port or the inside of a sandbox uses it, and whoever looks at it does not', async () => {
+  await using api = await startTestApi();
+  await api.call('GET', '/v1/sandboxes/s');
+  await api.call('GET', '/v1/sandboxes/s/endpoints/8080');
+  await api.call('GET', '/v1/sandboxes/s/diagnostics/events');
+  expect(api.service.touched).toEqual([]);
+  await api.call('GET', '/sandboxes/s/proxy/44772/ping');
+  await api.call('GET', '/v1/sandboxes/s/proxy/8080/');
+  expect(api.service.touched).toEqual(['s', 's']);
 });

@@ -209,7 +209,10 @@ function pullFailure(failure: Failure, wanted: ImageWanted): Failure {
     unsupported: 'Use an image that is made for this architecture.',
   };
   const hint = hints[code];
-  return new Failure(code, failure.message, { cause: failure, ...(hint === undefined ? {} : { hint }) });
+  return new Failure(code, failure.message, {
+    ...{ cause: failure, details: { kind: 'image-pull' } },
+    ...(hint === undefined ? {} : { hint }),
+  });
 }
 
 interface PullLine {

@@ -359,6 +359,7 @@ function reviveSandbox(json: string): SandboxRecord {
   record.mounts ??= [];
   record.startSteps ??= [];
   if (record.ending !== undefined) record.ending.at = new Date(record.ending.at);
+  for (const it of record.transitions ?? []) it.at = new Date(it.at);
   return record;
 }
 
