@@ -139,13 +139,14 @@ function decode(segment: string): string {
 }
 
 /** A TCP port as people write it: 1 to 65535 in decimal, without zeros in front. */
-export function parsePort(text: string): number {
+/** `details`: of the failure that it throws. */
+export function parsePort(text: string, details: Record<string, unknown> = {}): number {
   const port = /^[1-9]\d{0,4}$/.test(text) ? Number(text) : 0;
   if (port < 1 || port > 65_535)
     throw new Failure(
       'invalid',
       `port ${JSON.stringify(text.slice(0, 20))}: must be a number from 1 to 65535`,
-      { details: { kind: 'port' } },
+      { details },
     );
   return port;
 }

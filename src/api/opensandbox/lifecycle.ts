@@ -100,7 +100,7 @@ export function lifecycleHandlers(options: ApiOptions, limits: ApiLimits): Lifec
     },
 
     getEndpoint: ({ sandboxId, params, query, exchange }) => {
-      const port = parsePort(params.port ?? '');
+      const port = parsePort(params.port ?? '', { kind: 'port' });
       if (query.expires !== undefined)
         throw new Refusal(
           'invalid',
