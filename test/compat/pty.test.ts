@@ -10,7 +10,10 @@ class Terminal {
   readonly closed: Promise<number>;
   readonly texts: Record<string, unknown>[] = [];
   replayed = '';
+  /** Where the replay begins. */
+  replayedFrom: number | undefined;
   output = '';
+  errors = '';
 
   constructor(daemon: TestDaemon, path: string) {
     this.socket = new WebSocket(`${daemon.url}${path}`, {
@@ -18,7 +21,10 @@ class Terminal {
     });
     this.socket.on('message', (data: Buffer, isBinary) => {
       if (!isBinary) this.texts.push(JSON.parse(data.toString()));
-      else if (data[0] === 3) this.replayed += data.subarray(9).toString();
+      else if (data[0] === 3) {
+        this.replayedFrom ??= Number(data.readBigUInt64BE(1));
+        this.replayed += data.subarray(9).toString();
+      } else if (data[0] === 2) this.errors += data.subarray(1).toString();
       else this.output += data.subarray(1).toString();
     });
     this.closed = new Promise((resolve, reject) => {
@@ -109,9 +115,61 @@ describe.each(runtimes)('%s', (runtime) => {
     expect(terminal.texts[0]).toMatchObject({ type: 'connected', mode: 'pipe' });
     terminal.socket.send(JSON.stringify({ type: 'stdin', data: 'this\n' }));
     await terminal.shows('got this');
-    await terminal.shows('oops');
+    await until(
+      'what goes to stderr',
+      () => terminal.errors,
+      (seen) => seen === 'oops\n',
+    );
+    expect(terminal.output).toBe('got this\n');
     expect((await call(daemon, 'DELETE', path)).status).toBe(200);
     expect(await terminal.closed).toBe(1000);
     expect(terminal.texts.at(-1)).toEqual({ type: 'exit', exit_code: 137 });
+  });
+
+  test('another client takes over, a third is refused, and a signal reaches what runs', async () => {
+    const path = await prepare({
+      command: 'trap "echo caught; exit 9" INT; echo ready; while :; do read line && echo "<$line>"; done',
+    });
+    const first = new Terminal(daemon, `${path}/ws?pty=0`);
+    await first.shows('ready');
+    const refused = new Terminal(daemon, `${path}/ws`);
+    await expect(refused.closed).rejects.toThrow('409');
+    const second = new Terminal(daemon, `${path}/ws?takeover=1&since=3`);
+    expect(await first.closed).toBe(4001);
+    await until(
+      'the connection',
+      () => second.texts,
+      (texts) => texts.length > 0,
+    );
+    expect([second.replayedFrom, second.replayed, second.texts[0]?.mode]).toEqual([3, 'dy\n', 'pipe']);
+    second.type('one\n');
+    await second.shows('<one>');
+    second.socket.send(JSON.stringify({ type: 'signal', signal: 'SIGINT' }));
+    second.type('two\n');
+    expect(await second.closed).toBe(1000);
+    expect(second.output).toContain('caught');
+    expect(second.texts.at(-1)).toEqual({ type: 'exit', exit_code: 9 });
+  });
+
+  test('a terminal lives on when its daemon is killed, and the next one has what it said', async () => {
+    const path = await prepare({});
+    const first = new Terminal(daemon, `${path}/ws`);
+    first.socket.on('open', () => first.type('kept=here; echo "so $((40 + 2))"\n'));
+    await first.shows('so 42');
+    const cut = first.closed.catch(() => 'cut');
+    await daemon.kill();
+    await cut;
+    daemon = await startDaemon({ runtime, home: daemon.home });
+    await until(
+      'the terminal',
+      () => call(daemon, 'GET', path),
+      ({ status, body }) => status === 200 && body.running === true,
+    );
+    const second = new Terminal(daemon, `${path}/ws?since=0`);
+    second.socket.on('open', () => second.type('echo "still $kept"; exit 5\n'));
+    await second.shows('still here');
+    expect(second.replayed).toContain('so 42');
+    expect(await second.closed).toBe(1000);
+    expect(second.texts.at(-1)).toEqual({ type: 'exit', exit_code: 5 });
   });
 });
