@@ -646,7 +646,7 @@ export function configurationReference(): string {
     '',
     ...variables,
     '',
-    'A daemon that runs without a terminal reads all of this again on SIGHUP (`systemctl reload`, `kill -HUP`): what is marked as live below holds from then on, with the file `api-key`, the files of TLS,',
+    'A daemon that runs without a terminal reads all of this again on SIGHUP (`kill -HUP`): what is marked as live below holds from then on, with the file `api-key`, the files of TLS,',
     'and log files that have been moved away. What has changed beside that is named in the log and holds from the next start. A configuration with a mistake changes nothing; the log says what',
     'is wrong. At a terminal SIGHUP means that the terminal is gone, and ends the daemon.',
     '',

@@ -473,6 +473,69 @@ test('files of OpenSandbox as they come: older names, and empty for what is not 
   expect(paths.database).toBe(join(home, 'glovebox.db'));
 });
 
+test('a server’s whole file of OpenSandbox is taken as it is', async () => {
+  const { warnings, ...config } = await loadFile(`
+[server]
+host = "127.0.0.1"
+port = 8080
+max_sandbox_timeout_seconds = 86400
+loop = "uvloop"
+thread_pool_size = 200
+
+[log]
+level = "INFO"
+file_enabled = true
+file_path = "~/logs/opensandbox/server.log"
+access_file_path = "~/logs/opensandbox/access.log"
+
+[renew_intent]
+enabled = false
+min_interval_seconds = 60
+redis.enabled = false
+redis.queue_key = "opensandbox:renew:intent"
+redis.consumer_concurrency = 8
+
+[runtime]
+type = "docker"
+execd_image = "opensandbox/execd:v1"
+
+[egress]
+image = "opensandbox/egress:v1"
+mode = "dns+nft"
+disable_ipv6 = false
+
+[storage]
+allowed_host_paths = []
+ossfs_mount_root = "/mnt/ossfs"
+volume_default_size = "1Gi"
+
+[docker]
+network_mode = "bridge"
+host_ip = "192.0.2.1"
+drop_capabilities = ["NET_RAW", "SYS_ADMIN"]
+no_new_privileges = true
+apparmor_profile = ""
+pids_limit = 4096
+seccomp_profile = ""
+
+[ingress]
+mode = "direct"
+
+[store]
+type = "sqlite"
+
+[secure_runtime]
+type = ""
+`);
+  expect(config).toMatchObject({
+    runtime: { type: 'docker' },
+    docker: { network: 'bridge', dropCapabilities: ['NET_RAW', 'SYS_ADMIN'], seccompProfile: 'default' },
+    server: { maxSandboxTimeoutMs: 86_400_000 },
+  });
+  // What is less than it says is never silent.
+  expect(warnings.join('\n')).toContain('docker.network_mode is bridge');
+});
+
 describe('read again', () => {
   const again = async (running: Config, document: string, env: Record<string, string> = {}) => {
     await fs.writeFile(file, document, { mode: 0o600 });

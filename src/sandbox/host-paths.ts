@@ -19,9 +19,10 @@ export interface WantedMount extends PlainMount {
 const newFolderMode = 0o755;
 
 export class HostPaths {
-  readonly #allowed: readonly string[];
+  readonly #allowed: () => readonly string[];
 
-  constructor(allowed: readonly string[]) {
+  /** `allowed` is asked each time: a running daemon may get other ones. */
+  constructor(allowed: () => readonly string[]) {
     this.#allowed = allowed;
   }
 
@@ -67,7 +68,7 @@ export class HostPaths {
   }
 
   #refuseOutside(path: string, asked: string): void {
-    for (const allowed of this.#allowed) {
+    for (const allowed of this.#allowed()) {
       const root = realPathOf(allowed, { missing: true });
       if (root !== undefined && (path === root || path.startsWith(root.endsWith(sep) ? root : root + sep)))
         return;

@@ -73,7 +73,7 @@ export class Sandboxes implements SandboxService {
 
   private constructor(options: SandboxesOptions) {
     this.#options = options;
-    this.#hostPaths = new HostPaths(options.allowedHostPaths);
+    this.#hostPaths = new HostPaths(() => options.allowedHostPaths);
   }
 
   /** Takes up what an earlier daemon left: sandboxes go on, half-made and half-removed ones are taken away, and so is what nobody knows. */

@@ -12,6 +12,7 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
+import { SandboxClient } from '../../sdk/src/index.ts';
 import { type ConfigExample, configExamples, configExampleText } from '../../src/contract/config-examples.ts';
 import { commandLine, environmentOf } from '../command-line.ts';
 import { expectNothingLeft, makeHome, startDaemon, type TestDaemon } from '../daemon.ts';
@@ -130,6 +131,19 @@ describe('a daemon that reads its configuration again', { timeout: slowMs }, () 
     expect(after.body.message).not.toContain('allowed_host_paths');
     await reload('');
     expect((await call('/sandboxes', { body: create })).body.message).toContain('allowed_host_paths');
+  });
+
+  test('what sandboxes get that ask for nothing', async () => {
+    const client = new SandboxClient({ url: daemon.url, apiKey: daemon.apiKey });
+    const kilobytes = async () => {
+      await using sandbox = await client.create({ image: 'host', runtime: 'bubblewrap', keep: false });
+      return Number((await sandbox.run('df -k --output=size /root | tail -n 1')).stdout);
+    };
+    const before = await kilobytes();
+    await reload('bubblewrap.disk = "16Mi"');
+    expect(await kilobytes()).toBe(16_384);
+    await reload('');
+    expect(await kilobytes()).toBe(before);
   });
 
   test('what cannot change under a daemon is named, and a mistake changes nothing', async () => {
