@@ -31,7 +31,6 @@ test('a snapshot is made, listed, restored by its name, and removed when nothing
   expect([made.code, api.snapshots.get(id)]).toMatchObject([0, { state: 'Ready', name: 'before' }]);
   const listed = await glovebox('snapshot', 'ls', '--sandbox', 'web', '--state', 'ready');
   expect(listed.stdout).toMatch(new RegExp(`SNAPSHOT .*\\n${id} +before +Ready +web `));
-  expect((await glovebox('snapshot', 'ls', '-q', '--state', 'Failed')).stdout).toBe('');
   expect(JSON.parse((await glovebox('snapshot', 'ls', '--json')).stdout)).toMatchObject([
     { id, name: 'before' },
   ]);
@@ -47,7 +46,6 @@ test('a snapshot is made, listed, restored by its name, and removed when nothing
   for (const [sandbox, { metadata }] of api.service.sandboxes)
     if (metadata['glovebox.name'] === 'copy') api.service.sandboxes.delete(sandbox);
   expect((await glovebox('snapshot', 'rm', id.slice(0, 8))).stdout).toBe(`${id}\n`);
-  expect((await glovebox('snapshot', 'rm', 'before')).stderr).toContain("there is no snapshot 'before'");
 });
 
 test('forks are called after their sandbox, or as it is said', async () => {
