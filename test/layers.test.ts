@@ -32,6 +32,7 @@ const arrows: Record<string, string[]> = {
   template: ['sandbox', 'guest', 'runtime', 'image', 'contract', 'lib'],
   snapshot: ['sandbox', 'runtime', 'store', 'contract', 'lib'],
   code: ['sandbox', 'contract', 'lib'],
+  pool: ['sandbox', 'store', 'contract', 'lib'],
   dockergate: ['sandbox', 'runtime', 'contract', 'lib'],
   egress: ['sandbox', 'guest', 'store', 'policy', 'journal', 'vault', 'contract', 'lib'],
   // The types of what it serves; the objects are handed in.
@@ -47,6 +48,7 @@ const arrows: Record<string, string[]> = {
   cli: ['agents', 'bell', 'worker', 'channel', 'contract', 'lib', 'sdk', 'daemon'],
   daemon: [
     ...['workspace', 'agents', 'ingress', 'template', 'snapshot', 'dockergate', 'bell', 'worker', 'backup'],
+    'pool',
     ...['api', 'egress', 'policy', 'journal', 'vault', 'sandbox', 'image', 'runtime', 'agent', 'store'],
     ...['guest', 'channel', 'contract', 'lib'],
   ],

@@ -11,6 +11,7 @@ import type { CredentialVaultState } from '../contract/credential-vault.ts';
 import type { ExecExit, FileEntry } from '../contract/guest.ts';
 import type { LogEntry, Question, Rule, SecretInfo } from '../contract/network.ts';
 import type { NetworkPolicy } from '../contract/opensandbox.ts';
+import type { NewPool, PoolInfo } from '../contract/pool.ts';
 import type { KeyRecord, ProjectRecord, Usage } from '../contract/tenant.ts';
 import type { Guest, Output } from '../guest/guest.ts';
 import { Failure } from '../lib/failure.ts';
@@ -1032,7 +1033,9 @@ export async function followLines(api: TestApi, path: string) {
 }
 
 /** What is around sandboxes, as far as handlers can be told apart by it. */
-function fakeDoors(service: FakeService): Pick<ApiOptions, 'workspaces' | 'agents' | 'templates' | 'ports'> {
+function fakeDoors(
+  service: FakeService,
+): Pick<ApiOptions, 'workspaces' | 'agents' | 'templates' | 'ports' | 'pools'> {
   const checkpoint = { id: 'c1', at: '2026-01-01T00:00:00.000Z', label: '', automatic: false, changed: 0 };
   const template = {
     ...{ name: 'kept', runtime: 'memory', id: 'sha256:1', sizeBytes: 1 },
@@ -1089,6 +1092,7 @@ function fakeDoors(service: FakeService): Pick<ApiOptions, 'workspaces' | 'agent
       },
       remove: async () => undefined,
     },
+    pools: fakePools(),
     ports: {
       list: () => [],
       publish: async (_, ports) =>
@@ -1123,6 +1127,46 @@ export function fakeSnapshots(service: FakeService): Snapshots {
     runtimes: new Map([[runtime.name, runtime]]),
     log: { debug: () => undefined, info: () => undefined, warn: () => undefined, error: () => undefined },
   });
+}
+
+function fakePools(): ApiOptions['pools'] {
+  const pools = new Map<string, PoolInfo>();
+  const of = (name: string) => {
+    const pool = pools.get(name);
+    if (pool === undefined)
+      throw new Failure('not-found', `there is no pool ${name}`, { details: { pool: name } });
+    return pool;
+  };
+  const info = ({ name, template, capacitySpec }: NewPool): PoolInfo => ({
+    ...{ name, template, capacitySpec, createdAt: '2026-01-01T00:00:00.000Z' },
+    status: {
+      ...{ total: 0, allocated: 0, available: 0, revision: 'r', starting: 1, reason: 'filling', failures: 0 },
+    },
+    glovebox: { source: 'api', runtime: 'memory', state: 'started', hits: 0, misses: 0 },
+  });
+  return {
+    list: () => [...pools.values()],
+    get: of,
+    create: (pool) => {
+      if (pools.has(pool.name)) throw new Failure('conflict', `there is a pool ${pool.name} already`);
+      pools.set(pool.name, info(pool));
+      return of(pool.name);
+    },
+    update: async (name, { capacitySpec, template = of(name).template }) => {
+      pools.set(name, info({ ...of(name), template, capacitySpec, glovebox: undefined }));
+      return of(name);
+    },
+    remove: async (name) => {
+      of(name);
+      pools.delete(name);
+    },
+    prepare: (request, name) => {
+      const { capacitySpec, template } = of(name);
+      if (capacitySpec.poolMax === 0)
+        throw new Failure('exhausted', `pool ${name} may have no more`, { details: { pool: name } });
+      return { ...request, image: template.image.uri, pool: name };
+    },
+  };
 }
 
 function fakeImages(): ApiOptions['images'] {

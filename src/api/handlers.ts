@@ -12,6 +12,7 @@ import type { Answer, Exchange } from './exchange.ts';
 import type { ApiMeters } from './metrics.ts';
 import type { NetworkService } from './network.ts';
 import type { SnapshotService } from './opensandbox/snapshots.ts';
+import type { PoolService } from './pools.ts';
 import type { PortService } from './ports.ts';
 import type { TemplateService } from './templates.ts';
 import type { Tenants } from './tenants.ts';
@@ -87,6 +88,7 @@ export interface ApiOptions {
   templates: TemplateService;
   snapshots: SnapshotService;
   ports: PortService;
+  pools: PoolService;
   /** Absent where the configuration takes none. */
   workers?: WorkerService;
   tenants: Tenants;

@@ -11,6 +11,7 @@ import { isLoopback } from './gate.ts';
 import type { ApiOptions } from './handlers.ts';
 import type { NetworkService } from './network.ts';
 import type { SnapshotService } from './opensandbox/snapshots.ts';
+import type { PoolService } from './pools.ts';
 import type { PortService } from './ports.ts';
 import type { Target } from './router.ts';
 import { noProject, type Tenant, type Tenants } from './tenants.ts';
@@ -86,6 +87,8 @@ export function scopedTo(tenant: Tenant, options: ApiOptions): ApiOptions {
     }),
     snapshots: scopedSnapshots(tenant, options.snapshots),
     images: only(options.images, { list: () => options.images.list() }),
+    // A project may use pools, whose names it has been told; how it goes with them is the administrator's.
+    pools: only(options.pools, { prepare: (request, name) => scopedPrepare(options.pools, request, name) }),
     workspaces: only(options.workspaces, {}),
     ...(options.workers === undefined ? {} : { workers: only(options.workers, {}) }),
     audit: only(options.audit, {}),
@@ -164,6 +167,12 @@ function refuseBeyondProjects(request: CreateRequest): void {
   for (const [given, field, why] of asked)
     if (given) throw new Failure('permission', `${field}: ${why}`, { hint: 'Leave it out.' });
   refuseOtherAddresses(published);
+}
+
+/** The pool chooses the walls, not the project; the check of its request has been made on what it asks itself. */
+function scopedPrepare(pools: PoolService, request: CreateRequest, name: string): CreateRequest {
+  refuseBeyondProjects(request);
+  return pools.prepare(request, name);
 }
 
 function refuseOtherAddresses(ports: readonly PublishPort[]): void {

@@ -38,6 +38,7 @@ import { diagnosticHandlers } from './opensandbox/diagnostics.ts';
 import { egressHandlers } from './opensandbox/egress.ts';
 import { lifecycleHandlers } from './opensandbox/lifecycle.ts';
 import { snapshotHandlers } from './opensandbox/snapshots.ts';
+import { poolHandlers } from './pools.ts';
 import { portHandlers } from './ports.ts';
 import { projectHandlers } from './projects.ts';
 import { proxyRequest, proxyUpgrade } from './proxy.ts';
@@ -106,6 +107,7 @@ export function createApi(options: ApiOptions): Api {
     ...snapshotHandlers(options),
     ...workspaceHandlers(options),
     ...portHandlers(options),
+    ...poolHandlers(options),
     ...whyHandlers(options),
     ...workerHandlers(options),
     ...projectHandlers(options),

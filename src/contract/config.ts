@@ -3,6 +3,7 @@
 // Reading it, with its sources and their order, is the work of daemon/config.ts.
 import { z } from 'zod';
 import { Failure } from '../lib/failure.ts';
+import { type NewPool, PoolName, PoolState } from './pool.ts';
 import { parseLimits } from './quantity.ts';
 
 /** One line without control characters: such values end up in headers, paths and logs. */
@@ -385,7 +386,57 @@ const telemetry = z.strictObject({
   disabled: z.boolean().default(false).describe('Send nothing, whatever else is set.'),
 });
 
-/** Every section that has keys with an effect. */
+/** Each `[pools.NAME]` is one: sandboxes that are made before anybody asks. */
+export const poolSection = z.strictObject({
+  image: line.max(1024).describe('What its sandboxes are made of.'),
+  runtime: z
+    .enum(['bubblewrap', 'docker', 'memory'])
+    .optional()
+    .describe('Their walls. By default those of `runtime.type`.'),
+  cpu: quantity('cpu').optional().describe('The limit of each, such as "500m".'),
+  memory: quantity('memory').optional().describe('The limit of each, such as "512Mi".'),
+  pids: z.int().min(16).max(4_194_304).optional().describe('The limit of each.'),
+  disk: quantity('disk').optional().describe('The limit of each, such as "2Gi".'),
+  state: PoolState.default('started').describe(
+    '`started`, or `frozen`: those take no processor time while they wait, and a little longer to be handed out.',
+  ),
+  buffer_max: z.int().min(0).max(1_000).default(4).describe('The most that are ready.'),
+  buffer_min: z
+    .int()
+    .min(0)
+    .max(1_000)
+    .optional()
+    .describe('Fewer that are ready than this, and more are made. By default `buffer_max`.'),
+  pool_min: z.int().min(0).max(1_000).default(0).describe('The least in all, ready and in use.'),
+  pool_max: z.int().min(0).max(10_000).default(1_000).describe('The most in all, ready and in use.'),
+  memory_max: quantity('memory')
+    .optional()
+    .describe('What the memory limits of those that wait may add up to; `memory` has to be set, too.'),
+});
+const poolSections = z.record(PoolName, poolSection);
+
+/** As a request would ask for it. */
+export function poolOfSection(name: string, section: z.infer<typeof poolSection>): z.input<typeof NewPool> {
+  const { image, runtime, cpu, memory, pids, disk, state, memory_max: memoryMax } = section;
+  const { buffer_max: bufferMax, pool_min: poolMin, pool_max: poolMax } = section;
+  return {
+    name,
+    template: {
+      image: { uri: image },
+      resourceLimits: {
+        ...(cpu === undefined ? {} : { cpu }),
+        ...(memory === undefined ? {} : { memory }),
+        ...(pids === undefined ? {} : { pids: String(pids) }),
+        ...(disk === undefined ? {} : { disk }),
+      },
+      ...(runtime === undefined ? {} : { runtime }),
+    },
+    capacitySpec: { bufferMin: section.buffer_min ?? bufferMax, bufferMax, poolMin, poolMax },
+    glovebox: { state, ...(memoryMax === undefined ? {} : { memoryMax }) },
+  };
+}
+
+/** Every section that has keys with an effect, but for those of pools, of which there may be any number. */
 export const configSections = {
   server,
   'server.tls': serverTls,
@@ -418,6 +469,7 @@ export const ConfigFile = z.strictObject({
   secure_runtime: secureRuntime.prefault({}),
   workers: workers.prefault({}),
   telemetry: telemetry.prefault({}),
+  pools: poolSections.default({}),
 });
 export type ConfigFile = z.infer<typeof ConfigFile>;
 
@@ -603,7 +655,8 @@ export function kindOf(schema: z.ZodType): 'integer' | 'number' | 'boolean' | 'l
 
 /** The page of the manual on configuration, as Markdown. */
 export function configurationReference(): string {
-  const sections = Object.entries(configSections).map(([section, schema]) => {
+  const all = [...Object.entries(configSections), ['pools.NAME', poolSection] as const];
+  const sections = all.map(([section, schema]) => {
     const rows = Object.entries(schema.shape).map(([key, field]: [string, z.ZodType]) => {
       const { default: value } = z.toJSONSchema(field, { io: 'input' });
       const shown = value === undefined ? '' : `\`${JSON.stringify(value).replaceAll(',', ', ')}\``;

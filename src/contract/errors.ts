@@ -12,6 +12,7 @@ export const errorHeaders = { failure: 'Glovebox-Failure', hint: 'Glovebox-Hint'
 /** What a request was about: the name space of its error codes. Errors of `egress` are plain text, as OpenSandbox has it, and show no code. */
 export type Area =
   | 'sandbox'
+  | 'pool'
   | 'image'
   | 'template'
   | 'agent'

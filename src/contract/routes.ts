@@ -10,6 +10,7 @@ import { diagnosticRoutes } from './diagnostic-routes.ts';
 import * as execd from './execd.ts';
 import * as network from './network.ts';
 import * as lifecycle from './opensandbox.ts';
+import { poolRoutes } from './pool-routes.ts';
 import { PublishedPort, PublishPort, UnpublishPort } from './ports.ts';
 import { ProcessInfo, SignalProcess, StartProcess } from './process.ts';
 import { decimal, flag, positive } from './query.ts';
@@ -34,6 +35,7 @@ export interface Route {
   path: string;
   area:
     | 'sandbox'
+    | 'pool'
     | 'execd'
     | 'egress'
     | 'image'
@@ -1386,6 +1388,7 @@ export const routes = {
   ...tenantRoutes,
   ...volumeRoutes,
   ...diagnosticRoutes,
+  ...poolRoutes,
   ...commands,
   ...files,
   ...egressPolicies,
@@ -1411,7 +1414,6 @@ export const absent: { area: Route['area']; path: RegExp; what: string; never?: 
     what: 'Isolated sessions',
     never: { status: 503, why: execd.noIsolation },
   },
-  { area: 'sandbox', path: /^\/pools(\/|$)/, what: 'Pools' },
 ];
 
 const bases: Partial<Record<Route['area'], string>> = {

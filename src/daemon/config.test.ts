@@ -75,6 +75,7 @@ test('without any configuration the defaults are the safe ones', async () => {
       rateLimits: { key: { perMinute: 1200, burst: 200 }, failures: { perMinute: 30, burst: 30 } },
     },
     log: { level: 'info', fileBytesMax: 104_857_600, filesKept: 5 },
+    pools: [],
     runtime: { type: 'bubblewrap' },
     docker: {
       host: 'unix:///var/run/docker.sock',
@@ -667,5 +668,42 @@ test('lines of keys are found through strings, lists, quotes and comments', () =
     'quoted sec.sub.odd.key': 12,
     array: 13,
     'array.x': 14,
+  });
+});
+
+describe('pools', () => {
+  test('each has a section of its own; what is left out has a default', async () => {
+    const { pools } = await loadFile(
+      '[pools.web]\nimage = "debian"\nmemory = "512Mi"\nmemory_max = "2Gi"\nstate = "frozen"\n[pools.ci]\nimage = "ci"\nruntime = "docker"\nbuffer_max = 2\nbuffer_min = 1\npool_max = 9\n',
+    );
+    expect(pools).toMatchObject([
+      {
+        ...{ name: 'web', state: 'frozen', memoryMax: '2Gi' },
+        template: { image: { uri: 'debian' }, resourceLimits: { memory: '512Mi' } },
+        capacitySpec: { bufferMin: 4, bufferMax: 4, poolMin: 0, poolMax: 1_000 },
+      },
+      {
+        ...{ name: 'ci', state: 'started', template: { image: { uri: 'ci' }, runtime: 'docker' } },
+        capacitySpec: { bufferMin: 1, bufferMax: 2, poolMin: 0, poolMax: 9 },
+      },
+    ]);
+  });
+
+  test.each([
+    [
+      '[pools.web]\nimage = "a"\nbufer_max = 1',
+      ':3: unknown key "pools.web.bufer_max"; did you mean "pools.web.buffer_max"?',
+    ],
+    ['[pools.web]\nbuffer_max = 1', 'pools.web.image: '],
+    ['[pools.Web]\nimage = "a"', 'pools.Web'],
+    ['[pools.web]\nimage = "a"\nmemory = "many"', ':3: pools.web.memory: '],
+    [
+      '[pools.web]\nimage = "a"\nbuffer_max = 5\npool_max = 2',
+      ':2: pools.web: bufferMin ≤ bufferMax ≤ poolMax',
+    ],
+    ['[pools.web]\nimage = "a"\nmemory_max = "1Gi"', ':2: pools.web: memoryMax: needs a template'],
+    ['[pools]\nweb = 1', 'unknown key "pools.web"'],
+  ])('%j is a mistake that is found at start', async (document, problem) => {
+    await expect(loadFile(document)).rejects.toThrow(problem);
   });
 });

@@ -17,12 +17,15 @@ import {
   kindOf,
   namedVariables,
   partsOfKey,
+  poolOfSection,
+  poolSection,
   refusedKeys,
   refusedValues,
   reloadedKeys,
   renamedKeys,
   variableOf,
 } from '../contract/config.ts';
+import { NewPool, type PoolRecord } from '../contract/pool.ts';
 import { parseLimits } from '../contract/quantity.ts';
 import { Failure } from '../lib/failure.ts';
 import type { LogLevel } from '../lib/log.ts';
@@ -128,6 +131,7 @@ export interface Config {
     /** Absent: daemons of SandD are not let in. */
     readonly sandd?: { readonly mode: 'insecure' } | { readonly mode: 'token'; readonly tokenFile: string };
   };
+  readonly pools: readonly PoolRecord[];
   readonly storage: { readonly allowedHostPaths: readonly string[] };
   /** Absent: nothing is sent. */
   readonly telemetry?: {
@@ -429,7 +433,9 @@ class Settings {
     };
     for (const [section, values] of Object.entries(parsedToml(document, file))) {
       const known = isSection(section);
-      if (!isTable(values)) {
+      if (section === 'pools' && isTable(values)) {
+        this.#addPools(values, at);
+      } else if (!isTable(values)) {
         const belongs = sectionOf(section);
         const hint = known
           ? `; write it as a table: [${section}]`
@@ -447,6 +453,21 @@ class Settings {
       }
     }
     return true;
+  }
+
+  /** Their names are the file's, so that only the schema knows what they are. */
+  #addPools(pools: Record<string, unknown>, at: (key: string) => string): void {
+    for (const [key] of leavesOf('pools', pools)) {
+      const [, name = '', field = ''] = key.split('.');
+      if (field === '' || !Object.hasOwn(poolSection.shape, field)) {
+        const meant = field === '' ? undefined : nearest(field, Object.keys(poolSection.shape));
+        const hint = meant === undefined ? '' : `; did you mean ${quoted(`pools.${name}.${meant}`)}?`;
+        this.#problem(at(key), `unknown key ${quoted(key)}${hint}`);
+        continue;
+      }
+      this.#origins.set(key, at(key));
+    }
+    this.#values.pools = pools;
   }
 
   addEnvironment(env: Readonly<Record<string, string | undefined>>): void {
@@ -496,13 +517,17 @@ class Settings {
   parse(): ConfigFile | undefined {
     const result = ConfigFile.safeParse(this.#values);
     for (const issue of result.error?.issues ?? []) {
-      const key = issue.path.slice(0, 2).join('.');
-      const within = issue.path.length > 2 ? ` (item ${Number(issue.path[2]) + 1})` : '';
+      const ofPool = issue.path[0] === 'pools';
+      const key = issue.path.slice(0, ofPool ? 3 : 2).join('.');
+      // Unknown ones have been named already.
+      if (ofPool && issue.code === 'unrecognized_keys') continue;
+      const within = issue.path.length > 2 && !ofPool ? ` (item ${Number(issue.path[2]) + 1})` : '';
       this.#problem(this.#origins.get(key), `${key}${within}: ${plain(issue.message)}`);
     }
     if (result.success) {
       this.#checkSecureRuntime(result.data);
       this.#checkTls(result.data['server.tls']);
+      this.#checkPools(result.data.pools);
     }
     return this.#problems.length === 0 ? result.data : undefined;
   }
@@ -552,6 +577,12 @@ class Settings {
       if (ca !== undefined) needs('client_ca_file', 'client_auth');
       if (crl !== undefined) needs('client_crl_file', 'client_auth');
     }
+  }
+
+  #checkPools(pools: ConfigFile['pools']): void {
+    for (const [name, section] of Object.entries(pools))
+      for (const { message } of NewPool.safeParse(poolOfSection(name, section)).error?.issues ?? [])
+        this.#problem(this.#origins.get(`pools.${name}.image`), `pools.${name}: ${plain(message)}`);
   }
 
   #problem(origin: string | undefined, text: string): void {
@@ -757,6 +788,7 @@ function configOf(
     egress: egressOf(parsed.egress, absolute),
     ...telemetryOf(parsed.telemetry),
     workers: workersOf(parsed.workers, absolute),
+    pools: Object.entries(parsed.pools).map(([name, section]) => poolRecordOf(name, section)),
     sandboxd: {
       enabled: parsed.sandboxd.enabled,
       ...(parsed.sandboxd.docker_path && {
@@ -764,6 +796,15 @@ function configOf(
       }),
       shortParent,
     },
+  };
+}
+
+function poolRecordOf(name: string, section: ConfigFile['pools'][string]): PoolRecord {
+  const { template, capacitySpec, glovebox } = NewPool.parse(poolOfSection(name, section));
+  const { state = 'started', memoryMax } = glovebox ?? {};
+  return {
+    ...{ name, template, capacitySpec, state, createdAt: new Date(0).toISOString() },
+    ...(memoryMax === undefined ? {} : { memoryMax }),
   };
 }
 

@@ -69,6 +69,7 @@ export async function startDaemon(
     templates: platform.templates,
     snapshots: platform.snapshots,
     ports: platform.ports,
+    pools: platform.pools,
     workers: platform.workers,
     tenants: platform.tenants,
     volumes: platform.volumes,

@@ -2,9 +2,11 @@
 import { readdir, readFile } from 'node:fs/promises';
 import type { ApiMeters } from '../api/metrics.ts';
 import type { BellRecord } from '../bell/record.ts';
+import type { PoolInfo } from '../contract/pool.ts';
 import type { SandboxInfo } from '../contract/sandbox.ts';
 import type { Journal } from '../journal/journal.ts';
 import { type Collected, Registry } from '../lib/metrics.ts';
+import type { PoolEvent } from '../pool/pools.ts';
 import type { SandboxEvent } from '../sandbox/sandbox.ts';
 
 /** Seconds. */
@@ -31,6 +33,7 @@ export class Meters implements ApiMeters, Disposable {
   readonly #bytes;
   readonly #names;
   readonly #calls;
+  readonly #pools;
   readonly #timer: NodeJS.Timeout;
   #around = (journal: Journal): Journal => journal;
 
@@ -92,6 +95,16 @@ export class Meters implements ApiMeters, Disposable {
       'glovebox_bell_calls_total',
       'What was asked of the host by the bell, by outcome.',
     );
+    this.#pools = {
+      requests: it.counter<'runtime' | 'outcome'>(
+        'glovebox_pool_requests_total',
+        'Requests that fit a pool: hit where a sandbox of it was ready, miss where none was.',
+      ),
+      failed: it.counter<'runtime' | 'code'>(
+        'glovebox_pool_failures_total',
+        'Sandboxes for pools that did not start, by kind of trouble.',
+      ),
+    };
   }
 
   /** What can be looked at from now on. */
@@ -144,6 +157,22 @@ export class Meters implements ApiMeters, Disposable {
       default:
         event satisfies never;
     }
+  }
+
+  /** The sandboxes of pools are none of `glovebox_sandboxes` until somebody has them. */
+  watchPools(pools: () => readonly PoolInfo[]): void {
+    this.#registry.read<'runtime' | 'state'>(
+      'gauge',
+      'glovebox_pool_sandboxes',
+      'Sandboxes of pools, by whether they are ready, starting or in use.',
+      () => pooledBy(pools()),
+    );
+  }
+
+  pool(event: PoolEvent): void {
+    const { runtime } = event;
+    if (event.type === 'failed') this.#pools.failed.add({ runtime, code: event.code });
+    else this.#pools.requests.add({ runtime, outcome: event.type });
   }
 
   /** Of who is told of attempts, too. */
@@ -242,6 +271,19 @@ function countedBy(all: readonly SandboxInfo[]): [Record<'runtime' | 'state', st
     counts.set(key, [{ runtime, state }, count + 1]);
   }
   return [...counts.values()];
+}
+
+function pooledBy(pools: readonly PoolInfo[]): [Record<'runtime' | 'state', string>, number][] {
+  const runtimes = [...new Set(pools.map(({ glovebox }) => glovebox.runtime))];
+  return runtimes.flatMap((runtime) => {
+    const own = pools.filter(({ glovebox }) => glovebox.runtime === runtime).map(({ status }) => status);
+    return (['available', 'starting', 'allocated'] as const).map(
+      (state): [Record<'runtime' | 'state', string>, number] => [
+        { runtime, state },
+        own.reduce((sum, status) => sum + status[state], 0),
+      ],
+    );
+  });
 }
 
 /** The names are those that Prometheus' own clients use. */

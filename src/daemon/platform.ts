@@ -6,6 +6,7 @@ import type { AgentService } from '../api/agents.ts';
 import type { AuditService } from '../api/audit.ts';
 import type { BellService } from '../api/bell.ts';
 import type { NetworkService } from '../api/network.ts';
+import type { PoolService } from '../api/pools.ts';
 import type { PortService } from '../api/ports.ts';
 import type { TemplateService } from '../api/templates.ts';
 import { Tenants } from '../api/tenants.ts';
@@ -19,6 +20,7 @@ import { Listener } from '../ingress/listener.ts';
 import { connectionsMax, PublishedPorts } from '../ingress/published-ports.ts';
 import { Failure } from '../lib/failure.ts';
 import type { Log } from '../lib/log.ts';
+import { Pools } from '../pool/pools.ts';
 import { Sandboxes } from '../sandbox/sandboxes.ts';
 import { Volumes } from '../sandbox/volumes.ts';
 import { Snapshots } from '../snapshot/snapshots.ts';
@@ -48,6 +50,7 @@ export interface Platform extends AsyncDisposable {
   snapshots: Snapshots;
   ports: PortService;
   volumes: VolumeService;
+  pools: PoolService;
   workers: Workers;
   bell: BellService;
   audit: AuditService;
@@ -173,6 +176,19 @@ export async function openPlatform(live: LiveConfig, log: Log, meters: Meters): 
     workers: () => workers.counts(),
   });
   undo.defer(() => sandboxes.close());
+  const pools = Pools.open({
+    records: store.collection('pool'),
+    configured: config.pools,
+    runtimes: [...runtimes.keys()],
+    defaultRuntime: config.runtime.type,
+    warm: sandboxes,
+    log,
+    now: () => new Date(),
+    onEvent: (event) => meters.pool(event),
+  });
+  undo.defer(() => pools.close());
+  sandboxes.supplyFrom(pools);
+  meters.watchPools(() => pools.list());
   await images.sweep();
   await workspaces.sweep(sandboxes.list().map(({ id }) => id));
   const templates = new Templates({
@@ -204,7 +220,7 @@ export async function openPlatform(live: LiveConfig, log: Log, meters: Meters): 
   });
   const all = undo.move();
   return {
-    ...{ sandboxes, images, workspaces, agents, templates, snapshots, ports, volumes, workers },
+    ...{ sandboxes, images, workspaces, agents, templates, snapshots, ports, volumes, pools, workers },
     network: network.service,
     bell: bell.service,
     audit,

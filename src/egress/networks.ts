@@ -119,14 +119,7 @@ export class Networks implements SandboxNetwork {
     it.inside = { guest, walls };
     // It may be another agent than before, or have heard only a part.
     it.told = undefined;
-    if (walls === 'open') {
-      if (!this.#options.policies.hasOwn(sandboxId)) return;
-      throw new Failure(
-        'unsupported',
-        `sandbox ${sandboxId} is on a network of its own, where no rules can hold`,
-        { hint: 'Leave the rules out, or set docker.network_mode to "none" and use no memory runtime.' },
-      );
-    }
+    if (walls === 'open') return this.#refuseRules(sandboxId);
     await this.#tell(sandboxId, it, signal);
     if (!fresh || it.info.image === hostImage) return;
     try {
@@ -139,6 +132,19 @@ export class Networks implements SandboxNetwork {
         'the authority could not be put into the trust store of the image',
       );
     }
+  }
+
+  async handOver(info: SandboxInfo, request: NetworkRequest, signal: AbortSignal): Promise<void> {
+    const { id } = info;
+    const { inside, told } = this.#of(id);
+    // Another session: the one before knew the secrets of whoever owns the pool.
+    this.#add(info);
+    const it = this.#of(id);
+    it.told = told;
+    if (inside !== undefined) it.inside = inside;
+    this.#options.policies.reopen(id, request);
+    if (inside?.walls === 'open') this.#refuseRules(id);
+    else await this.#tell(id, it, signal);
   }
 
   async allowMeanwhile(sandboxId: string, resources: readonly string[]): Promise<Disposable> {
@@ -176,6 +182,15 @@ export class Networks implements SandboxNetwork {
         this.#options.log.warn({ sandbox: id, error: String(error) }, 'the agent did not hear of its ports'),
       );
     }
+  }
+
+  #refuseRules(sandboxId: string): void {
+    if (this.#options.policies.hasOwn(sandboxId))
+      throw new Failure(
+        'unsupported',
+        `sandbox ${sandboxId} is on a network of its own, where no rules can hold`,
+        { hint: 'Leave the rules out, or set docker.network_mode to "none" and use no memory runtime.' },
+      );
   }
 
   /** Whoever asks for the bell gets the way to it, too. */

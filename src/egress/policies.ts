@@ -78,6 +78,15 @@ export class Policies {
     this.#compiled.delete(sandboxId);
   }
 
+  /** The same for one that has been opened for nobody: what it was given then holds no more. */
+  reopen(sandboxId: string, request: NetworkRequest): void {
+    this.#own.delete(sandboxId);
+    this.#compiled.delete(sandboxId);
+    this.open(sandboxId, request);
+    if (this.#own.get(sandboxId)?.kind !== 'proxy-config')
+      rmSync(this.#configFolder(sandboxId), { recursive: true, force: true });
+  }
+
   /** Takes up what an earlier daemon has recorded. */
   adopt(sandboxId: string): void {
     try {

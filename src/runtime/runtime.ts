@@ -200,6 +200,11 @@ export interface Runtime {
   readonly hostRoot?: { uid: number; gid: number };
   check(signal: AbortSignal): Promise<RuntimeCheck>;
   /**
+   * What the name of an image stands for at this moment, without fetching anything: the same text for the same content. Undefined when there is no such image
+   * here. Absent where names say it all.
+   */
+  imageId?(name: string, signal: AbortSignal): Promise<string | undefined>;
+  /**
    * Starts a machine whose agent will dial `spec.runFolder`/agent.sock. Resolves once its first process runs (the agent's hello may
    * come before or after). On failure or abort nothing is left behind.
    * Failures: `not-found` (image), `unavailable` (back end missing), `unsupported`, `invalid`, `full`.

@@ -28,13 +28,13 @@ import { Failure } from '../lib/failure.ts';
 import type { Log } from '../lib/log.ts';
 import { traced } from '../lib/trace.ts';
 import type { ImageDefaults, Keeping, Machine, MachineSpec, Mount, Runtime } from '../runtime/runtime.ts';
-import type { SandboxRecord, Store } from '../store/store.ts';
+import type { PoolMember, SandboxRecord, Store } from '../store/store.ts';
 import { Activity } from './activity.ts';
 import { type AgentDoor, openDoor } from './door.ts';
 import { SandboxExecutions } from './executions.ts';
 import type { HostPaths } from './host-paths.ts';
 import type { SandboxNetwork } from './network.ts';
-import { type Inside, requireProgram, runStartup, runSteps, writeFiles } from './preparation.ts';
+import { hasStartup, type Inside, requireProgram, runStartup, runSteps, writeFiles } from './preparation.ts';
 import {
   type CreateRequest,
   mainExecId,
@@ -112,9 +112,9 @@ const startingReason = 'starting';
 const idleAfter = (afterMs: number | undefined, onIdle: () => void) =>
   afterMs === undefined ? [] : [{ afterMs, onIdle }];
 
-/** What OpenSandbox's clients send for a sandbox without a main process. */
+/** Without a main process; `tail -f /dev/null` is what OpenSandbox's clients send for that. */
 function keepsItself(entrypoint: readonly string[]): boolean {
-  return entrypoint.join(' ') === 'tail -f /dev/null';
+  return entrypoint.length === 0 || entrypoint.join(' ') === 'tail -f /dev/null';
 }
 
 export class Life {
@@ -171,7 +171,7 @@ export class Life {
       forget: (execId) => options.store.forgetExecution(id, execId),
       now: options.now,
       onCommand: (what) =>
-        options.onEvent?.({
+        this.#tell({
           runtime: record.info.runtime,
           ...(what === 'started' ? { type: 'command-started' } : { type: 'command-ended', outcome: what }),
         }),
@@ -182,6 +182,27 @@ export class Life {
 
   get info(): SandboxInfo {
     return this.#record.info;
+  }
+
+  /** What it is to a pool, if one had it made. */
+  get pool(): PoolMember | undefined {
+    return this.#record.pool;
+  }
+
+  /** Of a pool, and nobody's yet. */
+  get warm(): boolean {
+    return this.#record.pool?.warm === true;
+  }
+
+  /** Whether its machine runs with its agent within reach, or is frozen on purpose. */
+  get ready(): boolean {
+    const { state } = this.info;
+    return state === 'Paused' || (state === 'Running' && this.#guest !== undefined);
+  }
+
+  /** What happens to one that is nobody's is not counted among sandboxes. */
+  #tell(event: SandboxEvent): void {
+    if (!this.warm) this.#options.onEvent?.(event);
   }
 
   /** Where commands run unless they say otherwise; absent: where the image says. */
@@ -277,28 +298,30 @@ export class Life {
 
   /** Pending → Running. On failure or abort everything is taken away again. */
   create(request: CreateRequest, signal: AbortSignal): Promise<void> {
-    return this.#exclusive(async () => {
-      const all = AbortSignal.any([signal, this.#removal.signal]);
-      const { runtime } = this.info;
-      const begunAt = performance.now();
-      try {
-        await traced('sandbox.create', () => this.#boot(request, all), {
-          'sandbox.id': this.info.id,
-          runtime,
-        });
-        this.#options.onEvent?.({ type: 'created', runtime, ms: performance.now() - begunAt });
-      } catch (error) {
-        const failure = Failure.from(error, `create sandbox ${this.info.id}`);
-        this.#options.onEvent?.({ type: 'create-failed', runtime, code: failure.code });
-        await this.#takeAway({ reason: 'create-failed', message: failure.message }).catch((cleanup) =>
-          this.#options.log.error(
-            { sandbox: this.info.id, error: String(cleanup) },
-            'cleaning up after a failed creation failed',
-          ),
-        );
-        throw failure;
-      }
-    });
+    return this.#exclusive(() =>
+      this.#made(performance.now(), () =>
+        this.#boot(request, AbortSignal.any([signal, this.#removal.signal])),
+      ),
+    );
+  }
+
+  /** On failure everything is taken away again. */
+  async #made(begunAt: number, make: () => Promise<void>): Promise<void> {
+    const { id, runtime } = this.info;
+    try {
+      await traced('sandbox.create', make, { 'sandbox.id': id, runtime });
+      this.#tell({ type: 'created', runtime, ms: performance.now() - begunAt });
+    } catch (error) {
+      const failure = Failure.from(error, `create sandbox ${id}`);
+      this.#tell({ type: 'create-failed', runtime, code: failure.code });
+      await this.#takeAway({ reason: 'create-failed', message: failure.message }).catch((cleanup) =>
+        this.#options.log.error(
+          { sandbox: id, error: String(cleanup) },
+          'cleaning up after a failed creation failed',
+        ),
+      );
+      throw failure;
+    }
   }
 
   async #boot(request: CreateRequest, signal: AbortSignal): Promise<void> {
@@ -389,25 +412,45 @@ export class Life {
       throw new Failure('unavailable', `sandbox ${id} ended while it was prepared: ${exit.message}`);
     });
     died.catch(() => {});
-    const inside: Inside = {
+    const inside = this.#insideWith(guest);
+    await traced('sandbox.setup', () =>
+      Promise.race([this.#startup(inside, signal).then(() => prepare(inside, signal)), died]),
+    );
+    if (!keepsItself(entrypoint)) await this.#startMain(patient);
+  }
+
+  #insideWith(guest: Guest): Inside {
+    return {
       ...{ guest, executions: this.executions },
       user: this.#user,
       onProgress: (line) => this.#progress(line),
-      allowMeanwhile: (resources) => this.#options.network.allowMeanwhile(id, resources),
+      allowMeanwhile: (resources) => this.#options.network.allowMeanwhile(this.info.id, resources),
     };
+  }
+
+  async #startup(inside: Inside, signal: AbortSignal): Promise<void> {
+    const { pool } = this.#record;
+    if (pool?.warm) {
+      // Whoever gets it has its script run with their own environment. Looking wakes the larger part of the agent, which is wanted here.
+      const there = await hasStartup(inside, signal);
+      if (there && this.info.image !== hostImage) pool.startup = true;
+      return;
+    }
     // The host's own folders have no such script, and looking would wake the larger part of the agent.
-    const startup = this.info.image === hostImage ? Promise.resolve() : runStartup(inside, signal);
-    await traced('sandbox.setup', () => Promise.race([startup.then(() => prepare(inside, signal)), died]));
-    if (entrypoint.length > 0 && !keepsItself(entrypoint))
-      await this.executions
-        .start({ execId: mainExecId, argv: entrypoint, stdin: 'none', background: true }, patient)
-        .catch((error) => {
-          const { code, message, hint, details } = Failure.from(error, `start the main process of ${id}`);
-          throw new Failure(code, message, {
-            ...{ cause: error, details: { ...details, kind: 'start-failed' } },
-            ...(hint === undefined ? {} : { hint }),
-          });
+    if (this.info.image !== hostImage) await runStartup(inside, signal);
+  }
+
+  async #startMain(signal: AbortSignal): Promise<void> {
+    const { id, entrypoint } = this.info;
+    await this.executions
+      .start({ execId: mainExecId, argv: entrypoint, stdin: 'none', background: true }, signal)
+      .catch((error) => {
+        const { code, message, hint, details } = Failure.from(error, `start the main process of ${id}`);
+        throw new Failure(code, message, {
+          ...{ cause: error, details: { ...details, kind: 'start-failed' } },
+          ...(hint === undefined ? {} : { hint }),
         });
+      });
   }
 
   /** It can be used, and may end from now on. */
@@ -520,7 +563,7 @@ export class Life {
     const output = await this.executions.lastOutput(mainExecId, endingOutputBytesMax);
     const memory = this.memory;
     const { runtime } = this.info;
-    this.#options.onEvent?.({ type: 'ended', runtime, of: end.of, reason: end.reason });
+    this.#tell({ type: 'ended', runtime, of: end.of, reason: end.reason });
     this.#record.ending = {
       ...{ at: this.#options.now(), ...end },
       ...(exitCode === undefined ? {} : { exitCode }),
@@ -678,14 +721,16 @@ export class Life {
   resume(signal: AbortSignal): Promise<void> {
     const to = { state: 'Running', reason: 'running', message: 'resumed on request' } as const;
     return this.#exclusive(async () => {
-      await this.#freeze('Paused', 'Resuming', to, signal, async (machine, all) => {
-        await machine.resume(all);
-        this.#hush('frozen', false);
-        this.#guest = await (this.#door as AgentDoor).connected(all);
-        await this.#guest.ping(all);
-      });
+      await this.#freeze('Paused', 'Resuming', to, signal, (machine, all) => this.#thaw(machine, all));
       this.activity.watch();
     });
+  }
+
+  async #thaw(machine: NonNullable<Machine['pausing']>, signal: AbortSignal): Promise<void> {
+    await machine.resume(signal);
+    this.#hush('frozen', false);
+    this.#guest = await (this.#door as AgentDoor).connected(signal);
+    await this.#guest.ping(signal);
   }
 
   /** Nobody used it for long; whoever comes meanwhile keeps it. */
@@ -772,6 +817,61 @@ export class Life {
     this.#note(back, back.toLowerCase(), 'the change of state failed and was undone');
   }
 
+  /** What the image of a warm one is to its runtime: known for certain when its machine is made. */
+  setImageId(image: string): void {
+    const { pool } = this.#record;
+    if (pool === undefined) return;
+    this.#options.store.saveSandbox({ ...this.#record, pool: { ...pool, image } });
+    pool.image = image;
+  }
+
+  /** A warm one that can be handed over when this resolves: a frozen one goes on. That is not recorded before it is somebody's. */
+  wake(signal: AbortSignal): Promise<void> {
+    return this.#exclusive(async () => {
+      const { id, state } = this.info;
+      if (state === 'Paused') {
+        const pausing = this.#machine?.pausing;
+        if (pausing === undefined) throw new Failure('lost', `sandbox ${id} has no machine that could go on`);
+        await this.#thaw(pausing, AbortSignal.any([signal, AbortSignal.timeout(freezeDeadlineMs)]));
+        Object.assign(this.info, { state: 'Running', reason: 'running' });
+      }
+      this.guest();
+    });
+  }
+
+  /**
+   * A warm one that is awake becomes what `next` says, by one record, before anything else: whatever happens then, nobody else gets it. Resolves when it can
+   * be used; on failure or abort everything is taken away.
+   */
+  handOver(next: SandboxRecord, request: CreateRequest, signal: AbortSignal): Promise<void> {
+    const begunAt = performance.now();
+    const { pool, agentToken } = this.#record;
+    if (!this.warm || this.info.state !== 'Running')
+      throw new Failure('conflict', `sandbox ${this.info.id} cannot be handed over any more`);
+    const bare = keepsItself(next.info.entrypoint) && !pool?.startup && request.networkPolicy === undefined;
+    const now = this.#options.now();
+    const running = { state: 'Running', reason: 'running', message: 'the agent answers' } as const;
+    const info = { ...next.info, ...(bare ? running : {}), lastTransitionAt: now };
+    const { state, reason, message } = info;
+    const transitions = [{ at: now, state, reason, message }];
+    const record: SandboxRecord = { ...next, info, agentToken, transitions };
+    this.#options.store.saveSandbox(record);
+    // Others hold on to the same object.
+    Object.assign(this.#record, { ...record, info: Object.assign(this.info, info) });
+    return this.#exclusive(() =>
+      this.#made(begunAt, async () => {
+        const all = AbortSignal.any([signal, this.#removal.signal]);
+        const guest = this.#inside();
+        await this.#options.network.handOver(this.info, request, all);
+        if (bare) return;
+        if (pool?.startup) await runStartup(this.#insideWith(guest), all);
+        if (!keepsItself(this.info.entrypoint)) await this.#startMain(all);
+        this.#transition(running.state, running.reason, running.message);
+        if (this.#machine !== undefined) this.#watch(this.#machine);
+      }),
+    );
+  }
+
   setExpiry(expiresAt: Date): void {
     this.#change({ expiresAt });
   }
@@ -821,7 +921,7 @@ export class Life {
     const name = metadata[nameLabel];
     const death = { id, reason, message, at: this.#options.now(), past: this.#past };
     this.#options.store.burySandbox({ ...death, ...(name === undefined ? {} : { name }) });
-    this.#options.onEvent?.({ type: 'removed', runtime: this.info.runtime, reason });
+    this.#tell({ type: 'removed', runtime: this.info.runtime, reason });
     this.#gone = true;
     this.#options.onGone();
   }
@@ -850,7 +950,9 @@ export class Life {
       if (machine !== undefined) this.#take(machine);
       this.#options.network.adopt(this.info);
       const { state } = this.info;
-      if (state === 'Pending')
+      const { pool } = this.#record;
+      const halfMade = pool?.warm && pool.image === undefined;
+      if (state === 'Pending' || halfMade)
         return this.#takeAway({
           reason: 'interrupted',
           message: 'the daemon ended while it was being created',

@@ -34,6 +34,11 @@ export interface SandboxNetwork {
     inside: { guest: Guest; walls: Machine['network']; fresh: boolean },
     signal: AbortSignal,
   ): Promise<void>;
+  /**
+   * A sandbox that was made for a pool is somebody's from now on, with this request: its policy, its secrets and whose they are become those of one that was
+   * opened just now. Before anything of its owner runs in it. Failures as of `open` and `attach`.
+   */
+  handOver(info: SandboxInfo, request: NetworkRequest, signal: AbortSignal): Promise<void>;
   /** Allows names or `name:port` to one sandbox until it is disposed of; never longer than this daemon lives. Failure('invalid'). */
   allowMeanwhile(sandboxId: string, resources: readonly string[]): Promise<Disposable>;
   /** A connection that the agent has caught. */

@@ -62,9 +62,14 @@ export async function runSteps(
   }
 }
 
+/** Whether the image wants anything done at every start. */
+export async function hasStartup({ guest }: Pick<Inside, 'guest'>, signal: AbortSignal): Promise<boolean> {
+  return await exists(startupPath, guest, signal);
+}
+
 /** What the image wants done at every start, if it wants anything. */
 export async function runStartup(inside: Inside, signal: AbortSignal): Promise<void> {
-  if (!(await exists(startupPath, inside.guest, signal))) return;
+  if (!(await hasStartup(inside, signal))) return;
   await runStep(
     { run: startupPath, when: 'start', timeoutSeconds: startupSeconds },
     'startup of the image',

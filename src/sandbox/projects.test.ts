@@ -35,6 +35,7 @@ beforeEach(async () => {
     elsewhere: nowhereElse,
     network: {
       ...{ open: silent, adopt: silent, files: () => ({}), environment: () => ({}) },
+      handOver: async () => undefined,
       ...{ attach: async () => undefined, accept: silent, detach: silent, forget: async () => undefined },
       allowMeanwhile: async () => ({ [Symbol.dispose]: silent }),
     },

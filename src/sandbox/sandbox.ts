@@ -50,6 +50,8 @@ export interface CreateRequest {
   platform?: { os: string; arch: string };
   /** Name of a runtime; the configured default when absent. */
   runtime?: string;
+  /** Name of the pool that it is to come from, and to count for. */
+  pool?: string;
   /** Where it is to be, rather than here; `runtime` is then one of that machine's. */
   worker?: WorkerWish;
   /** The main process: the sandbox ends with it. Empty, or `tail -f /dev/null`, means none: the sandbox lives until removed or expired. */

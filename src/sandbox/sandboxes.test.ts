@@ -81,6 +81,7 @@ const network: SandboxNetwork = {
   adopt: ({ id }) => void told.push(`adopt ${id}`),
   files: () => ({ 'ca.crt': 'a certificate' }),
   environment: () => ({ HTTP_PROXY: 'http://127.0.0.1:3128', MINE: 'network' }),
+  handOver: async ({ id }) => void told.push(`hand over ${id}`),
   attach: async (id, { walls, fresh }) => void told.push(`attach ${id} ${walls} ${fresh}`),
   allowMeanwhile: async (id, resources) => {
     told.push(`allow ${id} ${resources.join()}`);

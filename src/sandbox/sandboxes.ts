@@ -26,6 +26,7 @@ import type {
   SandboxService,
 } from './sandbox.ts';
 import type { Volumes } from './volumes.ts';
+import type { Offer, PooledSandbox, WarmSandboxes, WarmSupply } from './warm.ts';
 import type { SandboxPorts, SandboxWorkspaces } from './workspaces.ts';
 
 /** Removals that failed, and runtimes that could not be asked at start, are tried again this often. */
@@ -57,7 +58,7 @@ export interface SandboxesOptions {
   onEvent?: (event: SandboxEvent) => void;
 }
 
-export class Sandboxes implements SandboxService {
+export class Sandboxes implements SandboxService, WarmSandboxes {
   readonly #options: SandboxesOptions;
   readonly #hostPaths: HostPaths;
   readonly #lives = new Map<string, Life>();
@@ -70,6 +71,7 @@ export class Sandboxes implements SandboxService {
   readonly #starting = new Map<string, number>();
   #timer: NodeJS.Timeout | undefined;
   #closed = false;
+  #supply: WarmSupply | undefined;
 
   private constructor(options: SandboxesOptions) {
     this.#options = options;
@@ -111,14 +113,27 @@ export class Sandboxes implements SandboxService {
     const mounts = request.mounts.map((mount) => this.#hostPaths.allow(mount, runtime));
     const { byOwner = false, workspaces: wanted = [], setup = [], user, cwd } = request;
     const workspaces = await this.#options.workspaces.check(wanted, { byOwner, runtime }, signal);
-    // From here to the record nothing waits, so that nobody else takes the name, or what is left of a quota, meanwhile.
     const { project, limits, published = [] } = request;
-    const name = request.metadata[nameLabel];
-    if (name !== undefined) this.#refuseTakenName(name, project?.id);
-    this.#refuseBeyondQuotas(project, { sandboxes: 1, limits, ports: published.length });
+    const refuse = () => {
+      const name = request.metadata[nameLabel];
+      if (name !== undefined) this.#refuseTakenName(name, project?.id);
+      this.#refuseBeyondQuotas(project, { sandboxes: 1, limits, ports: published.length });
+    };
+    // A request that is refused anyway takes nothing out of a pool.
+    refuse();
+    const offer = await this.#supply?.offer(request, runtimeName, signal);
+    const warm = offer && (await this.#woken(offer, signal));
+    // From here to the record nothing waits, so that nobody else takes the name, or what is left of a quota, meanwhile.
+    try {
+      refuse();
+    } catch (error) {
+      if (warm !== undefined) void this.discard(warm.info.id);
+      throw error;
+    }
     const now = this.#options.now();
+    const membership = warm?.pool ?? offer?.membership;
     const info: SandboxInfo = {
-      id: randomUUID(),
+      id: warm?.info.id ?? randomUUID(),
       ...(project === undefined ? {} : { project }),
       runtime: runtimeName,
       state: 'Pending',
@@ -150,7 +165,9 @@ export class Sandboxes implements SandboxService {
       startSteps: setup.filter((it) => it.when === 'start'),
       ...(user === undefined ? {} : { user }),
       ...(cwd === undefined ? {} : { cwd }),
+      ...(membership === undefined ? {} : { pool: { ...membership, warm: false } }),
     };
+    if (warm !== undefined) return await this.#handOver(warm, record, request, signal);
     try {
       this.#options.store.saveSandbox(record);
     } catch (error) {
@@ -166,6 +183,114 @@ export class Sandboxes implements SandboxService {
     return life.info;
   }
 
+  /** One that can be handed over now. What turns out to be of no use is taken away, and the next one tried. */
+  async #woken(offer: Offer, signal: AbortSignal): Promise<Life | undefined> {
+    for (let id = offer.claim(); id !== undefined; id = offer.claim()) {
+      const life = this.#lives.get(id);
+      try {
+        if (!life?.warm) continue;
+        await life.wake(signal);
+        offer.end(true);
+        return life;
+      } catch (error) {
+        void this.discard(id);
+        signal.throwIfAborted();
+        this.#options.log.warn({ sandbox: id, error: String(error) }, 'a warm sandbox was of no use');
+      }
+    }
+    offer.end(false);
+    return undefined;
+  }
+
+  async #handOver(
+    life: Life,
+    record: SandboxRecord,
+    request: CreateRequest,
+    signal: AbortSignal,
+  ): Promise<SandboxInfo> {
+    try {
+      await life.handOver(record, request, signal);
+    } catch (error) {
+      // It could not be recorded, so it is still nobody's.
+      if (life.warm) void this.discard(life.info.id);
+      throw error;
+    } finally {
+      this.#schedule();
+    }
+    return life.info;
+  }
+
+  /** From now on creations look there first. */
+  supplyFrom(supply: WarmSupply): void {
+    this.#supply = supply;
+  }
+
+  async warm(
+    request: CreateRequest,
+    { id, pool, runtime, frozen }: Parameters<WarmSandboxes['warm']>[1],
+    signal: AbortSignal,
+  ): Promise<void> {
+    if (this.#lives.size >= sandboxesMax)
+      throw new Failure(
+        'exhausted',
+        `there are ${sandboxesMax} sandboxes already; the most is ${sandboxesMax}`,
+      );
+    const { image, platform, limits } = request;
+    this.#runtime(runtime);
+    const before = await this.imageId(runtime, image, signal);
+    const now = this.#options.now();
+    const info: SandboxInfo = {
+      ...{ id, runtime, state: 'Pending', reason: 'starting', message: 'being created' },
+      ...{ lastTransitionAt: now, createdAt: now, image, limits },
+      ...{ entrypoint: [], metadata: {}, extensions: {}, keep: false, workspaces: [], published: [] },
+      ...(platform ? { platform } : {}),
+    };
+    const record: SandboxRecord = {
+      ...{ info, env: {}, agentToken: secret(), accessToken: secret(), mounts: [], startSteps: [] },
+      pool: { ...pool, warm: true },
+    };
+    this.#options.store.saveSandbox(record);
+    const life = this.#add(record, { found: false });
+    try {
+      await life.create(request, signal);
+      const after = await this.imageId(runtime, image, signal);
+      if (after === undefined || (before !== undefined && before !== after))
+        throw new Failure('conflict', `image ${image} was changed or removed while a sandbox was made of it`);
+      if (frozen) await life.pause(signal);
+      // With this it is complete.
+      life.setImageId(after);
+    } catch (error) {
+      await this.discard(id);
+      throw error;
+    } finally {
+      this.#schedule();
+    }
+  }
+
+  pooled(): PooledSandbox[] {
+    return [...this.#lives.values()].flatMap(({ pool, info, ready, found }) => {
+      const { id, runtime, state } = info;
+      return pool === undefined ? [] : [{ id, pool, runtime, state, ready: ready && !found }];
+    });
+  }
+
+  async discard(id: string): Promise<void> {
+    const life = this.#lives.get(id);
+    if (!life?.warm) return;
+    try {
+      await life.remove({ reason: 'removed', message: 'its pool needs it no more' });
+    } catch (error) {
+      this.#options.log.error({ sandbox: id, error: String(error) }, 'removing a warm sandbox failed');
+    } finally {
+      this.#schedule();
+    }
+  }
+
+  async imageId(runtime: string, image: string, signal: AbortSignal): Promise<string | undefined> {
+    const it = this.#runtime(runtime);
+    return it.imageId === undefined ? image : await it.imageId(image, signal);
+  }
+
   get(id: string): SandboxInfo {
     return this.#options.elsewhere.place(id)?.info ?? this.#life(id).info;
   }
@@ -173,6 +298,7 @@ export class Sandboxes implements SandboxService {
   list(filter: SandboxFilter = {}): SandboxInfo[] {
     const wanted = Object.entries(filter.metadata ?? {});
     return [...this.#lives.values()]
+      .filter((life) => !life.warm)
       .map((life) => life.info)
       .filter((info) => filter.project === undefined || info.project?.id === filter.project)
       .filter((info) => filter.states === undefined || filter.states.includes(info.state))
@@ -192,8 +318,8 @@ export class Sandboxes implements SandboxService {
 
   history(reference: string, projectId?: string): SandboxHistory {
     const life = this.#lives.get(reference);
-    if (life !== undefined && (projectId === undefined || life.info.project?.id === projectId))
-      return historyOf(life);
+    const shown = life !== undefined && !life.warm;
+    if (shown && (projectId === undefined || life.info.project?.id === projectId)) return historyOf(life);
     const death = this.#options.store.findDeath(reference, projectId);
     if (death === undefined)
       throw new Failure('not-found', `nothing is known of a sandbox ${JSON.stringify(reference)}`, {
@@ -373,7 +499,7 @@ export class Sandboxes implements SandboxService {
 
   #life(id: string): Life {
     const life = this.#lives.get(id);
-    if (life !== undefined) return life;
+    if (life !== undefined && !life.warm) return life;
     const death = this.#options.store.death(id);
     const known = death && `sandbox ${id} is gone since ${death.at.toISOString()}: ${death.message}`;
     throw new Failure('not-found', known ?? `there is no sandbox ${JSON.stringify(id)}`, {
@@ -413,7 +539,10 @@ export class Sandboxes implements SandboxService {
       log: this.#options.log,
       now: this.#options.now,
       onEvent: this.#options.onEvent,
-      onGone: () => this.#lives.delete(record.info.id),
+      onGone: () => {
+        this.#lives.delete(record.info.id);
+        if (record.pool !== undefined) this.#supply?.changed(record.pool.name);
+      },
       found,
     });
     this.#lives.set(record.info.id, life);

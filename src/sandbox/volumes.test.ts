@@ -94,6 +94,7 @@ async function start(allowedHostPaths = [allowed]): Promise<void> {
     elsewhere: nowhereElse,
     network: {
       ...{ open: silent, adopt: silent, files: () => ({}), environment: () => ({}) },
+      handOver: async () => undefined,
       ...{ attach: async () => undefined, accept: silent, detach: silent, forget: async () => undefined },
       allowMeanwhile: async () => ({ [Symbol.dispose]: silent }),
     },

@@ -24,6 +24,19 @@ export interface VolumeClaim {
   subPath?: string;
 }
 
+/** What a sandbox was made for when it was made for a pool, rather than for somebody. */
+export interface PoolMember {
+  name: string;
+  /** Of the pool's template when it was made. */
+  revision: string;
+  /** What its image's name stood for then, as the runtime tells images apart. */
+  image?: string;
+  /** Nobody's yet, and shown to nobody; afterwards a sandbox like any other, which the pool counts. */
+  warm: boolean;
+  /** Its image has a script that is to run when it gets to be somebody's. */
+  startup?: boolean;
+}
+
 /** A sandbox as it was last decided. `agentToken` lets its agent dial in, `accessToken` opens its endpoints. */
 export interface SandboxRecord {
   info: SandboxInfo;
@@ -44,6 +57,7 @@ export interface SandboxRecord {
   removedBy?: string;
   /** The last states that it came into, oldest first. */
   transitions?: Transition[];
+  pool?: PoolMember;
 }
 
 /** How a sandbox that is gone came to its end. */
@@ -67,7 +81,7 @@ export interface Collection<T> {
   drop(id: string): boolean;
 }
 
-export type CollectionName = 'worker' | 'enrolment' | 'project' | 'key' | 'snapshot' | 'volume';
+export type CollectionName = 'worker' | 'enrolment' | 'project' | 'key' | 'snapshot' | 'volume' | 'pool';
 
 export interface Store {
   saveSandbox(record: SandboxRecord): void;

@@ -10,7 +10,6 @@ import { parseLimits } from '../../contract/quantity.ts';
 import { Failure } from '../../lib/failure.ts';
 import type { CreateRequest } from '../../sandbox/sandbox.ts';
 import type { ApiLimits } from '../handlers.ts';
-import { Refusal } from '../refusal.ts';
 import { refuseLabel } from './metadata.ts';
 
 /** `byOwner`: the request has shown that it comes from the user whose daemon this is. */
@@ -20,11 +19,14 @@ export function createRequestOf(
   byOwner = false,
 ): CreateRequest {
   const { image, timeout, platform, extensions = {}, metadata = {} } = body;
+  const { poolRef } = extensions;
   const ofSnapshot = body.snapshotId != null;
   if (image !== undefined && ofSnapshot)
     throw new Failure('invalid', 'image, snapshotId: give one of them, not both');
-  if (image === undefined && !ofSnapshot && body.glovebox?.agent === undefined)
-    throw new Failure('invalid', 'image: is missing; give it, or a snapshotId');
+  if (poolRef !== undefined && ofSnapshot)
+    throw new Failure('invalid', 'extensions.poolRef, snapshotId: give one of them, not both');
+  if (image === undefined && !ofSnapshot && body.glovebox?.agent === undefined && poolRef === undefined)
+    throw new Failure('invalid', 'image: is missing; give it, a snapshotId, or a pool');
   for (const [key, value] of Object.entries(metadata)) refuseLabel(key, value);
   refuseExtensions(extensions);
   const most = limits.sandboxTimeoutSecondsMax;
@@ -95,10 +97,6 @@ function ownParts(own: Partial<NonNullable<CreateSandboxRequest['glovebox']>>): 
 }
 
 function refuseExtensions(extensions: Record<string, string>): void {
-  if (extensions.poolRef !== undefined)
-    throw new Refusal('invalid', 'extensions.poolRef: there are no pools in this version', {
-      wireCode: 'SANDBOX::UNSUPPORTED_POOL_REF',
-    });
   const transparent = extensions[transparentExtension];
   if (transparent !== undefined && transparent !== 'true' && transparent !== 'false')
     throw new Failure(

@@ -173,7 +173,6 @@ test.each([
     400,
     'gpu',
   ],
-  ['a pool', { extensions: { poolRef: 'p' } }, 400, 'poolRef'],
   ...['299', '86401', '', '6e2', '600.5', '-600', ' 600', 'soon'].map(
     (text): [string, object, number, string] => [
       `renewal by use for ${JSON.stringify(text)}`,

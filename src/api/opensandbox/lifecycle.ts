@@ -10,11 +10,12 @@ import {
 } from '../../contract/opensandbox.ts';
 import type { SandboxState } from '../../contract/sandbox.ts';
 import { Failure } from '../../lib/failure.ts';
-import type { SandboxFilter, SandboxInfo, SandboxService } from '../../sandbox/sandbox.ts';
+import type { CreateRequest, SandboxFilter, SandboxInfo, SandboxService } from '../../sandbox/sandbox.ts';
 import { refuseWidening } from '../bell.ts';
 import type { Exchange } from '../exchange.ts';
 import { callerOf, isOwner } from '../gate.ts';
 import type { ApiLimits, ApiOptions, Handlers } from '../handlers.ts';
+import { poolRefusal } from '../pools.ts';
 import { Refusal } from '../refusal.ts';
 import { parsePort } from '../router.ts';
 import { createRequestOf } from './create.ts';
@@ -34,7 +35,14 @@ type LifecycleHandlers = Handlers<
 >;
 
 export function lifecycleHandlers(options: ApiOptions, limits: ApiLimits): LifecycleHandlers {
-  const { service } = options;
+  const { service, pools } = options;
+  const createOf = async (poolRef: string, request: CreateRequest, signal: AbortSignal) => {
+    try {
+      return await service.create(pools.prepare(request, poolRef), signal);
+    } catch (thrown) {
+      throw poolRefusal(thrown);
+    }
+  };
   return {
     createSandbox: async ({ body, exchange }) => {
       const byOwner = isOwner(exchange.request, options.ownerKey);
@@ -47,7 +55,10 @@ export function lifecycleHandlers(options: ApiOptions, limits: ApiLimits): Lifec
       const request =
         agent === undefined ? plain : await options.agents.prepare(plain, agent, exchange.signal);
       if (source === undefined) refuseSnapshotImage(request.image);
-      const info = await service.create(request, exchange.signal);
+      const { poolRef } = plain.extensions;
+      const info = await (poolRef === undefined
+        ? service.create(request, exchange.signal)
+        : createOf(poolRef, request, exchange.signal));
       return {
         status: 202,
         json: createdOf(info, service),

@@ -136,6 +136,16 @@ export class BubblewrapRuntime implements Runtime {
     return checkHost({ bwrap: this.#launcherOptions.bwrap, capabilities, probe }, signal);
   }
 
+  async imageId(name: string, signal: AbortSignal): Promise<string | undefined> {
+    try {
+      const root = await this.#options.images.resolve(name, signal);
+      return root.kind === 'host' ? hostParent : root.digest;
+    } catch (error) {
+      if (error instanceof Failure && error.code === 'not-found') return undefined;
+      throw error;
+    }
+  }
+
   async create(spec: MachineSpec, signal: AbortSignal): Promise<Machine> {
     if (!idPattern.test(spec.id))
       throw new Failure('invalid', `make machine ${JSON.stringify(spec.id)}: not a possible id`);

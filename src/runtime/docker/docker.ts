@@ -47,7 +47,7 @@ import {
   isAlive,
 } from './exits.ts';
 import { askFacts, type EngineFacts, noCapabilities } from './facts.ts';
-import { ensureImage } from './image.ts';
+import { ensureImage, inspectImage } from './image.ts';
 import { DockerImages } from './images.ts';
 import { attachMounts, checkMounts, mountsPossible } from './mounts.ts';
 import { forgetStop, noteStop, wasStopped } from './stop-note.ts';
@@ -174,6 +174,10 @@ export class DockerRuntime implements Runtime, Disposable {
       const problem = { message, hint: hint ?? 'See whether "docker info" works.', fatal: true };
       return { usable: false, capabilities: noCapabilities, problems: [problem] };
     }
+  }
+
+  async imageId(name: string, signal: AbortSignal): Promise<string | undefined> {
+    return (await inspectImage(this.#engine, name, signal))?.Id;
   }
 
   async create(spec: MachineSpec, signal: AbortSignal): Promise<Machine> {
