@@ -6,6 +6,7 @@ import { Connection, type ConnectionOptions } from './connection.ts';
 import { ConflictError, errorOf, NotFoundError, SandboxError } from './errors.ts';
 import { Network } from './network.ts';
 import { type NewRule, Policy } from './policy.ts';
+import { Pools } from './pools.ts';
 import { Projects } from './projects.ts';
 import { Sandbox } from './sandbox.ts';
 import { Secrets } from './secrets.ts';
@@ -173,6 +174,7 @@ export class SandboxClient {
   readonly workers: Workers;
   readonly projects: Projects;
   readonly volumes: Volumes;
+  readonly pools: Pools;
 
   constructor(options: ConnectionOptions = {}) {
     this.#connection = new Connection(options);
@@ -188,6 +190,7 @@ export class SandboxClient {
     this.workers = new Workers(this.#connection);
     this.projects = new Projects(this.#connection);
     this.volumes = new Volumes(this.#connection);
+    this.pools = new Pools(this.#connection);
   }
 
   /**

@@ -60,6 +60,7 @@ export type {
   RuleDetails,
   RuleList,
 } from './policy.ts';
+export type { NewPool, PoolCapacity, PoolInfo, PoolOptions, Pools, PoolTemplate } from './pools.ts';
 export type { PortAddress, PortConnection, Ports } from './ports.ts';
 export {
   type OutputEvent,

@@ -34,7 +34,7 @@ const withoutData = [
   ...['policy rm', 'policy reset', 'policy approval watch', 'policy approval answer', 'secret rm'],
   ...['secret import', 'settings set', 'settings unset', 'bell token rm', 'bell client', 'bell unit'],
   ...['init-config', 'config schema'],
-  ...['env run', 'env exec', 'env rm', 'project rm', 'project key revoke', 'volume rm'],
+  ...['env run', 'env exec', 'env rm', 'pool rm', 'project rm', 'project key revoke', 'volume rm'],
   ...['worker', 'worker install'],
   ...['workers unenrol', 'workers cordon', 'workers uncordon', 'workers rm'],
   ...['workers snapshot restore', 'workers snapshot tag', 'workers snapshot rm'],

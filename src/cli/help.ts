@@ -23,7 +23,7 @@ const groups: Readonly<Record<string, readonly string[]>> = {
   'Images:': ['template', 'image', 'snapshot'],
   'Other machines:': ['workers', 'worker'],
   'This machine:': [
-    ...['settings', 'init-config', 'config', 'setup', 'doctor', 'project', 'volume', 'audit'],
+    ...['settings', 'init-config', 'config', 'setup', 'doctor', 'project', 'pool', 'volume', 'audit'],
     ...['backup', 'restore', 'serve', 'version'],
     'completion',
   ],

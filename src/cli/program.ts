@@ -11,6 +11,7 @@ import { addConfigVerbs } from './verbs/config.ts';
 import { addEnvVerbs } from './verbs/env.ts';
 import { addNetworkVerbs } from './verbs/network.ts';
 import { addPolicyVerbs } from './verbs/policy.ts';
+import { addPoolVerbs } from './verbs/pool.ts';
 import { addProjectVerbs } from './verbs/project.ts';
 import { addSandboxVerbs } from './verbs/sandbox.ts';
 import { addSecretVerbs } from './verbs/secret.ts';
@@ -154,6 +155,7 @@ export function makeProgram(args: readonly string[]): Command {
   addPolicyVerbs(program);
   addProjectVerbs(program);
   addVolumeVerbs(program);
+  addPoolVerbs(program);
   addSecretVerbs(program);
   addSettingsVerbs(program);
   addSnapshotVerbs(program);
