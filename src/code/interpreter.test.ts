@@ -1,6 +1,6 @@
 // A shell that lives from run to run, on a real bash.
 import { randomBytes } from 'node:crypto';
-import { existsSync, mkdirSync } from 'node:fs';
+import { existsSync, mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { startExecutions } from './executions.fixture.ts';
@@ -243,4 +243,30 @@ test('a session is found again by another daemon, with all that it knows', async
   expect(await said(found, 'echo $kept')).toEqual(['yes\n', 0]);
   await found.close(never);
   expect(Interpreter.find({ ...options, id: `session-${'0'.repeat(32)}` })).toBeUndefined();
+});
+
+test('a run that an earlier daemon has begun is interrupted, and goes on to its end if it is not', async () => {
+  const it = made();
+  const begun = join(inside.home, 'begun');
+  const cut = said(it, `kept=yes; touch ${begun}; sleep 600`);
+  await expect.poll(() => existsSync(begun)).toBe(true);
+  const options = { language: bashSession, secret: 'secret', id: it.id };
+  const found =
+    Interpreter.find({ ...options, executions: await inside.adopted() }) ?? expect.fail('it is not found');
+  await found.interrupt();
+  // Whose daemon has lost it.
+  expect(await cut).toEqual(['', null]);
+  expect(await said(found, 'echo $kept')).toEqual(['yes\n', 0]);
+  await expect(found.interrupt()).rejects.toMatchObject({ code: 'conflict' });
+
+  const go = join(inside.home, 'go');
+  const slow = said(found, `rm ${begun}; until test -e ${go}; do sleep 0.05; done; kept=longer`);
+  await expect.poll(() => existsSync(begun)).toBe(false);
+  const last =
+    Interpreter.find({ ...options, executions: await inside.adopted() }) ?? expect.fail('it is not found');
+  const next = said(last, 'echo $kept');
+  writeFileSync(go, '');
+  expect(await next).toEqual(['longer\n', 0]);
+  await slow;
+  await last.close(never);
 });

@@ -64,6 +64,8 @@ export class Interpreter {
   #turn: Promise<void> = Promise.resolve();
   /** The run that has its turn. */
   #current: symbol | undefined;
+  /** It was found, and whether a run of an earlier daemon goes on in it shows only when the next one begins. */
+  #inherited = false;
   #closed = false;
 
   constructor({ executions, language, id, secret, cwd }: Options) {
@@ -86,6 +88,7 @@ export class Interpreter {
       if (ended) continue;
       const interpreter = new Interpreter(options);
       interpreter.#process = executions.get(execId);
+      interpreter.#inherited = true;
       return interpreter;
     }
     return undefined;
@@ -138,11 +141,16 @@ export class Interpreter {
     }
   }
 
-  /** What runs at the moment ends as by Ctrl-C, and after three seconds by force. Failure('conflict') when nothing runs. */
+  /**
+   * What runs at the moment ends as by Ctrl-C, and after three seconds by force; what an earlier daemon has begun, as by Ctrl-C. Failure('conflict') when
+   * nothing runs.
+   */
   async interrupt(): Promise<void> {
     const [me, process] = [this.#current, this.#process];
-    if (me === undefined || process === undefined || process.info.exit !== undefined)
+    if (process === undefined || process.info.exit !== undefined || (me === undefined && !this.#inherited))
       throw new Failure('conflict', `nothing runs in ${this.id}`);
+    // Once, for nobody tells whether it has helped; drivers that are idle do not mind.
+    if (me === undefined) return await process.signal('SIGINT', { tree: true });
     // Again and again: a program that is just being started does not get it, and who waits for that program hears it too late.
     const timer = setInterval(() => {
       if (this.#current !== me || tries === triesMax) clearInterval(timer);
@@ -258,9 +266,11 @@ export class Interpreter {
           if (running.has(piece.lane)) yield piece;
         } else {
           const { lane, frame } = piece;
-          if (frame.begin === id) running.add(lane);
-          else if (frame.result !== undefined && running.has(lane))
-            yield { type: 'result', forms: frame.result };
+          if (frame.begin === id) {
+            this.#inherited = false;
+            running.add(lane);
+          }
+          if (frame.result !== undefined && running.has(lane)) yield { type: 'result', forms: frame.result };
           else if (frame.end === id) {
             ended.add(lane);
             if (ended.size < this.#language.lanes.length) continue;

@@ -112,11 +112,34 @@ describe.each(
     expect((await execd('POST', '/code/context', { language: '../x' })).status).toBe(400);
   });
 
-  test('another daemon finds the contexts, with all that they know', async () => {
-    const id = await made('python');
+  test('another daemon finds the contexts, with all that they know and what was running in them', async () => {
+    const [id, slow, stuck] = await Promise.all([made('python'), made('python'), made('python')]);
     await run('x = "known"', { id });
+    const cut = [
+      run(
+        'open("/tmp/slow", "w").close()\nimport os, time\nwhile not os.path.exists("/tmp/go"): time.sleep(0.05)\nx = "late"',
+        { id: slow },
+      ),
+      run('x = "before"\nopen("/tmp/stuck", "w").close()\nimport time\ntime.sleep(600)', { id: stuck }),
+    ].map((it) => it.catch(() => 'cut'));
+    await until(
+      'both runs',
+      async () => (await execd('GET', '/files/info?path=/tmp/slow&path=/tmp/stuck')).status,
+      (it) => it === 200,
+    );
     await daemon.kill();
+    expect(await Promise.all(cut)).toEqual(['cut', 'cut']);
     daemon = await startDaemon({ runtime, home: daemon.home });
+    await until(
+      'the way into the sandbox',
+      async () => (await execd('GET', '/ping')).status,
+      (it) => it === 200,
+    );
     expect(shown(await run('x', { id }))[0]).toBe("'known'");
+    expect((await execd('DELETE', `/code?id=${stuck}`)).status).toBe(200);
+    expect(shown(await run('x', { id: stuck }))[0]).toBe("'before'");
+    const next = run('x', { id: slow });
+    await execd('POST', '/command', { command: 'touch /tmp/go' });
+    expect(shown(await next)[0]).toBe("'late'");
   });
 });

@@ -161,10 +161,11 @@ describe.each(runtimes)('%s', (runtime) => {
     await cut;
     daemon = await startDaemon({ runtime, home: daemon.home });
     await until(
-      'the terminal',
-      () => call(daemon, 'GET', path),
-      ({ status, body }) => status === 200 && body.running === true,
+      'the way into the sandbox',
+      async () => (await call(daemon, 'GET', `${base}/ping`)).status,
+      (status) => status === 200,
     );
+    expect(await call(daemon, 'GET', path)).toMatchObject({ status: 200, body: { running: true } });
     const second = new Terminal(daemon, `${path}/ws?since=0`);
     second.socket.on('open', () => second.type('echo "still $kept"; exit 5\n'));
     await second.shows('still here');
