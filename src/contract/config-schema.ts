@@ -1,7 +1,15 @@
 // The configuration file as a JSON Schema, for editors: what each key is, what it takes, and which of OpenSandbox's keys do nothing or are refused here.
 // It says what a file may hold; what keys need of each other is checked by daemon/config.ts alone.
 import { z } from 'zod';
-import { configSections, emptyKeys, type ForeignKey, inertKeys, refusedKeys, renamedKeys } from './config.ts';
+import {
+  ConfigFile,
+  configSections,
+  emptyKeys,
+  type ForeignKey,
+  inertKeys,
+  refusedKeys,
+  renamedKeys,
+} from './config.ts';
 
 interface Node {
   description?: string;
@@ -26,6 +34,9 @@ export function configJsonSchema(): object {
       properties[key] = emptyKeys.includes(`${section}.${key}`) ? orEmpty(node) : node;
     }
   }
+  // Sections whose keys are names of one's own.
+  for (const [section, schema] of Object.entries(ConfigFile.shape))
+    if (!Object.hasOwn(configSections, section)) root.properties[section] = nodeOf(schema);
   for (const [old, key] of Object.entries(renamedKeys)) {
     const found = nodeAt(root, key);
     put(root, old, { ...found, description: `An older name of ${key}.`, deprecated: true });

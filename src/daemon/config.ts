@@ -205,17 +205,20 @@ export async function reloadConfig(sources: ConfigSources, running: Config): Pro
   const found = await gathered(sources);
   const parsed = structuredClone(found.parsed) as SettingsBySection;
   const before = running.settings as SettingsBySection;
-  const different = allKeys().filter((dotted) => {
-    const { section, key } = partsOfKey(dotted);
-    return !isDeepStrictEqual(parsed[section]?.[key], before[section]?.[key]);
-  });
-  const [changed, later] = [true, false].map((now) =>
-    different.filter((it) => reloadedKeys.includes(it) === now),
-  ) as [string[], string[]];
-  for (const dotted of later) {
-    const { section, key } = partsOfKey(dotted);
-    const table = parsed[section];
-    if (table !== undefined) table[key] = before[section]?.[key];
+  const changed: string[] = [];
+  const later: string[] = [];
+  for (const [section, table] of Object.entries(parsed)) {
+    const old = before[section] ?? {};
+    const names = [...new Set([...Object.keys(table), ...Object.keys(old)])];
+    for (const key of names.filter((it) => !isDeepStrictEqual(table[it], old[it]))) {
+      const dotted = `${section}.${key}`;
+      if (reloadedKeys.includes(dotted)) changed.push(dotted);
+      else {
+        later.push(dotted);
+        if (old[key] === undefined) delete table[key];
+        else table[key] = structuredClone(old[key]);
+      }
+    }
   }
   const config = await configFrom(sources, { ...found, parsed: parsed as ConfigFile });
   return { config, changed, later };
