@@ -2,7 +2,8 @@
 import { existsSync, mkdirSync, readdirSync, readFileSync, realpathSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { ConnectionConfig, Sandbox, SandboxManager, type Volume } from '@alibaba-group/opensandbox';
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
+import { DiagnosticContent } from '../../src/contract/diagnostics.ts';
 import { expectNothingLeft, makeHome, startDaemon, type TestDaemon } from '../daemon.ts';
 import { dockerImage } from '../images.ts';
 import { runtimes } from '../runtimes.ts';
@@ -143,5 +144,71 @@ describe.each(runtimes)('%s', (runtime) => {
     await sandbox.kill();
     expect(existsSync(join(homeOf(), 'secret'))).toBe(true);
     expect(readdirSync(join(homeOf(), 'secret'))).toEqual([]);
+  });
+
+  test('use makes it live longer; idleness pauses it; diagnostics tell of both', async () => {
+    const sandbox = await create([], {
+      entrypoint: ['sh', '-c', 'echo from the main process; exec sleep 600'],
+      secureAccess: true,
+      extensions: {
+        'glovebox.runtime': runtime,
+        'access.renew.extend.seconds': '3600',
+        'glovebox.idle.pause.seconds': '2',
+      },
+      timeoutSeconds: 600,
+    });
+    // Its client has looked whether it is healthy, which is use.
+    const { expiresAt } = await sandbox.getInfo();
+    expect((expiresAt?.getTime() ?? 0) - Date.now()).toBeGreaterThan(3_000_000);
+    const stateOf = async () => (await manager.getSandboxInfo(sandbox.id)).status;
+    await vi.waitFor(async () => expect(await stateOf()).toMatchObject({ state: 'Paused', reason: 'idle' }));
+
+    const logs = await api('GET', `/sandboxes/${sandbox.id}/diagnostics/logs?scope=container`);
+    expect(DiagnosticContent.parse(logs.json).content).toBe('from the main process\n');
+    const events = await api('GET', `/sandboxes/${sandbox.id}/diagnostics/events?scope=lifecycle`);
+    expect(events.json.content).toMatch(/created\n[\s\S]* Running [\s\S]* Pausing [\s\S]* Paused \(idle\)/);
+    const old = await api('GET', `/sandboxes/${sandbox.id}/diagnostics/summary`);
+    expect([old.headers.get('deprecation'), old.text]).toEqual([
+      'true',
+      expect.stringMatching(/== inspect ==[\s\S]*== logs ==\nfrom the main process\n$/),
+    ]);
+
+    const path = `/sandboxes/${sandbox.id}`;
+    expect((await api('POST', `${path}/pause`)).json.code).toBe('DOCKER::SANDBOX_NOT_RUNNING');
+    expect((await api('POST', `${path}/resume`)).status).toBe(202);
+    const refusals: [string, string, object | undefined, number, string][] = [
+      ['POST', `${path}/resume`, undefined, 409, 'DOCKER::SANDBOX_NOT_PAUSED'],
+      [
+        'POST',
+        `${path}/renew-expiration`,
+        { expiresAt: '2020-01-01T00:00:00Z' },
+        400,
+        'DOCKER::INVALID_EXPIRATION',
+      ],
+      ['GET', `${path}/endpoints/65536`, undefined, 400, 'DOCKER::INVALID_PORT'],
+      ['GET', `${path}/diagnostics/logs?scope=odd`, undefined, 400, 'SANDBOX::INVALID_PARAMETER'],
+    ];
+    for (const [method, route, body, status, code] of refusals) {
+      const answer = await api(method, route, body);
+      expect({ route, status: answer.status, json: answer.json }).toEqual({
+        ...{ route, status },
+        json: { code, message: expect.any(String) },
+      });
+    }
+    await manager.killSandbox(sandbox.id);
+    await sandbox.close();
+  });
+
+  test('one that is removed by hand has no end, and a main process that cannot start is told as that', async () => {
+    const sandbox = await create([], { timeoutSeconds: null });
+    expect((await sandbox.getInfo()).expiresAt).toBeNull();
+    const renewal = { expiresAt: new Date(Date.now() + 600_000).toISOString() };
+    const answer = await api('POST', `/sandboxes/${sandbox.id}/renew-expiration`, renewal);
+    expect([answer.status, answer.json.code]).toEqual([409, 'DOCKER::INVALID_EXPIRATION']);
+    await sandbox.kill();
+    await sandbox.close();
+    await expect(create([], { entrypoint: ['/no/such/program'] })).rejects.toMatchObject({
+      error: { code: 'DOCKER::SANDBOX_START_FAILED' },
+    });
   });
 });

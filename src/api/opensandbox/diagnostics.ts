@@ -60,7 +60,10 @@ export function diagnosticHandlers({
       .list()
       .find(({ id }) => id === mainExecId);
     if (known === undefined)
-      return { lines: [], warnings: ['it has no main process, or none that has begun'] };
+      return {
+        lines: [],
+        warnings: ['it has no main process, or none that the daemon has heard of since it was started'],
+      };
     const from = Math.max(known.start, known.end - diagnosticBytesMax);
     const bytes: Uint8Array[] = [];
     for await (const piece of service.executions(sandboxId).get(mainExecId).read(from, { follow: false }))
