@@ -507,7 +507,7 @@ export const inertKeys: readonly ForeignKey[] = [
   { key: 'storage.ossfs_mount_root', why: 'there are no OSS volumes, and requests for them are refused' },
   {
     key: 'storage.volume_default_size',
-    why: 'there are no volumes of a fixed size, and requests for them are refused',
+    why: 'named volumes have no size of their own',
   },
   { key: 'egress.image', why: 'the way out is a part of the daemon and needs no image' },
   { key: 'egress.mode', why: 'names and addresses are always both checked' },
