@@ -146,45 +146,19 @@ describe.each(runtimes)('%s', (runtime) => {
     expect(readdirSync(join(homeOf(), 'secret'))).toEqual([]);
   });
 
-  test('use makes it live longer; idleness pauses it; diagnostics tell of both', async () => {
+  test('use makes it live longer, and what does not fit its state is refused in the words that clients know', async () => {
     const sandbox = await create([], {
-      entrypoint: ['sh', '-c', 'echo from the main process; exec sleep 600'],
       secureAccess: true,
-      extensions: {
-        'glovebox.runtime': runtime,
-        'access.renew.extend.seconds': '3600',
-        'glovebox.idle.pause.seconds': '2',
-      },
-      timeoutSeconds: 600,
+      extensions: { 'glovebox.runtime': runtime, 'access.renew.extend.seconds': '3600' },
     });
     // Its client has looked whether it is healthy, which is use.
     const { expiresAt } = await sandbox.getInfo();
     expect((expiresAt?.getTime() ?? 0) - Date.now()).toBeGreaterThan(3_000_000);
-    const stateOf = async () => (await manager.getSandboxInfo(sandbox.id)).status;
-    await vi.waitFor(async () => expect(await stateOf()).toMatchObject({ state: 'Paused', reason: 'idle' }));
-
-    const logs = await api('GET', `/sandboxes/${sandbox.id}/diagnostics/logs?scope=container`);
-    expect(DiagnosticContent.parse(logs.json).content).toBe('from the main process\n');
-    const events = await api('GET', `/sandboxes/${sandbox.id}/diagnostics/events?scope=lifecycle`);
-    expect(events.json.content).toMatch(/created\n[\s\S]* Running [\s\S]* Pausing [\s\S]* Paused \(idle\)/);
-    const old = await api('GET', `/sandboxes/${sandbox.id}/diagnostics/summary`);
-    expect([old.headers.get('deprecation'), old.text]).toEqual([
-      'true',
-      expect.stringMatching(/== inspect ==[\s\S]*== logs ==\nfrom the main process\n$/),
-    ]);
-
     const path = `/sandboxes/${sandbox.id}`;
-    expect((await api('POST', `${path}/pause`)).json.code).toBe('DOCKER::SANDBOX_NOT_RUNNING');
-    expect((await api('POST', `${path}/resume`)).status).toBe(202);
+    const past = { expiresAt: '2020-01-01T00:00:00Z' };
     const refusals: [string, string, object | undefined, number, string][] = [
       ['POST', `${path}/resume`, undefined, 409, 'DOCKER::SANDBOX_NOT_PAUSED'],
-      [
-        'POST',
-        `${path}/renew-expiration`,
-        { expiresAt: '2020-01-01T00:00:00Z' },
-        400,
-        'DOCKER::INVALID_EXPIRATION',
-      ],
+      ['POST', `${path}/renew-expiration`, past, 400, 'DOCKER::INVALID_EXPIRATION'],
       ['GET', `${path}/endpoints/65536`, undefined, 400, 'DOCKER::INVALID_PORT'],
       ['GET', `${path}/diagnostics/logs?scope=odd`, undefined, 400, 'SANDBOX::INVALID_PARAMETER'],
     ];
@@ -195,6 +169,38 @@ describe.each(runtimes)('%s', (runtime) => {
         json: { code, message: expect.any(String) },
       });
     }
+    await sandbox.kill();
+    await sandbox.close();
+  });
+
+  test('one that nobody uses is paused, and diagnostics tell of it', async () => {
+    const sandbox = await create([], {
+      entrypoint: ['sh', '-c', 'echo from the main process; exec sleep 600'],
+      extensions: { 'glovebox.runtime': runtime, 'glovebox.idle.pause.seconds': '3' },
+      // Which would be use, or come too late.
+      skipHealthCheck: true,
+    });
+    const path = `/sandboxes/${sandbox.id}`;
+    await vi.waitFor(async () =>
+      expect((await manager.getSandboxInfo(sandbox.id)).status).toMatchObject({
+        state: 'Paused',
+        reason: 'idle',
+      }),
+    );
+    const again = await api('POST', `${path}/pause`);
+    expect([again.status, again.json.code]).toEqual([409, 'DOCKER::SANDBOX_NOT_RUNNING']);
+    const events = await api('GET', `${path}/diagnostics/events?scope=lifecycle`);
+    expect(events.json.content).toMatch(/created\n[\s\S]* Running [\s\S]* Pausing [\s\S]* Paused \(idle\)/);
+    expect((await api('POST', `${path}/resume`)).status).toBe(202);
+    await vi.waitFor(async () => {
+      const logs = await api('GET', `${path}/diagnostics/logs?scope=container`);
+      expect(DiagnosticContent.parse(logs.json).content).toBe('from the main process\n');
+    });
+    const old = await api('GET', `${path}/diagnostics/summary`);
+    expect([old.headers.get('deprecation'), old.text]).toEqual([
+      'true',
+      expect.stringMatching(/== inspect ==[\s\S]*== logs ==\nfrom the main process\n$/),
+    ]);
     await manager.killSandbox(sandbox.id);
     await sandbox.close();
   });
