@@ -1,5 +1,5 @@
 // `npm run bench`: figures beside their floors, measured in the same run. A table for people, `--json` for programs, `--quick`
-// for a first look, `--only sandbox`, `--only snapshot`, `--only workspace`, `--only egress` or `--only workers` for a part.
+// for a first look, `--only sandbox`, `--only snapshot`, `--only workspace`, `--only egress`, `--only gateway` or `--only workers` for a part.
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -11,6 +11,7 @@ import { openPlatform } from '../src/daemon/platform.ts';
 import { openLog } from '../src/lib/log.ts';
 import { dockerImage } from '../test/images.ts';
 import { egressFigures } from './egress/main.ts';
+import { gatewayFigures, nginxPresent } from './gateway.ts';
 import { execFigures, fileFigures, stalledReaderFigure, streamFigures } from './guest.ts';
 import { type Figure, table } from './measure.ts';
 import { memoryFigures } from './memory.ts';
@@ -23,11 +24,11 @@ const { values: flags } = parseArgs({
   options: {
     json: { type: 'boolean', default: false },
     quick: { type: 'boolean', default: false },
-    /** `sandbox`, `snapshot`, `workspace`, `egress` or `workers`; all figures when absent. */
+    /** `sandbox`, `snapshot`, `workspace`, `egress`, `gateway` or `workers`; all figures when absent. */
     only: { type: 'string' },
   },
 });
-const wanted = (part: 'sandbox' | 'snapshot' | 'workspace' | 'egress' | 'workers') =>
+const wanted = (part: 'sandbox' | 'snapshot' | 'workspace' | 'egress' | 'gateway' | 'workers') =>
   flags.only === undefined || flags.only === part;
 const times = (count: number): number => (flags.quick ? Math.max(2, Math.ceil(count / 5)) : count);
 const say = (line: string): void => console.error(`bench: ${line}`);
@@ -113,6 +114,12 @@ try {
   if (wanted('egress')) {
     say('the way out, beside squid and mitmproxy');
     figures.push(...(await egressFigures({ rounds: times(5), ms: flags.quick ? 1_500 : 4_000 })));
+  }
+  if (wanted('gateway')) {
+    say('the gateway, beside nginx');
+    if (nginxPresent())
+      figures.push(...(await gatewayFigures({ rounds: times(5), ms: flags.quick ? 1_500 : 4_000 })));
+    else say('there is no nginx: its figures are left out');
   }
   if (wanted('workers')) {
     const folder = await mkdtemp(join(tmpdir(), 'glovebox-bench-workers-'));

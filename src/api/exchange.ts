@@ -14,6 +14,7 @@ import {
 } from '../contract/errors.ts';
 import { Failure } from '../lib/failure.ts';
 import { YoungGarbage } from '../lib/young-garbage.ts';
+import { errorPage } from './error-page.ts';
 import { Refusal } from './refusal.ts';
 
 /** A command line and its environment may reach the guest protocol's 4 MiB; as JSON it may take twice that. */
@@ -153,10 +154,10 @@ export class Exchange {
   }
 
   /** Answers with a failure, or cuts the connection when the answer has begun already. */
-  async fail(failure: Failure, area: Area): Promise<void> {
+  async fail(failure: Failure, area: Area, { asPage = false }: { asPage?: boolean } = {}): Promise<void> {
     const { response } = this;
     // Node does so itself with a body that nobody has begun to read.
-    response.once('finish', () => this.#dropRest());
+    response.once('finish', () => this.dropRest());
     if (response.headersSent) {
       response.destroy();
       return;
@@ -165,6 +166,17 @@ export class Exchange {
     const { status, code, headers } = errorAnswer(failure, about);
     for (const name of response.getHeaderNames())
       if (name !== 'x-request-id' && name !== 'connection') response.removeHeader(name);
+    if (asPage) {
+      const { message, hint } = failure;
+      const page = Buffer.from(errorPage({ status, code, message, hint }));
+      const type = 'text/html; charset=utf-8';
+      const alone = {
+        ...headers,
+        'Content-Security-Policy': "default-src 'none'; style-src 'unsafe-inline'",
+      };
+      await this.send({ status, headers: alone, type, bytes: Readable.from([page]), length: page.length });
+      return;
+    }
     if (about === 'egress') {
       const text = Buffer.from(failure.message);
       const type = 'text/plain; charset=utf-8';
@@ -174,7 +186,8 @@ export class Exchange {
     await this.send({ status, headers, json: { code, message: failure.message } satisfies ErrorBody });
   }
 
-  #dropRest(): void {
+  /** Reads what is left of a body, up to a bound: its sender gets to the answer then, and can use the connection again. */
+  dropRest(): void {
     const { request } = this;
     if (request.complete || request.destroyed) return;
     let left = droppedBytesMax;

@@ -165,6 +165,8 @@ export class FakeGuest {
   readonly files = new Map<string, FakeFile>();
   /** What has come, by id and path. */
   readonly uploads = new Map<string, Buffer>();
+  /** What everybody is given of it. */
+  shown: Guest | undefined;
   /** Where the ports of the guest really are. */
   readonly ports = new Map<number, number>();
   pings = 0;
@@ -494,7 +496,9 @@ export class FakeService implements SandboxService {
   guest(id: string): Guest {
     const { state } = this.get(id);
     if (state !== 'Running') throw new Failure('conflict', `sandbox ${id} is ${state}`);
-    return (this.guests.get(id) as FakeGuest).asGuest();
+    const guest = this.guests.get(id) as FakeGuest;
+    guest.shown ??= guest.asGuest();
+    return guest.shown;
   }
 
   executions(id: string): Executions {
@@ -898,6 +902,8 @@ export interface TestApi extends AsyncDisposable {
   snapshots: Snapshots;
   url: string;
   server: Listening;
+  /** With `options.gateway` only. */
+  gateway: Listening | undefined;
   /** What was told to the meters. */
   requests: { operation: string; status: number; ms?: number }[];
   logged: { fields: Record<string, unknown>; message: string }[];
@@ -958,7 +964,7 @@ export async function startTestApi(options: Partial<ApiOptions> = {}): Promise<T
   const logged: TestApi['logged'] = [];
   const requests: TestApi['requests'] = [];
   const write = (fields: Record<string, unknown>, message: string) => void logged.push({ fields, message });
-  const server = await createApi({
+  const made = createApi({
     service,
     network,
     bell,
@@ -984,7 +990,10 @@ export async function startTestApi(options: Partial<ApiOptions> = {}): Promise<T
     }),
     now: () => service.now,
     ...options,
-  }).listen({ host: '127.0.0.1', port: 0 });
+  });
+  const here = { host: '127.0.0.1', port: 0 };
+  const server = await made.listen(here);
+  const gateway = options.gateway === undefined ? undefined : await made.listenAsGateway(here);
   const call: TestApi['call'] = async (method, path, body, headers = {}) => {
     const raw = body instanceof Uint8Array || typeof body === 'string' || body instanceof FormData;
     const reply = await fetch(`${server.url}${path}`, {
@@ -1005,11 +1014,15 @@ export async function startTestApi(options: Partial<ApiOptions> = {}): Promise<T
     snapshots,
     url: server.url,
     server,
+    gateway,
     logged,
     requests,
     call,
     execd: (method, path, body, headers) => call(method, `/sandboxes/s/proxy/44772${path}`, body, headers),
-    [Symbol.asyncDispose]: () => server.close(AbortSignal.timeout(2_000)),
+    async [Symbol.asyncDispose]() {
+      await gateway?.close(AbortSignal.timeout(2_000));
+      await server.close(AbortSignal.timeout(2_000));
+    },
   };
 }
 

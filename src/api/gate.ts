@@ -7,6 +7,7 @@ import { ownerHeader } from '../contract/admin.ts';
 import type { AuditCaller } from '../contract/audit.ts';
 import { apiKeyHeader, egressAuthHeader, secureAccessHeader } from '../contract/opensandbox.ts';
 import type { Access } from '../contract/routes.ts';
+import { ingressHeaders } from '../ingress/routes.ts';
 import { Failure } from '../lib/failure.ts';
 import { Refusal } from './refusal.ts';
 import type { Tenant, Tenants } from './tenants.ts';
@@ -25,6 +26,7 @@ export const ownHeaders: ReadonlySet<string> = new Set([
   execdTokenHeader,
   egressAuthHeader.toLowerCase(),
   'open-sandbox-client-ip',
+  ...ingressHeaders.map((name) => name.toLowerCase()),
 ]);
 
 const loopback = new BlockList();
@@ -111,6 +113,11 @@ export function admit(
     wireCode: 'MISSING_API_KEY',
     hint: 'The daemon wrote its key to the file api-key in its home folder.',
   });
+}
+
+/** Whether it brings anything that says who it is to us; then that alone counts. */
+export function showsCredentials(request: IncomingMessage): boolean {
+  return [apiKeyHeader.toLowerCase(), ...tokenHeaders].some((name) => request.headers[name] !== undefined);
 }
 
 /** The key as scrapers and other usual clients send it. What is for a guest's own server is not ours to read. */

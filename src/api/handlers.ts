@@ -9,6 +9,7 @@ import type { AgentService } from './agents.ts';
 import type { AuditService } from './audit.ts';
 import type { BellService } from './bell.ts';
 import type { Answer, Exchange } from './exchange.ts';
+import type { GatewayOptions } from './gateway.ts';
 import type { ApiMeters } from './metrics.ts';
 import type { NetworkService } from './network.ts';
 import type { SnapshotService } from './opensandbox/snapshots.ts';
@@ -67,6 +68,8 @@ export interface ApiLimits {
   /** To reach a port of a guest, and until its first byte of an answer. */
   proxyConnectMs: number;
   proxyFirstByteMs: number;
+  /** Until the head of a request has come wholly. */
+  headMs: number;
   /** How long an idle connection is kept for the next request. */
   keepAliveMs: number;
 }
@@ -75,6 +78,7 @@ export const defaultLimits: ApiLimits = {
   concurrency: 1024,
   proxyConnectMs: 10_000,
   proxyFirstByteMs: 180_000,
+  headMs: 60_000,
   keepAliveMs: 30_000,
 };
 
@@ -101,6 +105,8 @@ export interface ApiOptions {
   limits?: Partial<ApiLimits>;
   /** Host of the endpoints that are handed out, with or without a port; else the one that the request came to. */
   eip?: string;
+  /** Where ports of sandboxes are reached besides; absent: at the server only. */
+  gateway?: GatewayOptions;
   log: Log;
   /** One line about each request. */
   access?: Log;

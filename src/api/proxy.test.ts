@@ -141,7 +141,7 @@ test('headers of one connection do not cross, nor those that Connection names', 
   let answer = '';
   for await (const chunk of socket) answer += chunk;
   const { headers } = origin.requests[0] as IncomingMessage;
-  expect(headers).toMatchObject({ 'x-kept': '1', connection: 'close' });
+  expect(headers).toMatchObject({ 'x-kept': '1', connection: 'keep-alive' });
   for (const name of ['x-named', 'te', 'proxy-authorization']) expect(headers).not.toHaveProperty([name]);
   expect(answer).toContain('X-Kept: 1');
   expect(answer).not.toMatch(/X-Inner|timeout=99/);

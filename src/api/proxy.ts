@@ -8,16 +8,29 @@ import { Failure } from '../lib/failure.ts';
 import type { Exchange } from './exchange.ts';
 import { isEncrypted, ownHeaders } from './gate.ts';
 import type { ApiLimits } from './handlers.ts';
+import { agentOf, dial, type PortAgent } from './port-agent.ts';
 import { Refusal } from './refusal.ts';
 import type { Upgrade } from './wire.ts';
 
-export interface PortRoute {
+/** How an application is told of where it was asked, and the client of where the application sends it. */
+export interface PortAddress {
+  /** What stands before the path, for applications that make links. Empty for nothing. */
+  prefix: string;
+  /** What the application is called; `localhost:<port>` when absent. */
+  host?: string;
+  /** What its client called it; the header Host of the request when absent. */
+  publicHost?: string;
+  /** A credential in the address, which browsers repeat in headers, and what the application sees in its place. */
+  hidden?: { text: string; shown: string };
+  /** A Location of the application as the client has to see it. */
+  relocate?: (location: string) => string;
+}
+
+export interface PortRoute extends PortAddress {
   guest: Guest;
   port: number;
   /** As in the request line. */
   path: string;
-  /** What stands before it, for applications that make links. */
-  prefix: string;
   limits: Pick<ApiLimits, 'proxyConnectMs' | 'proxyFirstByteMs'>;
 }
 
@@ -35,56 +48,101 @@ const hopByHop: ReadonlySet<string> = new Set([
 ]);
 const forwarding = /^(forwarded|x-forwarded-.*|x-real-ip)$/;
 
+/** What may be asked of a server once more when a connection that waited for a request turns out to have ended. */
+const repeatable: ReadonlySet<string> = new Set(['GET', 'HEAD', 'OPTIONS']);
+
 export async function proxyRequest(exchange: Exchange, route: PortRoute): Promise<void> {
   const { request, response, signal } = exchange;
-  const chunked = request.headers['transfer-encoding'] !== undefined;
-  const bodiless = !chunked && request.headers['content-length'] === undefined;
-  const framing = chunked
-    ? ['Transfer-Encoding', 'chunked']
-    : bodiless && ['POST', 'PUT', 'PATCH'].includes(request.method ?? '')
-      ? ['Content-Length', '0']
-      : [];
-  const socket = await dial(exchange, route);
-  try {
-    const outgoing = open(exchange, route, socket, [...framing, 'Connection', 'close']);
+  const method = request.method ?? 'GET';
+  const coding = request.headers['transfer-encoding'];
+  if (coding !== undefined && coding.toLowerCase() !== 'chunked')
+    throw new Refusal('unsupported', 'only "chunked" is understood as Transfer-Encoding');
+  const bodiless = coding === undefined && request.headers['content-length'] === undefined;
+  const framing =
+    coding !== undefined
+      ? ['Transfer-Encoding', 'chunked']
+      : bodiless && ['POST', 'PUT', 'PATCH'].includes(method)
+        ? ['Content-Length', '0']
+        : [];
+  const ask = () => {
+    const outgoing = open(exchange, route, { headers: framing, agent: agentOf(route.guest) });
+    const answered = firstByte(outgoing, route, exchange);
     if (bodiless) outgoing.end();
-    // A server may answer before it has read all, and close; its answer counts then.
-    else pipeline(exchange.body(), outgoing, { signal }).catch(() => undefined);
-    const answer = await firstByte(outgoing, route, signal);
-    const headers = forwardable(answer.rawHeaders, (name) => name === 'x-request-id');
-    response.writeHead(answer.statusCode ?? 502, answer.statusMessage, headers);
+    // Who waits with its body may be waiting for an answer to the head.
+    else outgoing.flushHeaders();
+    return { outgoing, answered, body: bodiless ? undefined : pour(request, outgoing) };
+  };
+  let asked = ask();
+  // Not as the request's own signal: by the time when this exchange is over its connection may be another's.
+  const cut = () => asked.outgoing.destroy(signal.reason);
+  signal.addEventListener('abort', cut, { once: true });
+  try {
+    const answer = await asked.answered.catch((error) => {
+      const isStale = asked.outgoing.reusedSocket && isCut(error);
+      if (!isStale || !bodiless || !repeatable.has(method) || signal.aborted) throw error;
+      asked = ask();
+      return asked.answered;
+    });
+    response.writeHead(answer.statusCode ?? 502, answer.statusMessage, answeredHeaders(answer, route));
     await pipeline(answer, response, { signal });
+  } catch (error) {
+    asked.outgoing.destroy();
+    throw error;
   } finally {
-    socket.destroy();
+    signal.removeEventListener('abort', cut);
   }
+  // A server may answer before it has read all: its answer counts, and what is not sent by now never will be.
+  asked.body?.[Symbol.dispose]();
+  if (!asked.outgoing.writableFinished) asked.outgoing.destroy();
+  exchange.dropRest();
+}
+
+/** Until either is over, or it is disposed of. What is not taken by then stays with the request, which is left whole for an answer. */
+function pour(request: IncomingMessage, outgoing: ClientRequest): Disposable {
+  const take = (bytes: Buffer) => {
+    if (!outgoing.write(bytes)) request.pause();
+  };
+  const more = () => request.resume();
+  const end = () => outgoing.end();
+  const stop = () => {
+    request.off('data', take).off('end', end);
+    outgoing.off('drain', more).off('close', stop);
+    if (!request.complete) request.pause();
+  };
+  request.on('data', take).once('end', end);
+  outgoing.on('drain', more).once('close', stop);
+  return { [Symbol.dispose]: stop };
 }
 
 export async function proxyUpgrade(exchange: Exchange, upgrade: Upgrade, route: PortRoute): Promise<void> {
   const { request, response, signal } = exchange;
-  const socket = await dial(exchange, route);
+  const { 'content-length': length = '0', 'transfer-encoding': coding } = request.headers;
+  if (request.method !== 'GET' || length !== '0' || coding !== undefined)
+    throw new Refusal('invalid', 'a WebSocket begins with a GET without a body');
+  // A connection of its own: what has spoken another protocol is never used for a request again.
+  const socket = await dial(route, signal);
   try {
-    const outgoing = open(exchange, route, socket, [
-      'Connection',
-      'Upgrade',
-      'Upgrade',
-      request.headers.upgrade ?? '',
-    ]);
-    outgoing.end();
+    const headers = ['Connection', 'Upgrade', 'Upgrade', 'websocket'];
+    const outgoing = open(exchange, route, { headers, socket });
     const upgraded = new Promise<{ answer: IncomingMessage; head: Buffer }>((resolve) =>
       outgoing.once('upgrade', (answer, _, head) => resolve({ answer, head })),
     );
-    const refused = firstByte(outgoing, route, signal).then((answer) => ({ answer, head: undefined }));
+    const refused = firstByte(outgoing, route, exchange, { maySwitch: true }).then((answer) => ({
+      answer,
+      head: undefined,
+    }));
+    outgoing.end();
     const { answer, head } = await Promise.race([upgraded, refused]);
-    const headers = forwardable(answer.rawHeaders, (name) => name === 'x-request-id');
     if (head === undefined) {
-      response.writeHead(answer.statusCode ?? 502, answer.statusMessage, headers);
+      response.writeHead(answer.statusCode ?? 502, answer.statusMessage, answeredHeaders(answer, route));
       await pipeline(answer, response, { signal });
       return;
     }
+    if (answer.headers.upgrade?.toLowerCase() !== 'websocket') throw switched(route);
     signal.throwIfAborted();
     response.detachSocket(upgrade.socket as never);
     const lines = [`HTTP/1.1 101 ${answer.statusMessage ?? 'Switching Protocols'}`];
-    const all = [...headers, 'Connection', 'Upgrade', 'Upgrade', answer.headers.upgrade ?? 'websocket'];
+    const all = [...answeredHeaders(answer, route), 'Connection', 'Upgrade', 'Upgrade', 'websocket'];
     for (let at = 0; at < all.length; at += 2) lines.push(`${all[at]}: ${all[at + 1]}`);
     upgrade.socket.write(`${lines.join('\r\n')}\r\nX-Request-ID: ${exchange.requestId}\r\n\r\n`, 'latin1');
     upgrade.socket.write(head);
@@ -103,31 +161,16 @@ export async function proxyUpgrade(exchange: Exchange, upgrade: Upgrade, route: 
   }
 }
 
-async function dial(exchange: Exchange, { guest, port, limits }: PortRoute): Promise<Duplex> {
-  const signal = AbortSignal.any([exchange.signal, AbortSignal.timeout(limits.proxyConnectMs)]);
-  try {
-    const socket = await guest.dial(port, signal);
-    // Whoever uses it sees the error as its own; nobody else should fall over it.
-    socket.on('error', () => undefined);
-    return socket;
-  } catch (error) {
-    exchange.signal.throwIfAborted();
-    if (signal.aborted)
-      throw new Refusal('timeout', `port ${port}: no connection within ${limits.proxyConnectMs} ms`, {
-        status: 504,
-      });
-    const failure = Failure.from(error, `port ${port}`);
-    if (failure.code !== 'unavailable') throw failure;
-    throw new Refusal('unavailable', `port ${port}: nothing listens there inside the sandbox`, {
-      status: 502,
-      cause: error,
-      hint: 'Start the server first, on 127.0.0.1 or on all addresses.',
-    });
-  }
-}
+/** Over a connection of its own, or over one of those that are kept for the guest. */
+type Carrier = { socket: Duplex } | { agent: PortAgent };
 
-function open(exchange: Exchange, route: PortRoute, socket: Duplex, extra: string[]): ClientRequest {
+function open(
+  exchange: Exchange,
+  route: PortRoute,
+  { headers: own, ...carrier }: Carrier & { headers: string[] },
+): ClientRequest {
   const { request, search } = exchange;
+  const { hidden } = route;
   const headers = forwardable(
     request.rawHeaders,
     (name) =>
@@ -137,20 +180,33 @@ function open(exchange: Exchange, route: PortRoute, socket: Duplex, extra: strin
       name === 'expect' ||
       name === 'x-request-id',
   );
-  headers.push('Host', `localhost:${route.port}`);
+  if (hidden !== undefined)
+    for (let at = 1; at < headers.length; at += 2)
+      headers[at] = headers[at]?.replaceAll(hidden.text, hidden.shown) ?? '';
+  headers.push('Host', route.host ?? `localhost:${route.port}`);
   headers.push('X-Forwarded-For', request.socket.remoteAddress ?? 'unknown');
   headers.push('X-Forwarded-Proto', isEncrypted(request) ? 'https' : 'http');
-  headers.push('X-Forwarded-Prefix', route.prefix);
-  if (request.headers.host !== undefined) headers.push('X-Forwarded-Host', request.headers.host);
-  headers.push('X-Request-ID', exchange.requestId, ...extra);
-  return httpRequest({
+  if (route.prefix !== '') headers.push('X-Forwarded-Prefix', route.prefix);
+  const publicHost = route.publicHost ?? request.headers.host;
+  if (publicHost !== undefined) headers.push('X-Forwarded-Host', publicHost);
+  headers.push('X-Request-ID', exchange.requestId, ...own);
+  const options = {
     method: request.method ?? 'GET',
     path: search === '' ? route.path : `${route.path}?${search}`,
     headers,
-    createConnection: () => socket,
     maxHeaderSize: 64 * 1024,
-    signal: exchange.signal,
-  });
+  };
+  if ('socket' in carrier)
+    return httpRequest({ ...options, signal: exchange.signal, createConnection: () => carrier.socket });
+  return httpRequest(carrier.agent.optionsFor(options, route));
+}
+
+function answeredHeaders(answer: IncomingMessage, { relocate }: PortRoute): string[] {
+  const headers = forwardable(answer.rawHeaders, (name) => name === 'x-request-id');
+  if (relocate === undefined || answer.headers.location === undefined) return headers;
+  for (let at = 0; at < headers.length; at += 2)
+    if (headers[at]?.toLowerCase() === 'location') headers[at + 1] = relocate(headers[at + 1] ?? '');
+  return headers;
 }
 
 /** Name and value in turns, as they came, without what concerns one connection only. */
@@ -169,27 +225,58 @@ function forwardable(rawHeaders: string[], drop: (lowerName: string) => boolean)
 }
 
 /** The head of the answer; 504 when it does not come in time, 502 when what comes is no answer. */
-function firstByte(outgoing: ClientRequest, route: PortRoute, signal: AbortSignal): Promise<IncomingMessage> {
+function firstByte(
+  outgoing: ClientRequest,
+  route: PortRoute,
+  { request, signal }: Exchange,
+  { maySwitch = false }: { maySwitch?: boolean } = {},
+): Promise<IncomingMessage> {
   const { proxyFirstByteMs } = route.limits;
+  const { socket: client } = request;
   return new Promise((resolve, reject) => {
-    const timer = setTimeout(() => {
-      reject(
-        new Refusal('timeout', `port ${route.port}: no answer within ${proxyFirstByteMs} ms`, {
-          status: 504,
-        }),
-      );
+    let timer: NodeJS.Timeout;
+    const wait = () => {
+      const { bytesRead } = client;
+      timer = setTimeout(() => {
+        // As long as its body comes, the request is not there yet.
+        if (client.bytesRead > bytesRead) return wait();
+        reject(
+          new Refusal('timeout', `port ${route.port}: no answer within ${proxyFirstByteMs} ms`, {
+            status: 504,
+          }),
+        );
+        outgoing.destroy();
+      }, proxyFirstByteMs);
+    };
+    wait();
+    const settled = () => clearTimeout(timer);
+    outgoing.once('response', (answer) => {
+      settled();
+      resolve(answer);
+    });
+    outgoing.once('upgrade', () => {
+      settled();
+      if (maySwitch) return;
       outgoing.destroy();
-    }, proxyFirstByteMs);
-    outgoing.once('response', resolve);
-    outgoing.on('error', (error: Error) =>
-      reject(
-        signal.aborted
-          ? signal.reason
-          : new Refusal('protocol', `port ${route.port}: ${error.message}`, { status: 502, cause: error }),
-      ),
-    );
-    outgoing.once('close', () => clearTimeout(timer));
-    outgoing.once('response', () => clearTimeout(timer));
-    outgoing.once('upgrade', () => clearTimeout(timer));
+      reject(switched(route));
+    });
+    outgoing.once('close', settled);
+    outgoing.on('error', (error: Error) => {
+      if (signal.aborted) reject(signal.reason);
+      else if (error instanceof Failure) reject(error);
+      else
+        reject(
+          new Refusal('protocol', `port ${route.port}: ${error.message}`, { status: 502, cause: error }),
+        );
+    });
   });
+}
+
+const switched = ({ port }: PortRoute) =>
+  new Refusal('protocol', `port ${port}: it switched to a protocol that was not asked for`, { status: 502 });
+
+/** Whether the connection ended before anything of an answer had come. */
+function isCut(error: unknown): boolean {
+  const { code } = ((error as Failure).cause ?? {}) as NodeJS.ErrnoException;
+  return code === 'ECONNRESET' || code === 'EPIPE' || code === 'ERR_STREAM_PREMATURE_CLOSE';
 }

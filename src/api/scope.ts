@@ -19,6 +19,9 @@ import { noProject, type Tenant, type Tenants } from './tenants.ts';
 /** Entries of logs that are looked at for those of one project. */
 const loggedMax = 100_000;
 
+/** How far signed addresses of a project may reach. */
+const signedSecondsMax = 86_400;
+
 /** Ports of guests are used, not looked at. */
 const portAccess: TenantAccess = { role: 'member', scope: 'sandbox' };
 
@@ -74,6 +77,8 @@ export function scopedTo(tenant: Tenant, options: ApiOptions): ApiOptions {
   const service = scopedService(tenant, options.service, tenants);
   return {
     ...options,
+    // A signature outlives the key that it was asked for with.
+    ...(options.gateway === undefined ? {} : { gateway: { ...options.gateway, signedSecondsMax } }),
     service,
     network: scopedNetwork(tenant, options.service, options.network),
     agents: scopedAgents(tenant, options.agents),

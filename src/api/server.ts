@@ -11,6 +11,7 @@ import type { AddressInfo, Socket } from 'node:net';
 import { ownerHeader } from '../contract/admin.ts';
 import { type Area, httpStatusOf } from '../contract/errors.ts';
 import { type Access, fullPathOf, type Route } from '../contract/routes.ts';
+import type { Guest } from '../guest/guest.ts';
 import { Failure } from '../lib/failure.ts';
 import { type Span, within } from '../lib/trace.ts';
 import { adminHandlers } from './admin.ts';
@@ -29,7 +30,8 @@ import { processHandlers } from './execd/processes.ts';
 import { ptyHandlers } from './execd/pty.ts';
 import { sessionHandlers } from './execd/sessions.ts';
 import { transferHandlers } from './execd/transfer.ts';
-import { type Admitted, admit, isLoopback, isOwner, refuseForeignPage } from './gate.ts';
+import { type Admitted, admit, isLoopback, isOwner, refuseForeignPage, showsCredentials } from './gate.ts';
+import { type Entry, Gateway, wantsPage } from './gateway.ts';
 import { type ApiLimits, type ApiOptions, defaultLimits, type Handlers } from './handlers.ts';
 import { keepingHandlers } from './keeping.ts';
 import { daemonMetricsHandlers } from './metrics.ts';
@@ -79,6 +81,8 @@ export interface Api {
   listen(where: Where): Promise<Listening>;
   /** From the next request on, and for the next connections; what is not named is the default again. */
   setLimits(limits: Partial<ApiLimits>): void;
+  /** The same for the gateway of `ApiOptions`, which serves ports of sandboxes and nothing else. */
+  listenAsGateway(where: Where): Promise<Listening>;
 }
 
 export function createApi(options: ApiOptions): Api {
@@ -116,11 +120,17 @@ export function createApi(options: ApiOptions): Api {
     ...daemonMetricsHandlers(options),
   };
   const servers: ApiServer[] = [];
+  const listen = ({ tls, ...where }: Where, gateway?: Gateway) => {
+    const parts = { options, limits, handlers, ...(gateway === undefined ? {} : { gateway }) };
+    const server = new ApiServer(parts, tls);
+    servers.push(server);
+    return server.listen(where);
+  };
   return {
-    listen: (where) => {
-      const server = new ApiServer(options, limits, handlers, where.tls);
-      servers.push(server);
-      return server.listen(where);
+    listen: (where) => listen(where),
+    listenAsGateway: (where) => {
+      if (options.gateway === undefined) throw new Failure('internal', 'no gateway is configured');
+      return listen(where, new Gateway(options.gateway, options.service));
     },
     setLimits: (next) => {
       delete limits.sandboxTimeoutSecondsMax;
@@ -130,12 +140,21 @@ export function createApi(options: ApiOptions): Api {
   };
 }
 
+interface ServerParts {
+  options: ApiOptions;
+  limits: ApiLimits;
+  handlers: Handlers;
+  /** What is asked for is found by it rather than in the path alone. */
+  gateway?: Gateway;
+}
+
 class ApiServer {
   readonly #options: ApiOptions;
   readonly #limits: ApiLimits;
   readonly #handlers: Handlers;
   readonly #server: Server;
   readonly #tls: ServerTls | undefined;
+  readonly #gateway: Gateway | undefined;
   readonly #wires = new WireServer();
   readonly #active = new Map<Exchange, Promise<void>>();
   /** Those that need no key: workers' links, of which there may be thousands and which last, and whatever strangers send, are no reason to refuse who has one. */
@@ -146,16 +165,19 @@ class ApiServer {
   readonly #hostRules = { boundToLoopback: true, names: [] as string[] };
   #closing: Promise<void> | undefined;
 
-  constructor(options: ApiOptions, limits: ApiLimits, handlers: Handlers, tls: ServerTls | undefined) {
+  constructor({ options, limits, handlers, gateway }: ServerParts, tls: ServerTls | undefined) {
     this.#options = options;
     this.#limits = limits;
     this.#handlers = handlers;
+    this.#gateway = gateway;
     const name = options.eip?.replace(/:\d+$/, '').toLowerCase();
     if (name !== undefined) this.#hostRules.names.push(name);
     const http: ServerOptions = {
       // Uploads may take as long as they like; only the head of a request is timed.
       requestTimeout: 0,
-      headersTimeout: 60_000,
+      headersTimeout: limits.headMs,
+      // How often that is looked at.
+      connectionsCheckingInterval: Math.min(30_000, Math.ceil(limits.headMs / 2)),
       keepAliveTimeout: limits.keepAliveMs,
       maxHeaderSize: 64 * 1024,
       // Other upgrades (h2c) are offers that a server may pass over.
@@ -250,8 +272,11 @@ class ApiServer {
     try {
       const { request } = exchange;
       if (this.#closing) exchange.response.setHeader('Connection', 'close');
-      refuseForeignPage(request, this.#hostRules);
-      const target = find(request.method ?? 'GET', exchange.path);
+      // Pages of sandboxes are asked for under their own names, and by pages of any origin.
+      if (this.#gateway === undefined) refuseForeignPage(request, this.#hostRules);
+      const entry = this.#gateway?.enter(request, exchange.path);
+      if (entry === 'health') return await exchange.send({ status: 200, json: { status: 'healthy' } });
+      const target = find(request.method ?? 'GET', entry?.fullPath ?? exchange.path);
       area = areaOf(target);
       operation = target.kind === 'route' ? target.id : target.kind;
       audited.meant(target);
@@ -261,9 +286,10 @@ class ApiServer {
       const sandboxId = target.kind === 'route' ? target.params.sandboxId : target.sandboxId;
       sandbox = sandboxId?.slice(0, 64);
       const { ownerKey, service, tenants } = this.#options;
-      const { by, tenant } = this.#admit(request, access, sandboxId);
+      const { by, tenant } = passOf(request, access, entry) ?? this.#admit(request, access, sandboxId);
       audited.letIn(tenant === undefined && isOwner(request, ownerKey) ? 'owner' : by, tenant);
-      if (access !== 'open') tenants.admit(tenant);
+      // An address that lets in whoever has it takes nothing of what the administrator's key may do.
+      if (access !== 'open' && (entry === undefined || showsCredentials(request))) tenants.admit(tenant);
       if (tenant !== undefined) {
         // A key of a project is never the owner's, whoever uses it.
         delete request.headers[ownerHeader.toLowerCase()];
@@ -279,7 +305,7 @@ class ApiServer {
           hint: 'Try again in a moment, or raise server.limit_concurrency.',
         });
       await audited.begin(upgrade !== undefined);
-      const answer = await this.#dispatch(exchange, target, upgrade, tenant);
+      const answer = await this.#dispatch(exchange, { target, upgrade, tenant, entry });
       audited.answered(answer);
       await exchange.send(answer);
     } catch (thrown) {
@@ -347,12 +373,7 @@ class ApiServer {
     };
   }
 
-  async #dispatch(
-    exchange: Exchange,
-    target: Target,
-    upgrade: Upgrade | undefined,
-    tenant: Tenant | undefined,
-  ): Promise<Answer> {
+  async #dispatch(exchange: Exchange, { target, upgrade, tenant, entry }: Meant): Promise<Answer> {
     // Its key may have been revoked while the audit log was written.
     if (tenant !== undefined) exchange.signal.throwIfAborted();
     if (target.kind === 'absent' && target.never)
@@ -362,11 +383,13 @@ class ApiServer {
     if (target.kind === 'port') {
       const port = parsePort(target.port);
       const { service } = this.#options;
-      const guest = service.guest(target.sandboxId);
+      const guest = this.#guest(target.sandboxId);
       service.touch(target.sandboxId);
       // Whoever is connected to a port of it is attached.
       using _ = service.hold(target.sandboxId);
-      const route = { guest, port, path: target.path, prefix: target.prefix, limits: this.#limits };
+      const { path, prefix } = target;
+      const address = entry?.addressFor(prefix) ?? { prefix };
+      const route = { ...address, guest, port, path, limits: this.#limits };
       if (upgrade) exchange.endless = true;
       await (upgrade ? proxyUpgrade(exchange, upgrade, route) : proxyRequest(exchange, route));
       return 'taken';
@@ -414,6 +437,21 @@ class ApiServer {
     return (handlers[target.id] as (call: unknown) => Answer | Promise<Answer>)(call);
   }
 
+  #guest(sandboxId: string): Guest {
+    try {
+      return this.#options.service.guest(sandboxId);
+    } catch (error) {
+      if (this.#gateway === undefined || !(error instanceof Failure) || error.code !== 'conflict')
+        throw error;
+      // To who knows nothing of sandboxes it is a server that does not answer at the moment.
+      const { message, hint } = error;
+      throw new Refusal('conflict', message, {
+        ...{ status: 503, headers: { 'Retry-After': '5' }, cause: error },
+        ...(hint === undefined ? {} : { hint }),
+      });
+    }
+  }
+
   async #fail(exchange: Exchange, thrown: unknown, area: Area, operation: string): Promise<void> {
     const { requestId, response } = exchange;
     const failure = Failure.from(thrown, operation);
@@ -435,11 +473,36 @@ class ApiServer {
       : new Failure('internal', `something went wrong in the daemon; its log tells what under ${requestId}`);
     try {
       if (response.destroyed || response.socket === null) exchange.request.socket.destroy();
-      else await exchange.fail(shown, area);
+      else
+        await exchange.fail(shown, area, {
+          asPage: this.#gateway !== undefined && wantsPage(exchange.request),
+        });
     } catch {
       exchange.request.socket.destroy();
     }
   }
+}
+
+/** What a request has been found to mean. */
+interface Meant {
+  target: Target;
+  upgrade: Upgrade | undefined;
+  tenant: Tenant | undefined;
+  /** At the gateway. */
+  entry: Entry | undefined;
+}
+
+/** What the address itself lets in, where nothing else says who it is. Throws a 401 for an address that did so once, or says that it does. */
+function passOf(request: IncomingMessage, access: Access, entry: Entry | undefined): Admitted | undefined {
+  if (entry === undefined || access !== 'sandbox' || showsCredentials(request)) return undefined;
+  if (entry.pass === 'open') return { by: 'nobody' };
+  if (entry.pass === 'signed') return { by: 'token' };
+  if (entry.pass === 'none') return undefined;
+  throw new Refusal(
+    'unauthenticated',
+    entry.pass === 'expired' ? 'the signed address has expired' : 'the signature of the address does not fit',
+    { wireCode: 'INVALID_API_KEY', hint: 'Ask whoever gave it to you for a new one.' },
+  );
 }
 
 /** The route, never the path itself, which may hold what a caller made up. */

@@ -62,7 +62,7 @@ export class ServerTls implements Disposable {
   #seen: string;
   /** Connections without a finished handshake, by their other end. */
   readonly #beginning = new Map<string, Socket>();
-  #server: Server | undefined;
+  readonly #servers: Server[] = [];
   #timer: NodeJS.Timeout | undefined;
   #work: Promise<void> = Promise.resolve();
 
@@ -92,7 +92,7 @@ export class ServerTls implements Disposable {
     return this.#loaded.leaf.validToDate;
   }
 
-  /** One server for each of these. Its `connection` listeners are ours. */
+  /** Its `connection` listeners are ours. */
   createServer(options: ServerOptions): Server {
     const { clientAuth } = this.#files;
     const server = createServer({
@@ -117,7 +117,7 @@ export class ServerTls implements Disposable {
         this.#refused(new Error('the certificate does not hold'), socket);
         socket.destroy();
       });
-    this.#server = server;
+    this.#servers.push(server);
     return server;
   }
 
@@ -164,7 +164,7 @@ export class ServerTls implements Disposable {
       const before = this.#loaded.leaf.toString();
       const current = loaded.leaf.toString();
       if (current !== before) await onRenewed?.({ current, previous: before });
-      this.#server?.setSecureContext(loaded.context);
+      for (const server of this.#servers) server.setSecureContext(loaded.context);
       this.#loaded = loaded;
       tellOf(loaded.leaf, this.#options, 'new connections get the certificate that was read again');
     } catch (thrown) {

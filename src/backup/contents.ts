@@ -129,6 +129,7 @@ export function isNothing(top: string): boolean {
 export const keyFiles = [
   'api-key',
   'owner-key',
+  'ingress-key',
   'network/authority.key',
   'network/secrets.key',
   'ssh_host_ed25519_key',

@@ -319,6 +319,77 @@ const egress = z.strictObject({
     .describe('Lets rules open the metadata services of clouds, which hand out the host’s own rights.'),
 });
 
+const ingress = z.strictObject({
+  mode: z
+    .enum(['direct', 'gateway'])
+    .default('direct')
+    .describe(
+      'How ports of sandboxes are reached. `direct`: below the API, at `/sandboxes/<id>/proxy/<port>`. `gateway`: also at a listener of its own, and clients are told of that.',
+    ),
+});
+
+const ingressGateway = z.strictObject({
+  address: line
+    .regex(
+      /^(\*\.)?([0-9A-Za-z._-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?$/,
+      'must be a host name or an address without a scheme, perhaps with a port; for wildcard with *. in front',
+    )
+    .optional()
+    .describe(
+      'What clients know the gateway by, such as `gateway.example.com`, or `*.sandboxes.example.com` for `wildcard`. By default the listener itself; `*.localhost` for `wildcard`.',
+    ),
+  host: line
+    .regex(/^[0-9A-Za-z.:_-]+$/, 'must be an address or a host name')
+    .default('127.0.0.1')
+    .describe('The address that the gateway listens at.'),
+  port: z.int().min(1).max(65_535).default(28_888).describe('Its TCP port.'),
+});
+
+const ingressRoute = z.strictObject({
+  mode: z
+    .enum(['wildcard', 'uri', 'header'])
+    .default('uri')
+    .describe(
+      'What names a port: `wildcard` the host, `<id>-<port>.<domain>`; `uri` the path, `/<id>/<port>/`; `header` the header `OpenSandbox-Ingress-To: <id>-<port>`. Browsers keep applications apart with `wildcard` only.',
+    ),
+});
+
+/** As the ingress of OpenSandbox takes it on its command line, and as its configuration has it. */
+const routeKey = z.union([
+  line.regex(/^[0-9a-z]=(base64:)?[0-9A-Za-z+/]{22,}={0,2}$/, 'must be <id>=base64:<at least 16 bytes>'),
+  z.strictObject({
+    key_id: z.string().regex(/^[0-9a-z]$/, 'must be one of 0-9 and a-z'),
+    secret: line.regex(/^(base64:)?[0-9A-Za-z+/]{22,}={0,2}$/, 'must be base64:<at least 16 bytes>'),
+  }),
+]);
+
+const ingressAccess = z.strictObject({
+  enabled: z
+    .boolean()
+    .default(true)
+    .describe(
+      'Whether ports ask for credentials at the gateway. With `false` whoever reaches it may use them, but for those of sandboxes that were made with `secureAccess`, and the APIs of sandboxes.',
+    ),
+  signature: z
+    .enum(['hmac', 'opensandbox'])
+    .default('hmac')
+    .describe(
+      'What signed addresses are signed with: an HMAC of 56 bits, or OpenSandbox’s hash of 32 bits, where its own ingress has to understand them.',
+    ),
+  keys: z
+    .array(routeKey)
+    .max(36)
+    .default([])
+    .describe(
+      'Keys that signatures are accepted of, each `<id>=base64:<secret>` with an id of one character; in the file also tables with `key_id` and `secret`. By default one is made in `ingress-key` in the home folder.',
+    ),
+  active_key: z
+    .string()
+    .regex(/^[0-9a-z]$/, 'must be one of 0-9 and a-z')
+    .optional()
+    .describe('The id of the key that new addresses are signed with. By default the first one.'),
+});
+
 const sandboxd = z.strictObject({
   enabled: z
     .boolean()
@@ -448,6 +519,10 @@ export const configSections = {
   storage,
   store,
   egress,
+  ingress,
+  'ingress.gateway': ingressGateway,
+  'ingress.gateway.route': ingressRoute,
+  'ingress.secure_access': ingressAccess,
   sandboxd,
   secure_runtime: secureRuntime,
   workers,
@@ -465,6 +540,10 @@ export const ConfigFile = z.strictObject({
   storage: storage.prefault({}),
   store: store.prefault({}),
   egress: egress.prefault({}),
+  ingress: ingress.prefault({}),
+  'ingress.gateway': ingressGateway.prefault({}),
+  'ingress.gateway.route': ingressRoute.prefault({}),
+  'ingress.secure_access': ingressAccess.prefault({}),
   sandboxd: sandboxd.prefault({}),
   secure_runtime: secureRuntime.prefault({}),
   workers: workers.prefault({}),
@@ -564,8 +643,6 @@ export const refusedKeys: readonly ForeignKey[] = [
     why: 'there is no Kubernetes runtime yet',
     use: '`secure_runtime.docker_runtime`',
   },
-  { key: 'ingress.mode', why: 'there is no ingress gateway yet', allow: 'direct' },
-  { key: 'ingress.*', why: 'there is no ingress gateway yet' },
   {
     key: 'kubernetes.*',
     why: 'there is no Kubernetes runtime yet',

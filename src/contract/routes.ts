@@ -188,7 +188,16 @@ const sandboxes = {
     area: 'sandbox',
     access: 'key',
     summary: 'The address of a port of a sandbox, and the headers to send there',
-    query: z.object({ use_server_proxy: flag.optional(), expires: z.string().optional() }),
+    query: z.object({
+      use_server_proxy: flag.optional(),
+      expires: z
+        .string()
+        .regex(/^(0|[1-9][0-9]{0,19})$/, 'must be seconds since 1970, in decimal')
+        .optional()
+        .describe(
+          'Gives a signed address of the gateway that lets in whoever has it until then: seconds since 1970.',
+        ),
+    }),
     status: 200,
     answer: lifecycle.Endpoint,
   }),

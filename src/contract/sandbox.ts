@@ -58,6 +58,8 @@ export interface SandboxInfo {
   entrypoint: string[];
   metadata: Record<string, string>;
   extensions: Record<string, string>;
+  /** Its ports ask for credentials also where a gateway lets others in without. */
+  secureAccess?: true;
   limits: Limits;
   createdAt: Date;
   expiresAt?: Date;

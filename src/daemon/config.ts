@@ -27,6 +27,8 @@ import {
 } from '../contract/config.ts';
 import { NewPool, type PoolRecord } from '../contract/pool.ts';
 import { parseLimits } from '../contract/quantity.ts';
+import type { Routing } from '../ingress/routes.ts';
+import type { SignatureForm } from '../ingress/signed-routes.ts';
 import { Failure } from '../lib/failure.ts';
 import type { LogLevel } from '../lib/log.ts';
 import { keyLines } from '../lib/toml.ts';
@@ -47,6 +49,8 @@ export interface Config {
     readonly apiKeyFile: string;
     /** Holds what shows that a request comes from this user. */
     readonly ownerKeyFile: string;
+    /** Holds what addresses of the gateway are signed with, where the configuration brings no keys. */
+    readonly ingressKeyFile: string;
     /** Tells clients of this home where the daemon is. */
     readonly addressFile: string;
     readonly lockFile: string;
@@ -132,6 +136,17 @@ export interface Config {
     readonly sandd?: { readonly mode: 'insecure' } | { readonly mode: 'token'; readonly tokenFile: string };
   };
   readonly pools: readonly PoolRecord[];
+  /** Absent: ports of sandboxes are reached through the API only. */
+  readonly gateway?: {
+    readonly host: string;
+    readonly port: number;
+    readonly routing: Readonly<Routing>;
+    readonly secured: boolean;
+    readonly signature: SignatureForm;
+    /** Base64. Empty: the one of `ingressKeyFile`. */
+    readonly keys: readonly { readonly id: string; readonly secret: string }[];
+    readonly activeKey?: string;
+  };
   readonly storage: { readonly allowedHostPaths: readonly string[] };
   /** Absent: nothing is sent. */
   readonly telemetry?: {
@@ -531,6 +546,7 @@ class Settings {
       this.#checkSecureRuntime(result.data);
       this.#checkTls(result.data['server.tls']);
       this.#checkPools(result.data.pools);
+      this.#checkIngress(result.data);
     }
     return this.#problems.length === 0 ? result.data : undefined;
   }
@@ -586,6 +602,31 @@ class Settings {
     for (const [name, section] of Object.entries(pools))
       for (const { message } of NewPool.safeParse(poolOfSection(name, section)).error?.issues ?? [])
         this.#problem(this.#origins.get(`pools.${name}.image`), `pools.${name}: ${plain(message)}`);
+  }
+
+  #checkIngress(parsed: ConfigFile): void {
+    const problem = (key: string, text: string) => this.#problem(this.#origins.get(key), `${key} ${text}`);
+    if (parsed.ingress.mode === 'direct') {
+      for (const key of this.#origins.keys())
+        if (/^ingress\.\w+\./.test(key)) problem(key, 'needs ingress.mode = "gateway"');
+      return;
+    }
+    const { host, address } = parsed['ingress.gateway'];
+    const { mode } = parsed['ingress.gateway.route'];
+    const form = mode === 'wildcard' ? 'begins with *.' : 'has no *. in front';
+    if (address === undefined) {
+      if (!/^(127\.|localhost$|::1$)/.test(host))
+        problem('ingress.gateway.host', `is ${host}: it needs ingress.gateway.address, too`);
+    } else if ((mode === 'wildcard') !== address.startsWith('*.'))
+      problem(
+        'ingress.gateway.address',
+        `is ${address}: with ingress.gateway.route.mode = "${mode}" it ${form}`,
+      );
+    const { keys, active_key: active } = parsed['ingress.secure_access'];
+    const ids = keys.map((it) => (typeof it === 'string' ? it.slice(0, 1) : it.key_id));
+    if (new Set(ids).size < ids.length) problem('ingress.secure_access.keys', 'has an id twice');
+    if (active !== undefined && !ids.includes(active))
+      problem('ingress.secure_access.active_key', `is ${active}: ingress.secure_access.keys has no such key`);
   }
 
   #problem(origin: string | undefined, text: string): void {
@@ -730,6 +771,7 @@ function configOf(
       database: absolute(store.path ?? join(home, 'glovebox.db')),
       apiKeyFile: join(home, 'api-key'),
       ownerKeyFile: join(home, 'owner-key'),
+      ingressKeyFile: join(home, 'ingress-key'),
       addressFile: join(home, 'daemon.json'),
       lockFile: join(home, 'daemon.lock'),
       runFolder: join(home, 'run'),
@@ -789,6 +831,7 @@ function configOf(
     },
     storage: { allowedHostPaths: storage.allowed_host_paths.map(absolute) },
     egress: egressOf(parsed.egress, absolute),
+    ...gatewayOf(parsed),
     ...telemetryOf(parsed.telemetry),
     workers: workersOf(parsed.workers, absolute),
     pools: Object.entries(parsed.pools).map(([name, section]) => poolRecordOf(name, section)),
@@ -853,6 +896,34 @@ function workersOf(
   return { sandd: { mode: 'token', tokenFile: absolute(tokenFile) } };
 }
 
+function gatewayOf(parsed: ConfigFile): Pick<Config, 'gateway'> {
+  if (parsed.ingress.mode === 'direct') return {};
+  const { host, port, address } = parsed['ingress.gateway'];
+  const { mode } = parsed['ingress.gateway.route'];
+  const { enabled, signature, keys, active_key: activeKey } = parsed['ingress.secure_access'];
+  return {
+    gateway: {
+      ...{ host, port, secured: enabled, signature },
+      routing: { mode, address: gatewayAddress(mode, { host, port, address }) },
+      keys: keys.map((it) => {
+        const [id = '', secret = ''] =
+          typeof it === 'string' ? [it.slice(0, 1), it.slice(2)] : [it.key_id, it.secret];
+        return { id, secret: secret.replace(/^base64:/, '') };
+      }),
+      ...(activeKey !== undefined && { activeKey }),
+    },
+  };
+}
+
+function gatewayAddress(
+  mode: Routing['mode'],
+  { host, port, address }: { host: string; port: number; address: string | undefined },
+): string {
+  if (address !== undefined) return address.replace(/^\*\./, '');
+  if (mode === 'wildcard') return `localhost:${port}`;
+  return `${host.includes(':') ? `[${host}]` : host}:${port}`;
+}
+
 function telemetryOf(telemetry: ConfigFile['telemetry']): Pick<Config, 'telemetry'> {
   const {
     otlp_endpoint: endpoint,
@@ -898,7 +969,11 @@ function logLevel(text: string): LogLevel {
 }
 
 async function warnOfSecretInFile(settings: Settings, file: string): Promise<void> {
-  const secrets = { 'server.api_key': 'the API key', 'telemetry.headers': 'headers of telemetry' };
+  const secrets = {
+    'server.api_key': 'the API key',
+    'telemetry.headers': 'headers of telemetry',
+    'ingress.secure_access.keys': 'keys of signed addresses',
+  };
   for (const [key, what] of Object.entries(secrets)) {
     if (!settings.originOf(key)?.startsWith(file)) continue;
     // What is asked about a file that would be: there is none yet.
@@ -913,8 +988,16 @@ async function warnOfSecretInFile(settings: Settings, file: string): Promise<voi
 
 function warnOfRisks(
   settings: Settings,
-  { server, docker, runtime, egress, workers }: Omit<Config, 'warnings' | 'settings'>,
+  { server, docker, runtime, egress, workers, gateway }: Omit<Config, 'warnings' | 'settings'>,
 ): void {
+  if (gateway !== undefined && server.tls === undefined && !/^(127\.|localhost$|::1$)/.test(gateway.host))
+    settings.warnings.push(
+      `ingress.gateway.host is ${gateway.host}: other machines can reach ports of sandboxes, and without TLS credentials can be read on the way; set server.tls.cert_file and server.tls.key_file, or put a proxy with TLS in front`,
+    );
+  if (gateway?.secured === false)
+    settings.warnings.push(
+      'ingress.secure_access.enabled is false: whoever reaches the gateway may use the ports of sandboxes that were not made with secureAccess',
+    );
   if (egress.dangerouslyAllowMetadata)
     settings.warnings.push(
       'egress.dangerously_allow_metadata is on: rules can open the metadata services of clouds to sandboxes',

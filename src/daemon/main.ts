@@ -1,10 +1,12 @@
 // The daemon: one for each home, from its lock to its last word.
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import type { GatewayOptions } from '../api/gateway.ts';
 import { type Api, createApi } from '../api/server.ts';
 import { ServerTls, type TlsCertificates } from '../api/tls.ts';
 import { refuseUnfinishedRestore } from '../backup/contents.ts';
 import type { SystemInfo } from '../contract/admin.ts';
+import { RouteSigner } from '../ingress/signed-routes.ts';
 import { Failure } from '../lib/failure.ts';
 import { type Log, type OwnLog, openLog } from '../lib/log.ts';
 import type { Config, Reloaded } from './config.ts';
@@ -81,6 +83,7 @@ export async function startDaemon(
     },
     limits: limitsOf(config),
     ...(config.server.eip === undefined ? {} : { eip: config.server.eip }),
+    ...(await gatewayOf(config)),
     log,
     ...(access === undefined ? {} : { access }),
     meters,
@@ -96,6 +99,13 @@ export async function startDaemon(
     ...(tls === undefined ? {} : { tls }),
   });
   undo.defer(() => listening.close(AbortSignal.timeout(live.current.server.drainMs)));
+  if (config.gateway !== undefined) {
+    const { host, port } = config.gateway;
+    const { backlog } = config.server;
+    const gateway = await api.listenAsGateway({ host, port, backlog, ...(tls === undefined ? {} : { tls }) });
+    undo.defer(() => gateway.close(AbortSignal.timeout(live.current.server.drainMs)));
+    log.info({ url: gateway.url, mode: config.gateway.routing.mode }, 'gateway');
+  }
   undo.use(await openSandboxd(config, platform, version, log));
   await known.tell({ pid: process.pid, url: listening.url, version }, tls?.certificates);
   undo.defer(() => known.forget());
@@ -125,6 +135,19 @@ export async function startDaemon(
       return turn.last;
     },
   };
+}
+
+async function gatewayOf({ gateway, paths }: Config): Promise<{ gateway?: GatewayOptions }> {
+  if (gateway === undefined) return {};
+  const { routing, secured, signature: form } = gateway;
+  const configured = gateway.keys.map(({ id, secret }) => ({ id, secret: Buffer.from(secret, 'base64') }));
+  const keys =
+    configured.length > 0
+      ? configured
+      : [{ id: '0', secret: Buffer.from(await keyOf(paths.ingressKeyFile), 'base64url') }];
+  const activeKey = gateway.activeKey ?? keys[0]?.id ?? '';
+  const signer = new RouteSigner({ form, keys, activeKey, now: () => new Date() });
+  return { gateway: { routing, secured, signer } };
 }
 
 const apiKeyOf = async ({ server, paths }: Config): Promise<string> =>

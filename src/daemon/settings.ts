@@ -12,7 +12,7 @@ import { aboutKey, type ConfigSources, loadConfig, loadSettings, type Setting, v
 const documentBytesMax = 1024 * 1024;
 
 /** Never shown: whoever has one of these may do what the daemon does, here or with another service. */
-const secretKeys = ['server.api_key', 'telemetry.headers'];
+const secretKeys = ['server.api_key', 'telemetry.headers', 'ingress.secure_access.keys'];
 
 export const isSecret = (key: string): boolean => secretKeys.includes(key);
 

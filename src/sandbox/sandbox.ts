@@ -59,6 +59,8 @@ export interface CreateRequest {
   env: Record<string, string>;
   metadata: Record<string, string>;
   extensions: Record<string, string>;
+  /** See SandboxInfo. */
+  secureAccess?: true;
   limits: Limits;
   mounts: WantedMount[];
   volumes?: WantedVolume[];

@@ -145,6 +145,7 @@ export class Sandboxes implements SandboxService, WarmSandboxes {
       entrypoint: request.entrypoint,
       metadata: request.metadata,
       extensions: request.extensions,
+      ...(request.secureAccess === undefined ? {} : { secureAccess: request.secureAccess }),
       limits,
       createdAt: now,
       keep: request.keep ?? false,

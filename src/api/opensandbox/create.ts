@@ -48,6 +48,7 @@ export function createRequestOf(
     env: Object.fromEntries(env),
     metadata,
     extensions,
+    ...(body.secureAccess === true ? { secureAccess: true } : {}),
     limits: limitsOf(body),
     ...volumesOf(body.volumes ?? []),
     ...timesOf(extensions),

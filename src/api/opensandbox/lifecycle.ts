@@ -14,6 +14,7 @@ import type { CreateRequest, SandboxFilter, SandboxInfo, SandboxService } from '
 import { refuseWidening } from '../bell.ts';
 import type { Exchange } from '../exchange.ts';
 import { callerOf, isOwner } from '../gate.ts';
+import { endpointAt } from '../gateway.ts';
 import type { ApiLimits, ApiOptions, Handlers } from '../handlers.ts';
 import { poolRefusal } from '../pools.ts';
 import { Refusal } from '../refusal.ts';
@@ -112,21 +113,39 @@ export function lifecycleHandlers(options: ApiOptions, limits: ApiLimits): Lifec
 
     getEndpoint: ({ sandboxId, params, query, exchange }) => {
       const port = parsePort(params.port ?? '', { kind: 'port' });
-      if (query.expires !== undefined)
+      const { expires, use_server_proxy: atServer = false } = query;
+      const { gateway } = options;
+      // Also that there is such a sandbox.
+      const token = service.accessToken(sandboxId);
+      if (expires !== undefined && atServer)
         throw new Refusal(
           'invalid',
-          'signed endpoints (expires) are not part of this version; leave it out',
+          'expires: only addresses at the gateway are signed; leave out use_server_proxy',
           {
-            wireCode: query.use_server_proxy ? 'SANDBOX::INVALID_PARAMETER' : 'SANDBOX::API_NOT_SUPPORTED',
+            wireCode: 'SANDBOX::INVALID_PARAMETER',
           },
         );
-      const token = service.accessToken(sandboxId);
+      if (expires !== undefined && gateway === undefined)
+        throw new Refusal(
+          'invalid',
+          'expires: only addresses at a gateway are signed, and this server has none',
+          {
+            wireCode: 'SANDBOX::API_NOT_SUPPORTED',
+            hint: 'Set ingress.mode to gateway, or leave expires out.',
+          },
+        );
       const headers = {
         [secureAccessHeader]: token,
         ...(port === egressPort ? { [egressAuthHeader]: token } : {}),
       };
-      const endpoint = `${publicHost(exchange, options.eip)}/sandboxes/${sandboxId}/proxy/${port}`;
-      return { status: 200, json: { endpoint, headers } satisfies Endpoint };
+      if (gateway === undefined || atServer) {
+        const endpoint = `${publicHost(exchange, options.eip)}/sandboxes/${sandboxId}/proxy/${port}`;
+        return { status: 200, json: { endpoint, headers } satisfies Endpoint };
+      }
+      const at = endpointAt(gateway, { sandboxId, port, expires, now: options.now() });
+      // Who is given a signed address needs nothing else, and should get nothing else.
+      const json = expires === undefined ? { ...at, headers: { ...headers, ...at.headers } } : at;
+      return { status: 200, json: json satisfies Endpoint };
     },
   };
 }
