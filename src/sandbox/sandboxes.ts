@@ -370,6 +370,7 @@ export class Sandboxes implements SandboxService, WarmSandboxes {
   likeness(id: string): CreateRequest {
     const life = this.#life(id);
     const { project, image, runtime, entrypoint, extensions, limits, keep, platform, agent } = life.info;
+    const { secureAccess } = life.info;
     const { env, startSteps, user, cwd: wanted } = life.asked;
     // A folder of the host is not there in the other one.
     const cwd = life.info.workspaces.some(({ path }) => wanted === path || wanted?.startsWith(`${path}/`))
@@ -384,6 +385,7 @@ export class Sandboxes implements SandboxService, WarmSandboxes {
       autoStopAfterMs: life.info.autoStopAfterMs ?? null,
       ...(project === undefined ? {} : { project }),
       ...(platform === undefined ? {} : { platform }),
+      ...(secureAccess === undefined ? {} : { secureAccess }),
       ...(agent === undefined ? {} : { agent }),
       ...(user === undefined ? {} : { user }),
       ...(cwd === undefined ? {} : { cwd }),
