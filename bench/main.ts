@@ -15,6 +15,7 @@ import { gatewayFigures, nginxPresent } from './gateway.ts';
 import { execFigures, fileFigures, stalledReaderFigure, streamFigures } from './guest.ts';
 import { type Figure, table } from './measure.ts';
 import { memoryFigures } from './memory.ts';
+import { poolFigures } from './pool.ts';
 import { snapshotFigures } from './snapshots.ts';
 import { createRequest, startFigures } from './start.ts';
 import { workerFigures } from './workers/main.ts';
@@ -24,12 +25,12 @@ const { values: flags } = parseArgs({
   options: {
     json: { type: 'boolean', default: false },
     quick: { type: 'boolean', default: false },
-    /** `sandbox`, `snapshot`, `workspace`, `egress`, `gateway` or `workers`; all figures when absent. */
+    /** `sandbox`, `snapshot`, `pool`, `workspace`, `egress`, `gateway` or `workers`; all figures when absent. */
     only: { type: 'string' },
   },
 });
-const wanted = (part: 'sandbox' | 'snapshot' | 'workspace' | 'egress' | 'gateway' | 'workers') =>
-  flags.only === undefined || flags.only === part;
+type Part = 'sandbox' | 'snapshot' | 'pool' | 'workspace' | 'egress' | 'gateway' | 'workers';
+const wanted = (part: Part) => flags.only === undefined || flags.only === part;
 const times = (count: number): number => (flags.quick ? Math.max(2, Math.ceil(count / 5)) : count);
 const say = (line: string): void => console.error(`bench: ${line}`);
 
@@ -120,6 +121,15 @@ try {
     if (nginxPresent())
       figures.push(...(await gatewayFigures({ rounds: times(5), ms: flags.quick ? 1_500 : 4_000 })));
     else say('there is no nginx: its figures are left out');
+  }
+  if (wanted('pool')) {
+    say('pools');
+    const folder = await mkdtemp(join(tmpdir(), 'glovebox-bench-pool-'));
+    try {
+      figures.push(...(await poolFigures({ home: folder, runs: times(30) })));
+    } finally {
+      await rm(folder, { recursive: true, force: true });
+    }
   }
   if (wanted('workers')) {
     const folder = await mkdtemp(join(tmpdir(), 'glovebox-bench-workers-'));
