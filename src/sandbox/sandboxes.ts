@@ -370,7 +370,7 @@ export class Sandboxes implements SandboxService, WarmSandboxes {
   likeness(id: string): CreateRequest {
     const life = this.#life(id);
     const { project, image, runtime, entrypoint, extensions, limits, keep, platform, agent } = life.info;
-    const { secureAccess } = life.info;
+    const { secureAccess, autoPauseAfterMs, renewOnAccessMs } = life.info;
     const { env, startSteps, user, cwd: wanted } = life.asked;
     // A folder of the host is not there in the other one.
     const cwd = life.info.workspaces.some(({ path }) => wanted === path || wanted?.startsWith(`${path}/`))
@@ -383,6 +383,8 @@ export class Sandboxes implements SandboxService, WarmSandboxes {
       ...{ metadata: {}, mounts: [] },
       // Null keeps an agent's default from coming back where its creator had none.
       autoStopAfterMs: life.info.autoStopAfterMs ?? null,
+      ...(autoPauseAfterMs === undefined ? {} : { autoPauseAfterMs }),
+      ...(renewOnAccessMs === undefined ? {} : { renewOnAccessMs }),
       ...(project === undefined ? {} : { project }),
       ...(platform === undefined ? {} : { platform }),
       ...(secureAccess === undefined ? {} : { secureAccess }),
