@@ -119,7 +119,7 @@ describe.each(runtimes)('%s', (runtime) => {
       });
       expect(headers['x-forwarded-prefix']).toBe(mode === 'uri' ? `/${id}/8000` : undefined);
       const [token] = Object.values(plain.headers);
-      const signature = /[0-9a-z]{11}[ab](?![0-9a-z])/.exec(JSON.stringify(signed))?.[0];
+      const [, signature] = /[-/]8000[-/][0-9a-z]+[-/]([0-9a-z]{12})/.exec(JSON.stringify(signed)) ?? [];
       expect(signature, JSON.stringify(signed)).toBeDefined();
       for (const secret of [daemon.apiKey, token, signature, '6.6.6.6', 'evil.test'])
         expect(JSON.stringify(seen)).not.toContain(secret);
@@ -147,9 +147,12 @@ describe.each(runtimes)('%s', (runtime) => {
     // Without its credential, with a forged one, and with one for something else.
     const open = { ...plain, headers: without(plain.headers, 'OpenSandbox-Secure-Access') };
     expect((await ask(open, '/')).status).toBe(401);
-    const forged = JSON.stringify(signed).replace(/[0-9a-z](?=[ab]["/.])/, (it) => (it === 'x' ? 'y' : 'x'));
+    const forged = JSON.stringify(signed).replace(
+      /([-/]8000[-/][0-9a-z]+[-/])(.)/,
+      (_, before, letter) => before + (letter === 'x' ? 'y' : 'x'),
+    );
     expect((await ask(JSON.parse(forged), '/')).status).toBe(401);
-    const elsewhere = JSON.stringify(signed).replace(/8000/, '8001');
+    const elsewhere = JSON.stringify(signed).replace(/(?<=[-/])8000(?=[-/])/, '8001');
     expect((await ask(JSON.parse(elsewhere), '/')).status).toBe(401);
     await expect(echoed(JSON.parse(forged), 'x')).rejects.toThrow('401');
     // A wrong header is not made good by a right signature.
