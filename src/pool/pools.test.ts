@@ -21,6 +21,11 @@ const request: CreateRequest = {
   ...{ image: 'any', entrypoint: [], env: {}, metadata: {}, extensions: {}, limits: {}, mounts: [] },
 };
 const silent = () => undefined;
+/** A machine that takes for ever, until it is given up. */
+const untilAborted = (signal: AbortSignal) =>
+  new Promise<void>((_, reject) => {
+    signal.addEventListener('abort', () => reject(signal.reason), { once: true });
+  });
 const log: Log = { debug: silent, info: silent, warn: silent, error: silent };
 
 class ImageRuntime extends FakeRuntime {
@@ -226,7 +231,7 @@ test('one that has died while it waited is not handed out', async () => {
   newPool(2);
   await filled(2);
   const [first] = [...runtime.machines.values()];
-  runtime.before.create = () => new Promise(() => undefined);
+  runtime.before.create = untilAborted;
   first?.die('out-of-memory');
   const got = await create();
   expect(got.id).not.toBe(first?.id);
@@ -381,7 +386,7 @@ describe('over a restart', () => {
   test('killed between the record and the answer: it is the one’s who asked, and nobody else’s', async () => {
     newPool(1);
     await filled(1);
-    runtime.before.create = () => new Promise(() => undefined);
+    runtime.before.create = untilAborted;
     const [ready] = [...runtime.machines.keys()];
     handingOver = () => new Promise(() => undefined);
     void create({ metadata: { mine: 'yes' } }).catch(() => undefined);
