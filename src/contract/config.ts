@@ -355,12 +355,12 @@ const ingressRoute = z.strictObject({
 });
 
 /** As the ingress of OpenSandbox takes it on its command line, and as its configuration has it. */
+const routeKeyId = z.string().regex(/^[0-9a-z]$/, 'must be one of 0-9 and a-z');
+const routeSecret = line.regex(/^(base64:)?[0-9A-Za-z+/]{22,}={0,2}$/, 'must be base64:<at least 16 bytes>');
 const routeKey = z.union([
   line.regex(/^[0-9a-z]=(base64:)?[0-9A-Za-z+/]{22,}={0,2}$/, 'must be <id>=base64:<at least 16 bytes>'),
-  z.strictObject({
-    key_id: z.string().regex(/^[0-9a-z]$/, 'must be one of 0-9 and a-z'),
-    secret: line.regex(/^(base64:)?[0-9A-Za-z+/]{22,}={0,2}$/, 'must be base64:<at least 16 bytes>'),
-  }),
+  z.strictObject({ key_id: routeKeyId, key: routeSecret }),
+  z.strictObject({ key_id: routeKeyId, secret: routeSecret }),
 ]);
 
 const ingressAccess = z.strictObject({
@@ -381,7 +381,7 @@ const ingressAccess = z.strictObject({
     .max(36)
     .default([])
     .describe(
-      'Keys that signatures are accepted of, each `<id>=base64:<secret>` with an id of one character; in the file also tables with `key_id` and `secret`. By default one is made in `ingress-key` in the home folder.',
+      'Keys that signatures are accepted of, each `<id>=base64:<secret>` with an id of one character; in the file also tables with `key_id` and `key`, as OpenSandbox has them. By default one is made in `ingress-key` in the home folder.',
     ),
   active_key: z
     .string()
@@ -706,6 +706,8 @@ export function foreignKey(list: readonly ForeignKey[], key: string): ForeignKey
 /** Variables of the environment that set a key, beside `GLOVEBOX_<SECTION>_<KEY>`, which wins over them. */
 export const namedVariables: Readonly<Record<string, string>> = {
   OPENSANDBOX_SERVER_API_KEY: 'server.api_key',
+  OPENSANDBOX_SECURE_ACCESS_KEYS: 'ingress.secure_access.keys',
+  OPENSANDBOX_SECURE_ACCESS_ACTIVE_KEY: 'ingress.secure_access.active_key',
   DOCKER_HOST: 'docker.host',
   OTEL_EXPORTER_OTLP_ENDPOINT: 'telemetry.otlp_endpoint',
   OTEL_EXPORTER_OTLP_HEADERS: 'telemetry.headers',

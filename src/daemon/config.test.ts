@@ -568,6 +568,19 @@ type = ""
   expect(warnings.join('\n')).toContain('docker.network_mode is bridge');
 });
 
+test('keys of signed addresses are taken as OpenSandbox writes them, in its file and its variables', async () => {
+  const gateway = '[ingress]\nmode = "gateway"\n';
+  const secret = 'c2VjcmV0LXdpdGgtc2l4dGVlbg==';
+  const table = `${gateway}[ingress.secure_access]\nactive_key = "b"\n[[ingress.secure_access.keys]]\nkey_id = "b"\nkey = "${secret}"\n`;
+  const wanted = { keys: [{ id: 'b', secret }], activeKey: 'b' };
+  expect((await loadFile(table)).gateway).toMatchObject(wanted);
+  const variables = {
+    OPENSANDBOX_SECURE_ACCESS_KEYS: `b=${secret}`,
+    OPENSANDBOX_SECURE_ACCESS_ACTIVE_KEY: 'b',
+  };
+  expect((await loadFile(gateway, variables)).gateway).toMatchObject(wanted);
+});
+
 describe('read again', () => {
   const again = async (running: Config, document: string, env: Record<string, string> = {}) => {
     await fs.writeFile(file, document, { mode: 0o600 });

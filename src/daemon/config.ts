@@ -907,7 +907,9 @@ function gatewayOf(parsed: ConfigFile): Pick<Config, 'gateway'> {
       routing: { mode, address: gatewayAddress(mode, { host, port, address }) },
       keys: keys.map((it) => {
         const [id = '', secret = ''] =
-          typeof it === 'string' ? [it.slice(0, 1), it.slice(2)] : [it.key_id, it.secret];
+          typeof it === 'string'
+            ? [it.slice(0, 1), it.slice(2)]
+            : [it.key_id, 'key' in it ? it.key : it.secret];
         return { id, secret: secret.replace(/^base64:/, '') };
       }),
       ...(activeKey !== undefined && { activeKey }),
