@@ -8,12 +8,15 @@ import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import { call, create, list, remove, run } from '../client.ts';
 import { expectNothingLeft, startDaemon, type TestDaemon, until } from '../daemon.ts';
 import { imageFor, runtimes } from '../runtimes.ts';
+import { Specification } from './specification.ts';
 
 interface Snapshot {
   id: string;
   name?: string;
   status: { state: string; reason: string; message: string };
 }
+
+const specification = new Specification();
 
 describe.each(runtimes)('%s', (runtime) => {
   let daemon: TestDaemon;
@@ -27,7 +30,9 @@ describe.each(runtimes)('%s', (runtime) => {
     manager = SandboxManager.create({ connectionConfig });
   };
 
+  let unwatch: () => void;
   beforeAll(async () => {
+    unwatch = specification.watch();
     daemon = await startDaemon({ runtime });
     image = await imageFor(runtime, daemon, 'busybox');
     await connect();
@@ -48,6 +53,8 @@ describe.each(runtimes)('%s', (runtime) => {
     await manager.close();
     expect(await daemon.stop()).toBe(0);
     await expectNothingLeft(daemon.home);
+    unwatch();
+    expect(await specification.seen()).toEqual([]);
   });
 
   /** Ids of snapshots that are to be there. */

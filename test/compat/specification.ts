@@ -29,10 +29,10 @@ const sources = join(import.meta.dirname, '../../node_modules/@alibaba-group/ope
 const ours = 'glovebox';
 /** Their server answers these without a body, against its own specification, and clients expect it. */
 const empty = new Set(['POST /files/replace']);
-/** Behind which part of a URL each of the APIs is. */
+/** Behind which part of a URL each of the APIs is, at the server itself or at a gateway. */
 const bases = {
-  execd: /^\/(?:v1\/)?sandboxes\/[^/]+\/proxy\/44772(?=\/)/,
-  egress: /^\/(?:v1\/)?sandboxes\/[^/]+\/proxy\/18080(?=\/)/,
+  execd: /^\/(?:(?:v1\/)?sandboxes\/[^/]+\/proxy|[^/]+)\/44772(?=\/)/,
+  egress: /^\/(?:(?:v1\/)?sandboxes\/[^/]+\/proxy|[^/]+)\/18080(?=\/)/,
   lifecycle: /^(?:\/v1)?(?=\/)/,
 } as const;
 type ApiName = keyof typeof bases;
