@@ -58,11 +58,12 @@ describe.each(runtimes)('%s', (runtime) => {
     });
     expect(watch.status).toBe(200);
     let seen: Metrics | undefined;
-    const lines = createInterface({ input: Readable.fromWeb(watch.body as ReadableStream<Uint8Array>) });
-    for await (const line of lines) {
+    const input = Readable.fromWeb(watch.body as ReadableStream<Uint8Array>);
+    for await (const line of createInterface({ input })) {
       seen = JSON.parse(line) as Metrics;
       if (seen.cpu_used_pct > 2 && seen.mem_used_mib > idle.mem_used_mib + 25) break;
     }
+    input.destroy();
     expect(seen?.timestamp).toBeGreaterThan(idle.timestamp);
     expect(seen?.mem_used_mib).toBeLessThanOrEqual(200);
     expect((await execd('DELETE', `/command?id=${command}`)).status).toBe(200);

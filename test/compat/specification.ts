@@ -25,7 +25,7 @@ interface Api {
 }
 
 const sources = join(import.meta.dirname, '../../node_modules/@alibaba-group/opensandbox/src/api');
-/** The one thing that replies have beyond the specifications: what sandboxes of ours have more than theirs. */
+/** The one thing that requests and replies may have beyond the specifications: what sandboxes of ours have more than theirs. */
 const ours = 'glovebox';
 /** Their server answers these without a body, against its own specification, and clients expect it. */
 const empty = new Set(['POST /files/replace']);
@@ -89,7 +89,7 @@ export class Specification {
     // What is refused may well have been wrong; and the types say of what has a default that it must be there.
     if (json !== undefined && reply.ok && request.json !== undefined)
       report(
-        errorsOf(ajv, json, request.json)
+        errorsOf(ajv, json, request.json, ours)
           .filter((it) => !it.includes('must have required'))
           .map((it) => `request ${it}`),
       );
