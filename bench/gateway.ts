@@ -1,13 +1,15 @@
-// The gateway beside Debian's nginx as a reverse proxy of the same origin, in turns, each with processor 0 to itself and the clients and the origin on processor 1.
-// The sandbox has no walls (runtime `memory`), so that its port is the origin that nginx reaches, too; its agent runs in the daemon and is counted with it.
+// The gateway beside Debian's nginx as a reverse proxy of the same origin, in turns, each with processor 0 to itself and everything else on processor 1: the
+// clients, the origin, and the agent of the sandbox. The origin lies in the sandbox's network, and so do nginx and its clients, who reach it in no other way.
 import { type ChildProcess, execFile, execFileSync, spawn } from 'node:child_process';
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { cpus, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
+import { setTimeout as delay } from 'node:timers/promises';
 import { promisify } from 'node:util';
+import { insideProcess } from '../src/runtime/bubblewrap/record.ts';
 import { freePort } from '../test/ports.ts';
-import { listening, running } from './egress/peers.ts';
+import { running } from './egress/peers.ts';
 import type { LoadOrder, LoadResult } from './egress/shapes.ts';
 import { type Figure, figure } from './measure.ts';
 
@@ -23,33 +25,44 @@ const pinned = (processor: number, ...command: string[]): [string, string[]] =>
     ? ['taskset', ['-c', String(processor), ...command]]
     : [command[0] as string, command.slice(1)];
 
-/** `rounds` of requests through each, `ms` long. Needs nginx. */
+/** `rounds` of requests through each, `ms` long. Needs nginx and root. */
 export async function gatewayFigures(options: { rounds: number; ms: number }): Promise<Figure[]> {
   const folder = mkdtempSync(join(tmpdir(), 'glovebox-bench-gateway-'));
   await using undo = new AsyncDisposableStack();
   undo.defer(() => rmSync(folder, { recursive: true, force: true }));
+  const port = await freePort();
+  const daemon = await startDaemon(folder, port);
+  undo.defer(daemon.stop);
+  const inside = ['nsenter', `--net=/proc/${daemon.agentPid}/ns/net`];
+
   const certificate = join(folder, 'unused.pem');
   const key = join(folder, 'unused.key');
   const request = ['req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '30', '-subj', '/CN=unused'];
   execFileSync('openssl', [...request, '-keyout', key, '-out', certificate], { stdio: 'ignore' });
-  const [command, args] = pinned(1, process.execPath, join(here, 'egress/origin.ts'), certificate, key);
-  const child = spawn(command, args, { stdio: ['pipe', 'pipe', 'inherit'] });
+  const serve = [process.execPath, join(here, 'egress/origin.ts'), certificate, key];
+  const child = spawn(...pinned(1, ...inside, ...serve), { stdio: ['pipe', 'pipe', 'inherit'] });
   undo.defer(() => running(child).stop());
   const { http: origin } = JSON.parse(await firstLine(child)) as { http: number };
 
-  const beside = await startNginx(folder, origin);
-  undo.defer(() => beside.stop());
-  const ours = await startGateway(folder, origin);
-  undo.defer(() => ours.stop());
+  const nginxPort = 8_080;
+  const beside = await startNginx(folder, { inside, origin, port: nginxPort });
+  undo.defer(beside.stop);
+  const host = await daemon.hostOf(origin);
 
   const counted: Record<'ours' | 'nginx', number[]> = { ours: [], nginx: [] };
-  for (let round = -1; round < options.rounds; round++)
-    for (const [name, { host, port }] of Object.entries({ ours, nginx: beside })) {
-      const { count, ms } = await load({
-        ...{ scenario: 'plain', host, port, authority: '', clients, ms: options.ms },
-      });
-      if (round >= 0) counted[name as 'ours' | 'nginx'].push((count / ms) * 1000);
-    }
+  const load = async (name: 'ours' | 'nginx', way: string[], place: { host: string; port: number }) => {
+    const order: LoadOrder = { ...{ scenario: 'plain', authority: '', clients, ms: options.ms }, ...place };
+    const command = [process.execPath, join(here, 'egress/load.ts'), JSON.stringify(order)];
+    const { stdout } = await run(...pinned(1, ...way, ...command), { timeout: 300_000 });
+    const { count, ms } = JSON.parse(stdout) as LoadResult;
+    counted[name].push((count / ms) * 1000);
+  };
+  for (let round = -1; round < options.rounds; round++) {
+    await load('ours', [], { host, port });
+    await load('nginx', inside, { host: '127.0.0.1', port: nginxPort });
+    // The first round is to get warm.
+    if (round < 0) for (const values of Object.values(counted)) values.length = 0;
+  }
   return [
     figure('gateway: requests of 32 clients, keep-alive, 1 KiB', '/s', counted.ours, {
       floor: { name: 'nginx', values: counted.nginx },
@@ -58,21 +71,11 @@ export async function gatewayFigures(options: { rounds: number; ms: number }): P
   ];
 }
 
-async function load(order: LoadOrder): Promise<LoadResult> {
-  const command = [process.execPath, join(here, 'egress/load.ts'), JSON.stringify(order)];
-  const { stdout } = await run(...pinned(1, ...command), { timeout: 300_000 });
-  return JSON.parse(stdout) as LoadResult;
-}
-
-interface Proxy {
-  host: string;
-  port: number;
-  stop: () => Promise<void>;
-}
-
 /** One worker, as we are one process; connections to the origin are kept, as ours are. */
-async function startNginx(folder: string, origin: number): Promise<Proxy> {
-  const port = await freePort();
+async function startNginx(
+  folder: string,
+  { inside, origin, port }: { inside: string[]; origin: number; port: number },
+): Promise<{ stop: () => Promise<void> }> {
   const home = join(folder, 'nginx');
   mkdirSync(home);
   const file = join(home, 'nginx.conf');
@@ -99,12 +102,15 @@ http {
 }
 `,
   );
-  const child = spawn(...pinned(0, nginx, '-c', file, '-p', home), {
+  const child = spawn(...pinned(0, ...inside, nginx, '-c', file, '-p', home), {
     stdio: ['ignore', 'ignore', 'inherit'],
   });
-  await listening(port, child);
+  // It writes this when it listens.
+  while (!existsSync(join(home, 'pid'))) {
+    if (child.exitCode !== null) throw new Error(`nginx ended with ${child.exitCode}`);
+    await delay(20);
+  }
   return {
-    ...{ host: '127.0.0.1', port },
     // Its worker ends with it only when it is asked.
     async stop() {
       const ended = new Promise((resolve) => child.once('exit', resolve));
@@ -114,23 +120,23 @@ http {
   };
 }
 
-async function startGateway(folder: string, origin: number): Promise<Proxy> {
-  const port = await freePort();
+interface GatewayDaemon {
+  /** Of the first process in its sandbox. */
+  agentPid: number;
+  /** The name that a port of the sandbox goes by, signed. */
+  hostOf(origin: number): Promise<string>;
+  stop: () => Promise<void>;
+}
+
+async function startDaemon(folder: string, port: number): Promise<GatewayDaemon> {
   const home = join(folder, 'home');
-  const [command, args] = pinned(
-    0,
-    process.execPath,
-    join(here, '../src/cli/main.ts'),
-    'serve',
-    '--port',
-    '0',
-  );
-  const child = spawn(command, args, {
+  const main = join(here, '../src/cli/main.ts');
+  const child = spawn(...pinned(0, process.execPath, main, 'serve', '--port', '0'), {
     stdio: ['ignore', 'pipe', 'inherit'],
     env: {
       ...process.env,
       GLOVEBOX_HOME: home,
-      GLOVEBOX_RUNTIME_TYPE: 'memory',
+      GLOVEBOX_RUNTIME_TYPE: 'bubblewrap',
       GLOVEBOX_LOG_LEVEL: 'ERROR',
       GLOVEBOX_INGRESS_MODE: 'gateway',
       GLOVEBOX_INGRESS_GATEWAY_PORT: String(port),
@@ -149,13 +155,21 @@ async function startGateway(folder: string, origin: number): Promise<Proxy> {
   };
   const request = { image: { uri: 'host' }, entrypoint: ['tail', '-f', '/dev/null'], resourceLimits: {} };
   const { id } = await call('POST', '/sandboxes', request);
-  const until = Math.floor(Date.now() / 1000) + 3_600;
-  const { endpoint } = await call('GET', `/sandboxes/${id}/endpoints/${origin}?expires=${until}`);
-  const stop = async () => {
-    await fetch(`${url}/v1/sandboxes/${id}`, { method: 'DELETE', headers });
-    await running(child).stop();
+  const agent = await insideProcess(join(home, 'state', id));
+  if (agent === undefined) throw new Error('the sandbox has ended');
+  if (cpus().length > 1) execFileSync('taskset', ['-acp', '1', String(agent.pid)], { stdio: 'ignore' });
+  return {
+    agentPid: agent.pid,
+    async hostOf(origin) {
+      const until = Math.floor(Date.now() / 1000) + 3_600;
+      const { endpoint } = await call('GET', `/sandboxes/${id}/endpoints/${origin}?expires=${until}`);
+      return endpoint.replace(/:\d+$/, '');
+    },
+    async stop() {
+      await fetch(`${url}/v1/sandboxes/${id}`, { method: 'DELETE', headers });
+      await running(child).stop();
+    },
   };
-  return { host: endpoint.replace(/:\d+$/, ''), port, stop };
 }
 
 function firstLine(child: ChildProcess): Promise<string> {

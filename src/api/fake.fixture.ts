@@ -946,7 +946,6 @@ export function fakeTenants(options: Partial<TenantsOptions> = {}): Tenants {
   });
 }
 
-/** An API on a port of its own with one running sandbox, `s`. */
 /** No folder is made before a sandbox mounts one. */
 export function fakeVolumes(): Volumes {
   const silent = () => undefined;
@@ -954,6 +953,7 @@ export function fakeVolumes(): Volumes {
   return new Volumes({ folder: '/nonexistent', records: records(), log, now: () => new Date() });
 }
 
+/** An API on a port of its own with one running sandbox, `s`. */
 export async function startTestApi(options: Partial<ApiOptions> = {}): Promise<TestApi> {
   const service = new FakeService();
   service.add('s');

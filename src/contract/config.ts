@@ -221,8 +221,15 @@ const bubblewrap = z.strictObject({
   cpu: quantity('cpu')
     .optional()
     .describe('Cores for sandboxes whose request says nothing of them, such as `2` or `500m`.'),
-  memory: quantity('memory').optional().describe('The same for memory, such as `512Mi`.'),
-  pids: z.int().min(1).max(4_194_304).optional().describe('The same for processes and threads.'),
+  memory: quantity('memory')
+    .optional()
+    .describe('The same for memory, such as `512Mi`. Without it, three quarters of the host’s.'),
+  pids: z
+    .int()
+    .min(1)
+    .max(4_194_304)
+    .optional()
+    .describe('The same for processes and threads. Without it, 4096.'),
   disk: quantity('disk').optional().describe('The same for what a sandbox may write, such as `2Gi`.'),
 });
 

@@ -11,6 +11,7 @@ import {
   symlinkSync,
   writeFileSync,
 } from 'node:fs';
+import { totalmem } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { BubblewrapHome, removeAll, soon } from '../../../test/bubblewrap.ts';
@@ -73,6 +74,23 @@ describe.runIf(present && asRoot)('bubblewrap, as root', () => {
       .split('\n')
       .map((pid) => /^Uid:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1]);
     expect(new Set(uids)).toEqual(new Set([String(hostIdBase)]));
+    await machine.remove(soon());
+  });
+
+  test.each([
+    ['nothing', {}, 4_096],
+    ['an empty section', { defaults: {} }, 4_096],
+    ['a limit of its own', { defaults: { pids: 100 } }, 100],
+  ])('a request that asks for no limits has some, with %s in the configuration', async (_, options, pids) => {
+    using configured = home.open(options);
+    const machine = await configured.create(home.spec({ id: 'limits' }), soon());
+    const said = (file: string) => {
+      const [controller] = file.split('.');
+      const path = `/sys/fs/cgroup/${controller}/glovebox/${home.homeId}/limits/${file}`;
+      return Number(readFileSync(path, 'utf8'));
+    };
+    expect(said('pids.max')).toBe(pids);
+    expect(said('memory.limit_in_bytes')).toBeLessThan(totalmem() * 0.76);
     await machine.remove(soon());
   });
 

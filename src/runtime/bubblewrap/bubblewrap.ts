@@ -57,7 +57,7 @@ export interface BubblewrapOptions {
   agent: { folder: string; command: readonly string[]; environment: Readonly<Record<string, string>> };
   /** Instead of hostIdBase. The images' owners are moved up by the same number. */
   idBase?: number;
-  /** Limits for what a request leaves open. Those that this host cannot hold are left out. */
+  /** Limits for what a request leaves open, instead of ours. Those that this host cannot hold are left out. */
   defaults?: Limits;
   /** Default: `bwrap` of the host's PATH. */
   bwrap?: string;
@@ -400,9 +400,10 @@ export class BubblewrapRuntime implements Runtime {
         'invalid',
         `make machine ${spec.id}: ${memoryBytes} bytes of memory; the least is ${memoryBytesMin}`,
       );
-    const defaults: Limits = this.#options.defaults ?? {
+    const defaults: Limits = {
       pids: defaultPids,
       memoryBytes: Math.floor(totalmem() * defaultMemoryShare),
+      ...this.#options.defaults,
     };
     const all = Object.entries({ ...defaults, ...spec.limits }).filter(
       ([name, value]) => value !== undefined && means[name as keyof Limits] !== undefined,
