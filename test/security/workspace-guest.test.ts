@@ -99,7 +99,11 @@ describe.skipIf(!isRoot).each(runtimes)('%s', (runtime) => {
   };
 
   test('the guest’s root gets from a mounted folder to nothing else of the host', async () => {
-    const mounts = () => readFileSync('/proc/self/mountinfo', 'utf8').split('\n').length;
+    // Only what the tries below could have made: an engine beside this test mounts what it likes.
+    const mounts = () =>
+      readFileSync('/proc/self/mountinfo', 'utf8')
+        .split('\n')
+        .filter((line) => line.includes(top) || line.includes('/mnt'));
     writeFileSync(join(project, 'others'), 'root’s alone', { mode: 0o600 });
     symlinkSync(join(top, 'beside'), join(project, 'out'));
     const sandbox = await make('mount');
@@ -118,7 +122,7 @@ describe.skipIf(!isRoot).each(runtimes)('%s', (runtime) => {
     for (const line of tries) expect((await sh(sandbox, line)).stdout, line).toBe('');
     expect((await sh(sandbox, `python3 -c '${byHandle}' .`)).stdout).toMatch(/not permitted|denied/);
     expect(readFileSync(join(project, 'others'), 'utf8')).toBe('root’s alone');
-    expect(mounts()).toBe(before);
+    expect(mounts()).toEqual(before);
     intact();
   });
 
