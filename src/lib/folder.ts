@@ -135,8 +135,9 @@ export function within<T>(
   return use(at, name);
 }
 
+/** Also of what something else has taken the place of since it was looked at: EINVAL is said of what is no link. */
 export function isAbsence(error: unknown): boolean {
-  return ['ENOENT', 'ENOTDIR', 'ELOOP'].includes((error as NodeJS.ErrnoException).code ?? '');
+  return ['ENOENT', 'ENOTDIR', 'ELOOP', 'EINVAL'].includes((error as NodeJS.ErrnoException).code ?? '');
 }
 
 /** Lets others of this process run now and then. */

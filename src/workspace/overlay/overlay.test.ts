@@ -1,5 +1,5 @@
 // What is told of an overlay and what is applied of it, on upper layers made by hand. Needs root, for only root makes devices.
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
 import {
   chmodSync,
   chownSync,
@@ -136,6 +136,20 @@ describe.skipIf(!asRoot)('what a guest did', () => {
     expect((await apply(it)).applied.sort()).toEqual(['lib/new.js', 'lib/x.js', 'lib/y.js']);
     expect(read(join(it.host, 'lib'))).toEqual({ 'new.js': 'n\n' });
     expect(await changes(it)).toEqual({});
+  });
+
+  test('what is swapped while it is looked at is told as it was or is, and fails nothing', async () => {
+    await using it = await lab(host);
+    const line = `while :; do ln -s keep d; rm d; mkdir d; rmdir d; echo 1 >d; rm d; done`;
+    const guest = spawn('sh', ['-c', line], { cwd: it.upper, stdio: 'ignore' });
+    const ended = new Promise((resolve) => guest.once('exit', resolve));
+    try {
+      for (let round = 0; round < 60; round++)
+        expect(['d', undefined]).toContain(Object.keys(await changes(it))[0]);
+    } finally {
+      guest.kill('SIGKILL');
+      await ended;
+    }
   });
 
   test('the patch is one that git takes', async () => {

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import type { ApplyResult, ApplyWorkspace, WorkspaceChange } from '../../contract/workspace.ts';
 import { Failure } from '../../lib/failure.ts';
 import { toBytes } from '../../lib/file-names.ts';
-import { Folder, within } from '../../lib/folder.ts';
+import { Folder, isAbsence, within } from '../../lib/folder.ts';
 import type { Mount } from '../../runtime/runtime.ts';
 import { hiddenPaths } from '../hidden.ts';
 import type { Mode, Place } from '../mode.ts';
@@ -226,14 +226,20 @@ async function* pairsOf(sides: Sides, changes: readonly Change[], signal: AbortS
   }
 }
 
+/** Undefined for what is neither file nor link, or was one until this very moment. */
 function blobAt(root: string, path: string): Blob | undefined {
   using folder = Folder.open(root);
   return within(folder, path, (parent, name): Blob | undefined => {
     const stats = parent.stat(name);
-    if (stats?.isSymbolicLink()) return { mode: '120000', content: parent.readlink(name) };
-    if (!stats?.isFile()) return undefined;
-    const mode = (stats.mode & 0o100n) === 0n ? '100644' : '100755';
-    if (stats.size <= BigInt(mergeBytesMax)) return { mode, content: readAll(parent, name) };
-    return { mode, content: Buffer.from(`\0${stats.ino}:${stats.ctimeNs}:${stats.size}`) };
+    try {
+      if (stats?.isSymbolicLink()) return { mode: '120000', content: parent.readlink(name) };
+      if (!stats?.isFile()) return undefined;
+      const mode = (stats.mode & 0o100n) === 0n ? '100644' : '100755';
+      if (stats.size <= BigInt(mergeBytesMax)) return { mode, content: readAll(parent, name) };
+      return { mode, content: Buffer.from(`\0${stats.ino}:${stats.ctimeNs}:${stats.size}`) };
+    } catch (error) {
+      if (isAbsence(error) || (error instanceof Failure && error.code === 'conflict')) return undefined;
+      throw error;
+    }
   });
 }
