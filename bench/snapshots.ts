@@ -20,7 +20,7 @@ export async function snapshotFigures(
   const { folder, runtime, image, mebibytes, runs } = options;
   const source = await service.create({ ...createRequest, runtime, image }, signal());
   const filled = await service.executions(source.id).start({
-    shell: `mkdir -p /work && dd if=/dev/urandom of=/work/data bs=1048576 count=${mebibytes} 2>/dev/null`,
+    shell: `mkdir -p /srv && dd if=/dev/urandom of=/srv/data bs=1048576 count=${mebibytes} 2>/dev/null`,
     stdin: 'none',
   });
   if ((await filled.exit).code !== 0) throw new Error('the disk could not be filled');

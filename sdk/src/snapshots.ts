@@ -106,7 +106,7 @@ export class Snapshots {
     const [only, ...others] = found;
     if (only === undefined)
       throw errorOf('not-found', `there is no snapshot '${reference}'`, {
-        hint: 'List them with client.snapshots.list().',
+        hint: 'See `glovebox snapshot ls` for what there is.',
       });
     if (others.length > 0)
       throw new ConflictError('conflict', `'${reference}' is ${found.length} snapshots`, {

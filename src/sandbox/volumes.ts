@@ -292,6 +292,6 @@ const asRoot = (): boolean => process.getuid?.() === 0;
 
 const noVolume = (name: string): Failure =>
   new Failure('not-found', `there is no volume ${JSON.stringify(name.slice(0, 64))}`, {
-    hint: 'See `glovebox volume ls`; without createIfNotExists: false it would be made.',
+    hint: 'See `glovebox volume ls` for what there is.',
     details: { kind: 'volume-not-found' },
   });
