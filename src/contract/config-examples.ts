@@ -174,7 +174,7 @@ function fieldOf(section: string, key: string): z.ZodType {
 function sampleOf(dotted: string, field: z.ZodType): Value {
   const all: Example[] = Object.values(configExamples);
   const said = all.map((it) => it.set[dotted] ?? it.offered[dotted]).find((it) => it !== undefined);
-  const any = ['/etc/glovebox/example', 'example', 'example.com', '1', 'a', 1, 60, true, []];
+  const any = ['/etc/glovebox/example', 'example', 'example.com', '1', 'a', 1, 60, 600, true, []];
   return said ?? any.find((it) => field.safeParse(it).success) ?? '';
 }
 

@@ -233,6 +233,20 @@ const bubblewrap = z.strictObject({
   disk: quantity('disk').optional().describe('The same for what a sandbox may write, such as `2Gi`.'),
 });
 
+const second = (least: number, most: number) => z.int().min(least).max(most).optional();
+
+const sandbox = z.strictObject({
+  idle_pause_seconds: second(1, 31_536_000).describe(
+    'Pause sandboxes that nobody uses for so long, unless their request says otherwise by `glovebox.idle.pause.seconds`, with `0` for never. What cannot be paused is left as it is. Without it, none.',
+  ),
+  idle_stop_seconds: second(1, 31_536_000).describe(
+    'Stop those that are kept over a stop when nobody uses them for so long, unless their request or their agent says otherwise. Without it, none.',
+  ),
+  renew_on_access_seconds: second(300, 86_400).describe(
+    'Let those that have a timeout live at least so long from each use on, unless their request says otherwise by `access.renew.extend.seconds`. Without it, use changes nothing.',
+  ),
+});
+
 const storage = z.strictObject({
   allowed_host_paths: z
     .array(path)
@@ -523,6 +537,7 @@ export const configSections = {
   runtime,
   docker,
   bubblewrap,
+  sandbox,
   storage,
   store,
   egress,
@@ -544,6 +559,7 @@ export const ConfigFile = z.strictObject({
   runtime: runtime.prefault({}),
   docker: docker.prefault({}),
   bubblewrap: bubblewrap.prefault({}),
+  sandbox: sandbox.prefault({}),
   storage: storage.prefault({}),
   store: store.prefault({}),
   egress: egress.prefault({}),
@@ -612,7 +628,7 @@ export const inertKeys: readonly ForeignKey[] = [
   { key: 'otel.export_interval_millis', why: 'the interval is fixed' },
   {
     key: 'renew_intent.enabled',
-    why: 'a sandbox that asks for it, by its extension `access.renew.extend.seconds`, is always renewed by use',
+    why: 'a sandbox that asks for it, by its extension `access.renew.extend.seconds`, is always renewed by use; `sandbox.renew_on_access_seconds` does so for all',
   },
   { key: 'renew_intent.min_interval_seconds', why: 'use renews at most once a minute' },
   { key: 'renew_intent.redis.*', why: 'the daemon sees by itself when a sandbox is used' },
@@ -702,6 +718,8 @@ export const reloadedKeys: readonly string[] = [
   ...['server.limit_concurrency', 'server.timeout_graceful_shutdown'],
   ...Object.keys(rateLimit.shape).map((it) => `server.rate_limit.${it}`),
   ...['log.level', 'storage.allowed_host_paths'],
+  ...Object.keys(sandbox.shape).map((it) => `sandbox.${it}`),
+  ...Object.keys(ingressAccess.shape).map((it) => `ingress.secure_access.${it}`),
   ...['docker.pids_limit', 'bubblewrap.cpu', 'bubblewrap.memory', 'bubblewrap.pids', 'bubblewrap.disk'],
 ];
 

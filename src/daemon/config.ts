@@ -33,6 +33,7 @@ import { Failure } from '../lib/failure.ts';
 import type { LogLevel } from '../lib/log.ts';
 import { keyLines } from '../lib/toml.ts';
 import type { Limits } from '../runtime/runtime.ts';
+import type { SandboxDefaults } from '../sandbox/sandbox.ts';
 
 /** Everything that the daemon is told from outside. Frozen, paths absolute, times in milliseconds. */
 export interface Config {
@@ -147,6 +148,8 @@ export interface Config {
     readonly keys: readonly { readonly id: string; readonly secret: string }[];
     readonly activeKey?: string;
   };
+  /** Of sandboxes whose requests say nothing of it. */
+  readonly sandbox: SandboxDefaults;
   readonly storage: { readonly allowedHostPaths: readonly string[] };
   /** Absent: nothing is sent. */
   readonly telemetry?: {
@@ -829,6 +832,7 @@ function configOf(
         ...(disk !== undefined && { disk }),
       }),
     },
+    sandbox: sandboxDefaultsOf(parsed.sandbox),
     storage: { allowedHostPaths: storage.allowed_host_paths.map(absolute) },
     egress: egressOf(parsed.egress, absolute),
     ...gatewayOf(parsed),
@@ -842,6 +846,15 @@ function configOf(
       }),
       shortParent,
     },
+  };
+}
+
+function sandboxDefaultsOf(sandbox: ConfigFile['sandbox']): SandboxDefaults {
+  const { idle_pause_seconds: pause, idle_stop_seconds: stop, renew_on_access_seconds: renew } = sandbox;
+  return {
+    ...(pause === undefined ? {} : { autoPauseAfterMs: pause * 1000 }),
+    ...(stop === undefined ? {} : { autoStopAfterMs: stop * 1000 }),
+    ...(renew === undefined ? {} : { renewOnAccessMs: renew * 1000 }),
   };
 }
 

@@ -6,7 +6,7 @@ import { type Api, createApi } from '../api/server.ts';
 import { ServerTls, type TlsCertificates } from '../api/tls.ts';
 import { refuseUnfinishedRestore } from '../backup/contents.ts';
 import type { SystemInfo } from '../contract/admin.ts';
-import { RouteSigner } from '../ingress/signed-routes.ts';
+import { type RouteKeys, RouteSigner } from '../ingress/signed-routes.ts';
 import { Failure } from '../lib/failure.ts';
 import { type Log, type OwnLog, openLog } from '../lib/log.ts';
 import type { Config, Reloaded } from './config.ts';
@@ -62,6 +62,7 @@ export async function startDaemon(
   const platform = undo.use(await openPlatform(live, log, meters));
   const startedAt = new Date();
   const keys = { api: await apiKeyOf(config) };
+  const gateway = config.gateway && (await gatewayOf(config.gateway, config.paths));
   const api = createApi({
     service: platform.sandboxes,
     network: platform.network,
@@ -83,7 +84,7 @@ export async function startDaemon(
     },
     limits: limitsOf(config),
     ...(config.server.eip === undefined ? {} : { eip: config.server.eip }),
-    ...(await gatewayOf(config)),
+    ...(gateway === undefined ? {} : { gateway }),
     log,
     ...(access === undefined ? {} : { access }),
     meters,
@@ -102,9 +103,9 @@ export async function startDaemon(
   if (config.gateway !== undefined) {
     const { host, port } = config.gateway;
     const { backlog } = config.server;
-    const gateway = await api.listenAsGateway({ host, port, backlog, ...(tls === undefined ? {} : { tls }) });
-    undo.defer(() => gateway.close(AbortSignal.timeout(live.current.server.drainMs)));
-    log.info({ url: gateway.url, mode: config.gateway.routing.mode }, 'gateway');
+    const beside = await api.listenAsGateway({ host, port, backlog, ...(tls === undefined ? {} : { tls }) });
+    undo.defer(() => beside.close(AbortSignal.timeout(live.current.server.drainMs)));
+    log.info({ url: beside.url, mode: config.gateway.routing.mode }, 'gateway');
   }
   undo.use(await openSandboxd(config, platform, version, log));
   await known.tell({ pid: process.pid, url: listening.url, version }, tls?.certificates);
@@ -116,10 +117,15 @@ export async function startDaemon(
     await tls?.reload();
     const { config: next, changed, later } = await reread(live.current);
     const apiKey = await apiKeyOf(next);
+    const routeKeys = next.gateway && (await routeKeysOf(next.gateway, next.paths));
     live.current = next;
     keys.api = apiKey;
     log.setLevel(next.log.level);
     api.setLimits(limitsOf(next));
+    if (gateway !== undefined && next.gateway !== undefined && routeKeys !== undefined) {
+      gateway.signer.use(routeKeys);
+      gateway.secured = next.gateway.secured;
+    }
     platform.tenants.setLimits(next.server.rateLimits);
     for (const warning of next.warnings) log.warn({}, warning);
     if (later.length > 0)
@@ -137,17 +143,21 @@ export async function startDaemon(
   };
 }
 
-async function gatewayOf({ gateway, paths }: Config): Promise<{ gateway?: GatewayOptions }> {
-  if (gateway === undefined) return {};
-  const { routing, secured, signature: form } = gateway;
-  const configured = gateway.keys.map(({ id, secret }) => ({ id, secret: Buffer.from(secret, 'base64') }));
+type GatewayConfig = NonNullable<Config['gateway']>;
+
+async function gatewayOf(config: GatewayConfig, paths: Config['paths']): Promise<GatewayOptions> {
+  const { routing, secured } = config;
+  const signer = new RouteSigner({ ...(await routeKeysOf(config, paths)), now: () => new Date() });
+  return { routing, secured, signer };
+}
+
+async function routeKeysOf(config: GatewayConfig, paths: Config['paths']): Promise<RouteKeys> {
+  const configured = config.keys.map(({ id, secret }) => ({ id, secret: Buffer.from(secret, 'base64') }));
   const keys =
     configured.length > 0
       ? configured
       : [{ id: '0', secret: Buffer.from(await keyOf(paths.ingressKeyFile), 'base64url') }];
-  const activeKey = gateway.activeKey ?? keys[0]?.id ?? '';
-  const signer = new RouteSigner({ form, keys, activeKey, now: () => new Date() });
-  return { gateway: { routing, secured, signer } };
+  return { form: config.signature, keys, activeKey: config.activeKey ?? keys[0]?.id ?? '' };
 }
 
 const apiKeyOf = async ({ server, paths }: Config): Promise<string> =>

@@ -161,6 +161,9 @@ export async function openPlatform(live: LiveConfig, log: Log, meters: Meters): 
     get allowedHostPaths() {
       return live.current.storage.allowedHostPaths;
     },
+    get defaults() {
+      return live.current.sandbox;
+    },
     quotasOf: (projectId) => tenants.quotasOf(projectId),
     log,
     now: () => new Date(),

@@ -1,6 +1,6 @@
 // Signatures of routes: who made them, for what, until when. Codes were computed apart from this code.
 import { expect, test } from 'vitest';
-import { RouteSigner, type RouteSignerOptions } from './signed-routes.ts';
+import { RouteSigner } from './signed-routes.ts';
 
 const id = '0d9c7c1e-4a52-4f0b-9a3d-6a8c1f2e3b4d';
 const keys = [
@@ -8,7 +8,7 @@ const keys = [
   { id: '0', secret: Buffer.from('second secret of 21b.') },
 ];
 const now = new Date('2026-11-26T12:00:00Z');
-const signer = (options: Partial<RouteSignerOptions> = {}) =>
+const signer = (options: Partial<ConstructorParameters<typeof RouteSigner>[0]> = {}) =>
   new RouteSigner({ form: 'hmac', keys, activeKey: 'k', now: () => now, ...options });
 
 test.each([
@@ -66,6 +66,17 @@ test('keys are rotated: new ones sign, old ones still hold, and those taken away
   const alone = signer({ activeKey: '0', keys: keys.slice(1) });
   expect(alone.check(id, 8080, before)).toBe('forged');
   expect(alone.check(id, 8080, after)).toBe('valid');
+});
+
+test('a running signer takes other keys over, and stays as it was where these cannot be', () => {
+  const running = signer();
+  const before = running.sign(id, 8080, 2_000_000_000);
+  const next = { form: 'hmac', keys: keys.slice(1) } as const;
+  expect(() => running.use({ ...next, activeKey: 'k' })).toThrow(/no route key "k"/);
+  expect(running.check(id, 8080, before)).toBe('valid');
+  running.use({ ...next, activeKey: '0' });
+  expect(running.check(id, 8080, before)).toBe('forged');
+  expect(running.check(id, 8080, running.sign(id, 8080, 2_000_000_000))).toBe('valid');
 });
 
 test.each([

@@ -17,13 +17,12 @@ export interface SignedPart {
   signature: string;
 }
 
-export interface RouteSignerOptions {
+export interface RouteKeys {
   form: SignatureForm;
   /** All that signatures are accepted of. */
   keys: readonly RouteKey[];
   /** Id of the one that new signatures are made with. */
   activeKey: string;
-  now: () => Date;
 }
 
 /** Seven digits: with an id of 36 characters and any port the whole still fits into one label of a host name. The year 4453. */
@@ -37,24 +36,33 @@ const forms: Record<SignatureForm, RegExp> = {
 };
 
 export class RouteSigner {
-  readonly #options: RouteSignerOptions;
-  readonly #keys: ReadonlyMap<string, Uint8Array>;
+  readonly #now: () => Date;
+  #form: SignatureForm = 'hmac';
+  #activeKey = '';
+  #keys: ReadonlyMap<string, Uint8Array> = new Map();
 
-  /** Throws Failure('invalid') for keys that cannot be. */
-  constructor(options: RouteSignerOptions) {
-    this.#options = options;
-    for (const { id } of options.keys)
+  /** Throws as `use`. */
+  constructor({ now, ...keys }: RouteKeys & { now: () => Date }) {
+    this.#now = now;
+    this.use(keys);
+  }
+
+  /** From now on these keys and no others. Throws Failure('invalid') for keys that cannot be; then those before stay. */
+  use({ form, keys, activeKey }: RouteKeys): void {
+    for (const { id } of keys)
       if (!/^[0-9a-z]$/.test(id)) throw new Failure('invalid', 'the id of a route key is one of 0-9 and a-z');
-    this.#keys = new Map(options.keys.map(({ id, secret }) => [id, secret]));
-    if (this.#keys.size < options.keys.length)
-      throw new Failure('invalid', 'two route keys have the same id');
-    if (!this.#keys.has(options.activeKey))
-      throw new Failure('invalid', `there is no route key ${JSON.stringify(options.activeKey)}`);
+    const byId = new Map(keys.map(({ id, secret }) => [id, secret]));
+    if (byId.size < keys.length) throw new Failure('invalid', 'two route keys have the same id');
+    if (!byId.has(activeKey))
+      throw new Failure('invalid', `there is no route key ${JSON.stringify(activeKey)}`);
+    this.#form = form;
+    this.#activeKey = activeKey;
+    this.#keys = byId;
   }
 
   /** `expiresSeconds`: whole seconds since the epoch. Failure('invalid') when that is past, or beyond `expiresMax`. */
   sign(sandboxId: string, port: number, expiresSeconds: number): SignedPart {
-    if (!(expiresSeconds * 1000 > this.#options.now().getTime()))
+    if (!(expiresSeconds * 1000 > this.#now().getTime()))
       throw new Failure('invalid', `expires: ${expiresSeconds} is not in the future`, {
         hint: 'Give seconds since 1970, as `date +%s` shows them.',
       });
@@ -67,13 +75,12 @@ export class RouteSigner {
         },
       );
     const expires = expiresSeconds.toString(36);
-    const { activeKey } = this.#options;
-    return { expires, signature: this.#code(sandboxId, port, expires, activeKey) };
+    return { expires, signature: this.#code(sandboxId, port, expires, this.#activeKey) };
   }
 
   /** Whether these could be the parts of a signed route at all. */
   looksSigned({ expires, signature }: SignedPart): boolean {
-    return expiresForm.test(expires) && forms[this.#options.form].test(signature);
+    return expiresForm.test(expires) && forms[this.#form].test(signature);
   }
 
   /** `forged` is all that this daemon's keys have not made. */
@@ -82,13 +89,13 @@ export class RouteSigner {
     if (!this.looksSigned({ expires, signature }) || !this.#keys.has(keyId)) return 'forged';
     const right = this.#code(sandboxId, port, expires, keyId);
     if (!timingSafeEqual(Buffer.from(right), Buffer.from(signature))) return 'forged';
-    return Number.parseInt(expires, 36) * 1000 >= this.#options.now().getTime() ? 'valid' : 'expired';
+    return Number.parseInt(expires, 36) * 1000 >= this.#now().getTime() ? 'valid' : 'expired';
   }
 
   #code(sandboxId: string, port: number, expires: string, keyId: string): string {
     const secret = this.#keys.get(keyId) as Uint8Array;
     const text = Buffer.from(`v1\nshort\n${sandboxId}\n${port}\n${expires}\n`);
-    const code = this.#options.form === 'hmac' ? hmacOf(secret, text) : hashOf(secret, text);
+    const code = this.#form === 'hmac' ? hmacOf(secret, text) : hashOf(secret, text);
     return code + keyId;
   }
 }

@@ -29,7 +29,7 @@ export function wishesBeyond(request: CreateRequest): string[] {
 }
 
 function isNothing(key: string, value: unknown): boolean {
-  if (value === undefined || value === false) return true;
+  if (value === undefined || value === null || value === false) return true;
   // What is ready is made of what is there.
   if (key === 'pull') return value !== 'always';
   return Array.isArray(value) && value.length === 0;

@@ -7,7 +7,7 @@ afterEach(() => void vi.useRealTimers());
 function watched(idleAfterMs: number | null = 1_000) {
   const seen = { idle: 0, used: 0 };
   const activity = new Activity({
-    idle: idleAfterMs === null ? [] : [{ afterMs: idleAfterMs, onIdle: () => void seen.idle++ }],
+    idle: () => (idleAfterMs === null ? [] : [{ afterMs: idleAfterMs, onIdle: () => void seen.idle++ }]),
     now: () => new Date(),
     onUsed: () => void seen.used++,
   });

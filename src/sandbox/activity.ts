@@ -1,8 +1,8 @@
 // Whether anybody uses a sandbox: commands that run in it and clients that are attached. Tells when it has been left alone for long enough.
 
 export interface ActivityOptions {
-  /** Each is called when nothing has happened for so long, again after each further period. None: it is never left alone. */
-  idle: readonly { afterMs: number; onIdle: () => void }[];
+  /** Each is called when nothing has happened for so long, again after each further period. None: it is never left alone. Asked for anew with each use. */
+  idle: () => readonly { afterMs: number; onIdle: () => void }[];
   now: () => Date;
   /** Use has ended, or begun after a pause. */
   onUsed: (at: Date) => void;
@@ -73,7 +73,7 @@ export class Activity {
   #arm(): void {
     this.#disarm();
     if (!this.#watching || !this.idle) return;
-    this.#timers = this.#options.idle.map(({ afterMs, onIdle }) => {
+    this.#timers = this.#options.idle().map(({ afterMs, onIdle }) => {
       const timer = setInterval(onIdle, Math.min(afterMs, 2_147_483_647));
       timer.unref();
       return timer;

@@ -78,6 +78,8 @@ export class FakeRuntime implements Runtime {
   readonly saved: string[] = [];
   /** Awaited before an operation has its effect: may throw, or wait. */
   readonly before: Partial<Record<Operation, (signal: AbortSignal) => Promise<void>>> = {};
+  /** Machines that are made from now on cannot be paused. */
+  withoutPause = false;
   /** The agent of machines that are made from now on; none that dials in when undefined. */
   answer: (() => Answer) | undefined = honest;
 
@@ -129,7 +131,10 @@ export class FakeMachine implements Machine {
   paused = false;
   readonly network = 'captured';
   readonly exited: Promise<MachineExit>;
-  readonly pausing: { pause(signal: AbortSignal): Promise<void>; resume(signal: AbortSignal): Promise<void> };
+  readonly pausing?: {
+    pause(signal: AbortSignal): Promise<void>;
+    resume(signal: AbortSignal): Promise<void>;
+  };
   readonly keeping: Keeping;
   readonly saving: Saving;
   readonly #runtime: FakeRuntime;
@@ -140,16 +145,17 @@ export class FakeMachine implements Machine {
     this.id = spec.id;
     this.#runtime = runtime;
     this.exited = this.#exited.promise;
-    this.pausing = {
-      pause: async (signal) => {
-        await runtime.step('pause', signal);
-        this.paused = true;
-      },
-      resume: async (signal) => {
-        await runtime.step('resume', signal);
-        this.paused = false;
-      },
-    };
+    if (!runtime.withoutPause)
+      this.pausing = {
+        pause: async (signal) => {
+          await runtime.step('pause', signal);
+          this.paused = true;
+        },
+        resume: async (signal) => {
+          await runtime.step('resume', signal);
+          this.paused = false;
+        },
+      };
     this.keeping = {
       stop: async (signal) => {
         await runtime.step('stop', signal);

@@ -149,7 +149,7 @@ export class Life {
     const { id } = record.info;
     this.#runFolder = join(options.folders.run, id);
     this.activity = new Activity({
-      idle: [
+      idle: () => [
         ...idleAfter(record.info.autoStopAfterMs, () => void this.#stopIdle()),
         ...idleAfter(record.info.autoPauseAfterMs, () => void this.#pauseIdle()),
       ],
@@ -342,10 +342,11 @@ export class Life {
       throw new Failure('unsupported', `runtime ${this.info.runtime} cannot keep this sandbox over a stop`, {
         hint: 'Leave out `keep`, or the limit of its disk; see `glovebox doctor`.',
       });
-    if (this.info.autoPauseAfterMs !== undefined && machine.pausing === undefined)
+    if (request.autoPauseAfterMs != null && machine.pausing === undefined)
       throw new Failure('unsupported', `runtime ${this.info.runtime} cannot pause sandboxes here`, {
         hint: 'Leave out the pause when idle; see `glovebox doctor` for what is missing.',
       });
+    if (machine.pausing === undefined) delete this.info.autoPauseAfterMs;
     await this.#begin(machine, { fresh: true, signal }, async (inside, patient) => {
       await writeFiles(request.files ?? [], inside, patient);
       await runSteps(request.setup ?? [], inside, patient);
@@ -852,12 +853,14 @@ export class Life {
     const now = this.#options.now();
     const running = { state: 'Running', reason: 'running', message: 'the agent answers' } as const;
     const info = { ...next.info, ...(bare ? running : {}), lastTransitionAt: now };
+    if (this.#machine?.pausing === undefined) delete info.autoPauseAfterMs;
     const { state, reason, message } = info;
     const transitions = [{ at: now, state, reason, message }];
     const record: SandboxRecord = { ...next, info, agentToken, transitions };
     this.#options.store.saveSandbox(record);
     // Others hold on to the same object.
     Object.assign(this.#record, { ...record, info: Object.assign(this.info, info) });
+    this.activity.touch();
     return this.#exclusive(() =>
       this.#made(begunAt, async () => {
         const all = AbortSignal.any([signal, this.#removal.signal]);

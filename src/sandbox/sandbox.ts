@@ -38,6 +38,15 @@ export interface RequiredProgram {
   hint?: string;
 }
 
+/** What sandboxes get whose requests say nothing of it; what cannot be is left out. See SandboxInfo. */
+export interface SandboxDefaults {
+  readonly autoPauseAfterMs?: number;
+  /** Of kept ones. */
+  readonly autoStopAfterMs?: number;
+  /** Of those with a timeout. */
+  readonly renewOnAccessMs?: number;
+}
+
 export interface CreateRequest {
   /** Whose it is to be. Never what a caller says of itself: the key that it called with decides. */
   project?: ProjectOfSandbox;
@@ -73,8 +82,8 @@ export interface CreateRequest {
   keep?: boolean;
   /** Null: never, whatever an agent has as its default. */
   autoStopAfterMs?: number | null;
-  /** See SandboxInfo. */
-  autoPauseAfterMs?: number;
+  /** See SandboxInfo. Null: never, whatever the daemon has as its default. */
+  autoPauseAfterMs?: number | null;
   renewOnAccessMs?: number;
   agent?: string;
   workspaces?: WorkspaceRequest[];

@@ -13,7 +13,7 @@ import type { Store } from '../store/store.ts';
 import { nowhereElse } from './elsewhere.ts';
 import { FakeRuntime, honest } from './fake-runtime.fixture.ts';
 import type { SandboxNetwork } from './network.ts';
-import type { CreateRequest } from './sandbox.ts';
+import type { CreateRequest, SandboxDefaults } from './sandbox.ts';
 import { Sandboxes } from './sandboxes.ts';
 import { Volumes } from './volumes.ts';
 import type { SandboxPorts, SandboxWorkspaces } from './workspaces.ts';
@@ -112,7 +112,7 @@ const ports: SandboxPorts = {
   detach: async (id) => void surroundings.push(`no ports ${id}`),
 };
 
-async function start(): Promise<Sandboxes> {
+async function start(defaults: SandboxDefaults = {}): Promise<Sandboxes> {
   const folders = { run: join(home, 'run'), machines: join(home, 'machines'), logs: join(home, 'logs') };
   const sandboxes = await Sandboxes.open({
     runtimes: new Map([['fake', runtime]]),
@@ -125,6 +125,7 @@ async function start(): Promise<Sandboxes> {
     volumes: new Volumes({ folder: join(home, 'volumes'), records: store.collection('volume'), log, now }),
     folders,
     allowedHostPaths: [],
+    defaults,
     log,
     now: () => now(),
   });
@@ -720,5 +721,36 @@ describe('use', () => {
       'Pausing',
       'Paused',
     ]);
+  });
+
+  test('or its absence does what the daemon has as its default, unless a request says otherwise', async () => {
+    const defaults = { autoPauseAfterMs: 3_600_000, autoStopAfterMs: 7_200_000, renewOnAccessMs: 300_000 };
+    const sandboxes = await start(defaults);
+    const times = async (more: Partial<CreateRequest>) => {
+      const { autoPauseAfterMs, autoStopAfterMs, renewOnAccessMs, id } = await sandboxes.create(
+        { ...request, ...more },
+        never,
+      );
+      return { id, times: [autoPauseAfterMs, autoStopAfterMs, renewOnAccessMs] };
+    };
+    expect((await times({})).times).toEqual([3_600_000, undefined, undefined]);
+    expect((await times({ keep: true, timeoutMs: 60_000 })).times).toEqual([3_600_000, 7_200_000, 300_000]);
+    const own = await times({ keep: true, autoPauseAfterMs: null, autoStopAfterMs: null });
+    expect(own.times).toEqual([undefined, undefined, undefined]);
+    expect(
+      (await times({ timeoutMs: 9_000, autoPauseAfterMs: 5_000, renewOnAccessMs: 600_000 })).times,
+    ).toEqual([5_000, undefined, 600_000]);
+    // What is like it is so in this, too.
+    const fork = await sandboxes.create({ ...sandboxes.likeness(own.id), pull: 'missing' }, never);
+    expect(fork).not.toHaveProperty('autoPauseAfterMs');
+    // A machine that cannot be paused is left alone by a default, and refused to who asks for the pause.
+    runtime.withoutPause = true;
+    const { id, times: shown } = await times({});
+    expect(shown).toEqual([undefined, undefined, undefined]);
+    const again = await restart(sandboxes);
+    expect(again.get(id)).not.toHaveProperty('autoPauseAfterMs');
+    await expect(again.create({ ...request, autoPauseAfterMs: 5_000 }, never)).rejects.toMatchObject({
+      code: 'unsupported',
+    });
   });
 });

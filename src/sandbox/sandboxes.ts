@@ -19,6 +19,7 @@ import { refuseBeyond, usageOf, type Wanted } from './quotas.ts';
 import type {
   CreateRequest,
   Executions,
+  SandboxDefaults,
   SandboxEvent,
   SandboxFilter,
   SandboxHistory,
@@ -50,6 +51,7 @@ export interface SandboxesOptions {
   folders: Folders;
   /** Host folders below which a sandbox may mount; none when empty. */
   allowedHostPaths: readonly string[];
+  defaults?: SandboxDefaults;
   /** Of a project, by its id. Failure('not-found') for one that is being removed: nothing more may be made in it. */
   quotasOf?: (projectId: string) => Quotas;
   log: Log;
@@ -151,9 +153,7 @@ export class Sandboxes implements SandboxService, WarmSandboxes {
       keep: request.keep ?? false,
       workspaces,
       published,
-      ...(request.autoStopAfterMs == null ? {} : { autoStopAfterMs: request.autoStopAfterMs }),
-      ...(request.autoPauseAfterMs === undefined ? {} : { autoPauseAfterMs: request.autoPauseAfterMs }),
-      ...(request.renewOnAccessMs === undefined ? {} : { renewOnAccessMs: request.renewOnAccessMs }),
+      ...timesOf(request, this.#options.defaults ?? {}),
       ...(request.agent === undefined ? {} : { agent: request.agent }),
       ...(request.platform ? { platform: request.platform } : {}),
       ...(request.timeoutMs === undefined ? {} : { expiresAt: new Date(now.getTime() + request.timeoutMs) }),
@@ -381,9 +381,9 @@ export class Sandboxes implements SandboxService, WarmSandboxes {
     return {
       ...{ image, runtime, entrypoint, extensions, limits, keep, env, setup: startSteps },
       ...{ metadata: {}, mounts: [] },
-      // Null keeps an agent's default from coming back where its creator had none.
+      // Null keeps a default from coming back where its creator had none.
       autoStopAfterMs: life.info.autoStopAfterMs ?? null,
-      ...(autoPauseAfterMs === undefined ? {} : { autoPauseAfterMs }),
+      autoPauseAfterMs: autoPauseAfterMs ?? null,
       ...(renewOnAccessMs === undefined ? {} : { renewOnAccessMs }),
       ...(project === undefined ? {} : { project }),
       ...(platform === undefined ? {} : { platform }),
@@ -693,4 +693,20 @@ function missingRuntime(name: string): Runtime {
 /** 256 bits, in characters that need no quoting. */
 function secret(): string {
   return randomBytes(32).toString('base64url');
+}
+
+function timesOf(
+  request: CreateRequest,
+  defaults: SandboxDefaults,
+): Pick<SandboxInfo, 'autoPauseAfterMs' | 'autoStopAfterMs' | 'renewOnAccessMs'> {
+  const or = <T>(wish: T | null | undefined, usual: T | undefined) => (wish === undefined ? usual : wish);
+  const autoPauseAfterMs = or(request.autoPauseAfterMs, defaults.autoPauseAfterMs);
+  const autoStopAfterMs = or(request.autoStopAfterMs, request.keep ? defaults.autoStopAfterMs : undefined);
+  const usual = request.timeoutMs === undefined ? undefined : defaults.renewOnAccessMs;
+  const renewOnAccessMs = request.renewOnAccessMs ?? usual;
+  return {
+    ...(autoPauseAfterMs == null ? {} : { autoPauseAfterMs }),
+    ...(autoStopAfterMs == null ? {} : { autoStopAfterMs }),
+    ...(renewOnAccessMs === undefined ? {} : { renewOnAccessMs }),
+  };
 }

@@ -16,6 +16,7 @@ import { SandboxClient } from '../../sdk/src/index.ts';
 import { type ConfigExample, configExamples, configExampleText } from '../../src/contract/config-examples.ts';
 import { commandLine, environmentOf } from '../command-line.ts';
 import { expectNothingLeft, makeHome, startDaemon, type TestDaemon } from '../daemon.ts';
+import { freePort } from '../ports.ts';
 
 /** Each starts a daemon or the command line several times. */
 const slowMs = 600_000;
@@ -37,9 +38,10 @@ describe('a daemon that reads its configuration again', { timeout: slowMs }, () 
   let file: string;
   let log: string;
   let access: string;
+  let port: number;
 
   const standing = () =>
-    `[runtime]\ntype = "memory"\n[log]\nfile_enabled = true\nfile_path = "${log}"\naccess_file_path = "${access}"\n`;
+    `[runtime]\ntype = "memory"\n[ingress]\nmode = "gateway"\n[ingress.gateway]\nport = ${port}\n[log]\nfile_enabled = true\nfile_path = "${log}"\naccess_file_path = "${access}"\n`;
 
   beforeAll(async () => {
     folder = mkdtempSync(join(tmpdir(), 'glovebox-configuration-'));
@@ -49,6 +51,7 @@ describe('a daemon that reads its configuration again', { timeout: slowMs }, () 
       string,
     ];
     mkdirSync(join(folder, 'shared'));
+    port = await freePort();
     writeFileSync(file, standing());
     daemon = await startDaemon({ home: makeHome(), args: ['--config', file] });
   });
@@ -144,6 +147,44 @@ describe('a daemon that reads its configuration again', { timeout: slowMs }, () 
     expect(await kilobytes()).toBe(16_384);
     await reload('');
     expect(await kilobytes()).toBe(before);
+  });
+
+  test('what becomes of sandboxes that nobody uses', async () => {
+    const client = new SandboxClient({ url: daemon.url, apiKey: daemon.apiKey });
+    await using before = await client.create({ image: 'host', runtime: 'bubblewrap', keep: false });
+    await reload('[sandbox]\nidle_pause_seconds = 1');
+    await using after = await client.create({ image: 'host', runtime: 'bubblewrap', keep: false });
+    await vi.waitFor(async () => expect(await after.info()).toMatchObject({ state: 'Paused' }));
+    expect(await before.info()).toMatchObject({ state: 'Running' });
+    await reload('');
+  });
+
+  test('keys of signed addresses are rotated, and whether ports ask for credentials', async () => {
+    const key = (id: string) => `${id}=base64:${Buffer.from(`the secret of key ${id}`).toString('base64')}`;
+    const keys = (...ids: string[]) => `[ingress.secure_access]\nkeys = ${JSON.stringify(ids.map(key))}`;
+    const client = new SandboxClient({ url: daemon.url, apiKey: daemon.apiKey });
+    await using sandbox = await client.create({ image: 'host', runtime: 'bubblewrap', keep: false });
+    const address = async () => {
+      const expires = Math.floor(Date.now() / 1000) + 3_600;
+      const { body } = await call(`/sandboxes/${sandbox.id}/endpoints/9?expires=${expires}`);
+      return `http://${(body as { endpoint: string }).endpoint}/`;
+    };
+    // Nothing listens behind it: whoever is let in hears so.
+    const status = async (at: string) => (await fetch(at)).status;
+    await reload(keys('a'));
+    const first = await address();
+    expect(await status(first)).toBe(502);
+    expect(await reload(keys('b', 'a'))).toMatchObject({ changed: ['ingress.secure_access.keys'] });
+    const second = await address();
+    expect([await status(first), await status(second)]).toEqual([502, 502]);
+    await reload(keys('c', 'b'));
+    expect([await status(second), await status(await address())]).toEqual([502, 502]);
+    await reload(keys('c'));
+    expect(await status(second)).toBe(401);
+    await reload(`${keys('c')}\nenabled = false`);
+    expect(await status(`http://127.0.0.1:${port}/${sandbox.id}/9/`)).toBe(502);
+    await reload(keys('c'));
+    expect(await status(`http://127.0.0.1:${port}/${sandbox.id}/9/`)).toBe(401);
   });
 
   test('what cannot change under a daemon is named, and a mistake changes nothing', async () => {

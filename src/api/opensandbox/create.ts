@@ -120,30 +120,33 @@ function refuseExtensions(extensions: Record<string, string>): void {
 
 const ownExtensions: string[] = [runtimeExtension, transparentExtension, idlePauseExtension];
 
-/** Milliseconds of an extension in seconds. */
+/** Milliseconds of an extension in seconds; null for `0`, where that may be said. */
 function secondsOf(
   extensions: Record<string, string>,
   key: string,
-  { least, most }: { least: number; most: number },
-): number | undefined {
+  { least, most, never = false }: { least: number; most: number; never?: boolean },
+): number | null | undefined {
   const text = extensions[key];
   if (text === undefined) return undefined;
   const seconds = /^\d{1,9}$/.test(text) ? Number(text) : Number.NaN;
+  if (never && seconds === 0) return null;
   if (seconds >= least && seconds <= most) return seconds * 1000;
   throw new Failure(
     'invalid',
-    `extensions[${JSON.stringify(key)}]: ${JSON.stringify(text.slice(0, 40))} is not a whole number of seconds from ${least} to ${most}`,
+    `extensions[${JSON.stringify(key)}]: ${JSON.stringify(text.slice(0, 40))} is not a whole number of seconds from ${least} to ${most}${never ? ', or 0 for never' : ''}`,
   );
 }
 
 function timesOf(
   extensions: Record<string, string>,
 ): Pick<CreateRequest, 'autoPauseAfterMs' | 'renewOnAccessMs'> {
-  const autoPauseAfterMs = secondsOf(extensions, idlePauseExtension, { least: 1, most: 31_536_000 });
+  const autoPauseAfterMs = secondsOf(extensions, idlePauseExtension, {
+    ...{ least: 1, most: 31_536_000, never: true },
+  });
   const renewOnAccessMs = secondsOf(extensions, renewExtension, { least: 300, most: 86_400 });
   return {
     ...(autoPauseAfterMs === undefined ? {} : { autoPauseAfterMs }),
-    ...(renewOnAccessMs === undefined ? {} : { renewOnAccessMs }),
+    ...(renewOnAccessMs == null ? {} : { renewOnAccessMs }),
   };
 }
 

@@ -181,7 +181,7 @@ test.each([
       'access.renew',
     ],
   ),
-  ['a pause at once', { extensions: { 'glovebox.idle.pause.seconds': '0' } }, 400, 'idle.pause'],
+  ['a pause in the past', { extensions: { 'glovebox.idle.pause.seconds': '-1' } }, 400, 'or 0 for never'],
   ['a start of the inside', { extensions: { 'bootstrap.execd.isolation': 'enable' } }, 501, 'bootstrap'],
   ['an unknown extension of ours', { extensions: { 'glovebox.rntime': 'x' } }, 400, 'glovebox.rntime'],
   ['an extension that is a number', { extensions: { a: 1 } }, 400, 'extensions.a'],
@@ -368,8 +368,11 @@ test('what a client asks for that holds here anyway is taken', async () => {
     resourceRequests: { cpu: '500m', memory: '2Gi' },
   });
   expect([status, json.extensions]).toEqual([202, extensions]);
+  const never = { ...least, extensions: { 'glovebox.idle.pause.seconds': '0' } };
+  expect((await api.call('POST', '/v1/sandboxes', never)).status).toBe(202);
   expect(api.service.created).toMatchObject([
     { limits: { cpu: 1, memoryBytes: 2 ** 31 }, renewOnAccessMs: 300_000, autoPauseAfterMs: 90_000 },
+    { autoPauseAfterMs: null },
   ]);
 });
 
