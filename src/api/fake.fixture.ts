@@ -27,6 +27,7 @@ import type {
   SandboxInfo,
   SandboxService,
 } from '../sandbox/sandbox.ts';
+import { PreparedTerminals } from '../sandbox/terminals.ts';
 import { Volumes } from '../sandbox/volumes.ts';
 import { Snapshots } from '../snapshot/snapshots.ts';
 import type { AuditService } from './audit.ts';
@@ -973,6 +974,7 @@ export async function startTestApi(options: Partial<ApiOptions> = {}): Promise<T
     snapshots,
     tenants: fakeTenants(),
     volumes: fakeVolumes(),
+    terminals: new PreparedTerminals(records()),
     images: fakeImages(),
     apiKey: testKey,
     ownerKey: testOwnerKey,

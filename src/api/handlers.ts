@@ -5,6 +5,7 @@ import type { OperationId, Routes } from '../contract/routes.ts';
 import type { Log } from '../lib/log.ts';
 import type { Tracer } from '../lib/trace.ts';
 import type { SandboxService } from '../sandbox/sandbox.ts';
+import type { PreparedTerminals } from '../sandbox/terminals.ts';
 import type { AgentService } from './agents.ts';
 import type { AuditService } from './audit.ts';
 import type { BellService } from './bell.ts';
@@ -97,6 +98,7 @@ export interface ApiOptions {
   workers?: WorkerService;
   tenants: Tenants;
   volumes: VolumeService;
+  terminals: PreparedTerminals;
   images: Images;
   /** Undefined serves everybody who can connect; only the configuration may decide so. */
   apiKey: string | undefined;

@@ -76,6 +76,7 @@ export async function startDaemon(
     workers: platform.workers,
     tenants: platform.tenants,
     volumes: platform.volumes,
+    terminals: platform.terminals,
     bell: platform.bell,
     audit: platform.audit,
     ownerKey: await keyOf(config.paths.ownerKeyFile),

@@ -22,6 +22,7 @@ import { Failure } from '../lib/failure.ts';
 import type { Log } from '../lib/log.ts';
 import { Pools } from '../pool/pools.ts';
 import { Sandboxes } from '../sandbox/sandboxes.ts';
+import { PreparedTerminals } from '../sandbox/terminals.ts';
 import { Volumes } from '../sandbox/volumes.ts';
 import { Snapshots } from '../snapshot/snapshots.ts';
 import { openSqliteStore } from '../store/sqlite/sqlite.ts';
@@ -50,6 +51,7 @@ export interface Platform extends AsyncDisposable {
   snapshots: Snapshots;
   ports: PortService;
   volumes: VolumeService;
+  terminals: PreparedTerminals;
   pools: PoolService;
   workers: Workers;
   bell: BellService;
@@ -144,6 +146,7 @@ export async function openPlatform(live: LiveConfig, log: Log, meters: Meters): 
     ...{ folder: config.paths.volumesFolder, records: store.collection('volume'), log },
     now: () => new Date(),
   });
+  const terminals = new PreparedTerminals(store.collection('terminal'));
   const sandboxes = await Sandboxes.open({
     runtimes,
     defaultRuntime: config.runtime.type,
@@ -169,7 +172,9 @@ export async function openPlatform(live: LiveConfig, log: Log, meters: Meters): 
     now: () => new Date(),
     onEvent: (event) => {
       meters.sandbox(event);
-      if (event.type === 'removed') opened.snapshots?.collect();
+      if (event.type !== 'removed') return;
+      opened.snapshots?.collect();
+      terminals.dropWhere(({ sandboxId }) => sandboxId === event.id);
     },
   });
   opened.sandboxes = sandboxes;
@@ -179,6 +184,9 @@ export async function openPlatform(live: LiveConfig, log: Log, meters: Meters): 
     workers: () => workers.counts(),
   });
   undo.defer(() => sandboxes.close());
+  // A daemon that was killed has not heard of all that is gone.
+  const ids = new Set(sandboxes.list().map(({ id }) => id));
+  terminals.dropWhere(({ sandboxId }) => !ids.has(sandboxId));
   const pools = Pools.open({
     records: store.collection('pool'),
     configured: config.pools,
@@ -223,7 +231,19 @@ export async function openPlatform(live: LiveConfig, log: Log, meters: Meters): 
   });
   const all = undo.move();
   return {
-    ...{ sandboxes, images, workspaces, agents, templates, snapshots, ports, volumes, pools, workers },
+    ...{
+      sandboxes,
+      images,
+      workspaces,
+      agents,
+      templates,
+      snapshots,
+      ports,
+      volumes,
+      terminals,
+      pools,
+      workers,
+    },
     network: network.service,
     bell: bell.service,
     audit,

@@ -924,7 +924,7 @@ export class Life {
     const name = metadata[nameLabel];
     const death = { id, reason, message, at: this.#options.now(), past: this.#past };
     this.#options.store.burySandbox({ ...death, ...(name === undefined ? {} : { name }) });
-    this.#tell({ type: 'removed', runtime: this.info.runtime, reason });
+    this.#tell({ type: 'removed', id, runtime: this.info.runtime, reason });
     this.#gone = true;
     this.#options.onGone();
   }

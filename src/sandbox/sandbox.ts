@@ -122,7 +122,7 @@ export type SandboxEvent = { runtime: string } & (
   | { type: 'created'; ms: number }
   | { type: 'create-failed'; code: FailureCode }
   | { type: 'ended'; of: Ending['of']; reason: string }
-  | { type: 'removed'; reason: string }
+  | { type: 'removed'; id: string; reason: string }
   | { type: 'command-started' }
   | { type: 'command-ended'; outcome: CommandOutcome }
 );

@@ -81,7 +81,15 @@ export interface Collection<T> {
   drop(id: string): boolean;
 }
 
-export type CollectionName = 'worker' | 'enrolment' | 'project' | 'key' | 'snapshot' | 'volume' | 'pool';
+export type CollectionName =
+  | 'worker'
+  | 'enrolment'
+  | 'project'
+  | 'key'
+  | 'snapshot'
+  | 'volume'
+  | 'pool'
+  | 'terminal';
 
 export interface Store {
   saveSandbox(record: SandboxRecord): void;

@@ -157,6 +157,8 @@ describe.each(runtimes)('%s', (runtime) => {
     first.socket.on('open', () => first.type('kept=here; echo "so $((40 + 2))"\n'));
     await first.shows('so 42');
     const cut = first.closed.catch(() => 'cut');
+    // One that nobody has attached to is as much on record.
+    const later = await prepare({ cwd: '/tmp' });
     await daemon.kill();
     await cut;
     daemon = await startDaemon({ runtime, home: daemon.home });
@@ -172,5 +174,11 @@ describe.each(runtimes)('%s', (runtime) => {
     expect(second.replayed).toContain('so 42');
     expect(await second.closed).toBe(1000);
     expect(second.texts.at(-1)).toEqual({ type: 'exit', exit_code: 5 });
+    expect(await call(daemon, 'GET', later)).toMatchObject({ status: 200, body: { running: false } });
+    const third = new Terminal(daemon, `${later}/ws`);
+    third.socket.on('open', () => third.type('echo "in $PWD"; exit 6\n'));
+    await third.shows('in /tmp');
+    expect(await third.closed).toBe(1000);
+    expect(third.texts.at(-1)).toEqual({ type: 'exit', exit_code: 6 });
   });
 });

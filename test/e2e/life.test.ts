@@ -3,8 +3,8 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { closeSync, openSync } from 'node:fs';
 import { join } from 'node:path';
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { call, create, list, remove, run } from '../client.ts';
+import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
+import { type Answer, call, create, list, remove, run } from '../client.ts';
 import { expectNothingLeft, startDaemon, type TestDaemon, until } from '../daemon.ts';
 import { imageFor, runtimes } from '../runtimes.ts';
 
@@ -184,6 +184,65 @@ describe.each(runtimes)('%s', (runtime) => {
     );
     const logs = (await call(daemon, 'GET', `${process}/logs`)).body.text;
     expect(logs).toBe(Array.from({ length: 100 }, (_, i) => `line ${i}\n`).join(''));
+    await remove(daemon, id);
+  });
+
+  test('what was answered before a kill holds after it: renewals, labels, pauses', async () => {
+    const id = await create(daemon, { image: { uri }, timeout: 3_600 });
+    const path = `/v1/sandboxes/${id}`;
+    const begun = Date.now();
+    /** What was asked for last, and what was answered last. */
+    const said = { renewal: [0, 0], label: [0, 0], state: ['Running', 'Running'] };
+    /** Asks again and again, until the daemon is gone. */
+    const asking = async (ask: (count: number) => Promise<Answer>) => {
+      for (let count = 1; ; count++) {
+        const answer = await ask(count).catch(() => undefined);
+        if (answer === undefined) return;
+        expect(answer.status, JSON.stringify(answer.body)).toBeLessThan(300);
+      }
+    };
+    const expiresAt = (count: number) => new Date(begun + 7_200_000 + count * 1_000).toISOString();
+    for (const round of [1, 2, 3]) {
+      const all = [
+        asking(async (count) => {
+          said.renewal[0] = round * 100_000 + count;
+          const asked = { expiresAt: expiresAt(said.renewal[0]) };
+          const answer = await call(daemon, 'POST', `${path}/renew-expiration`, asked);
+          said.renewal[1] = round * 100_000 + count;
+          return answer;
+        }),
+        asking(async (count) => {
+          said.label[0] = round * 100_000 + count;
+          const answer = await call(daemon, 'PATCH', `${path}/metadata`, { count: String(said.label[0]) });
+          said.label[1] = round * 100_000 + count;
+          return answer;
+        }),
+        asking(async () => {
+          const [verb, state] = said.state[1] === 'Running' ? ['pause', 'Paused'] : ['resume', 'Running'];
+          said.state[0] = state as string;
+          const answer = await call(daemon, 'POST', `${path}/${verb}`);
+          said.state[1] = state as string;
+          return answer;
+        }),
+      ];
+      const killed = Promise.all(all);
+      await vi.waitFor(() => expect(said.label[1]).toBeGreaterThan(round * 100_000 + 7 * round));
+      await daemon.kill();
+      await killed;
+      daemon = await startDaemon({ runtime, home: daemon.home });
+      const { body } = await until(
+        'its state',
+        () => call(daemon, 'GET', path),
+        (it) => said.state.includes((it.body.status as { state: string }).state),
+      );
+      const { count } = body.metadata as Record<string, string>;
+      expect(said.renewal.map((it) => expiresAt(it))).toContain(body.expiresAt);
+      expect(said.label.map(String)).toContain(count);
+      const { state } = await stateOf(daemon, id);
+      said.state = [state, state];
+    }
+    if (said.state[0] === 'Paused') expect((await call(daemon, 'POST', `${path}/resume`)).status).toBe(202);
+    expect((await run(daemon, id, 'echo awake')).stdout).toBe('awake\n');
     await remove(daemon, id);
   });
 

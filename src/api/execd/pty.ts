@@ -3,10 +3,10 @@
 // Server to client, binary: 0x01 and output (0x02 and stderr, without a terminal); before `connected`, 0x03, an offset of eight bytes in network
 // order, and output from before. Text: {type: connected | exit | pong | error}. Client to server: 0x00 and input; text: contract/execd.ts PtyMessage.
 // Close codes: 1000 after the exit, 4001 when another client took over.
-import { randomBytes } from 'node:crypto';
 import { PtyMessage } from '../../contract/execd.ts';
 import { Failure } from '../../lib/failure.ts';
 import type { Execution, Executions } from '../../sandbox/sandbox.ts';
+import type { PreparedTerminal } from '../../sandbox/terminals.ts';
 import { checked } from '../exchange.ts';
 import type { ApiOptions, Handlers } from '../handlers.ts';
 import { Refusal } from '../refusal.ts';
@@ -17,35 +17,38 @@ import { framed } from './processes.ts';
 type PtyHandlers = Handlers<'createPty' | 'getPty' | 'deletePty' | 'attachPty'>;
 
 const size = { cols: 80, rows: 24 };
-/** Terminals that were made and have no client yet; the oldest are forgotten beyond this many. */
-const preparedMax = 4096;
 const preparedCommandCharactersMax = 64 * 1024;
 /** Whatever the image has; neither reads the start-up files of a login. */
 const shellLine = 'if command -v bash >/dev/null 2>&1; then exec bash --noprofile --norc; else exec sh; fi';
 
-interface Prepared {
-  sandboxId: string;
-  cwd: string | undefined;
-  command: string;
-  started?: Promise<Execution>;
-}
-
-export function ptyHandlers({ service }: ApiOptions): PtyHandlers {
-  const prepared = new Map<string, Prepared>();
+export function ptyHandlers({ service, terminals }: ApiOptions): PtyHandlers {
+  const starting = new Map<string, Promise<Execution>>();
   const attached = new Map<string, Wire>();
 
   /** The id of a terminal is that of its command, so that a terminal is found again after a restart of the daemon. */
   const executionOf = (sandboxId: string, id: string): Execution => service.executions(sandboxId).get(id);
-  const preparedIn = (sandboxId: string, id: string): Prepared | undefined => {
-    const terminal = prepared.get(id);
-    return terminal?.sandboxId === sandboxId ? terminal : undefined;
+  /** One that a daemon was killed behind the start of is no longer to be started. */
+  const preparedIn = (sandboxId: string, id: string): PreparedTerminal | undefined => {
+    const terminal = terminals.find(sandboxId, id);
+    const hasStarted = () =>
+      service
+        .executions(sandboxId)
+        .list()
+        .some((it) => it.id === id);
+    if (terminal === undefined || starting.has(id) || !hasStarted()) return terminal;
+    terminals.drop(id);
+    return undefined;
   };
-  const startOnce = async (id: string, terminal: Prepared, tty: boolean): Promise<Execution> => {
-    terminal.started ??= start(service.executions(terminal.sandboxId), id, terminal, tty);
+  const startOnce = async (terminal: PreparedTerminal, tty: boolean): Promise<Execution> => {
+    const { id, sandboxId } = terminal;
+    const started = starting.get(id) ?? start(service.executions(sandboxId), terminal, tty);
+    starting.set(id, started);
     try {
-      return await terminal.started;
+      return await started;
     } finally {
-      prepared.delete(id);
+      // Its command is on record now, or never will be.
+      terminals.drop(id);
+      starting.delete(id);
     }
   };
 
@@ -54,15 +57,10 @@ export function ptyHandlers({ service }: ApiOptions): PtyHandlers {
       service.guest(sandboxId);
       if ((body.command?.length ?? 0) > preparedCommandCharactersMax)
         throw new Failure('invalid', `command: more than ${preparedCommandCharactersMax} characters`);
-      const id = randomBytes(16).toString('hex');
-      const cwd = body.cwd
-        ? expandVariables(body.cwd, service.executions(sandboxId).environment())
-        : undefined;
-      prepared.set(id, { sandboxId, cwd, command: body.command || shellLine });
-      for (const oldest of prepared.keys()) {
-        if (prepared.size <= preparedMax) break;
-        prepared.delete(oldest);
-      }
+      const { id } = terminals.add({
+        ...{ sandboxId, command: body.command || shellLine },
+        ...(body.cwd ? { cwd: expandVariables(body.cwd, service.executions(sandboxId).environment()) } : {}),
+      });
       return { status: 201, json: { session_id: id } };
     },
 
@@ -76,7 +74,7 @@ export function ptyHandlers({ service }: ApiOptions): PtyHandlers {
     deletePty: async ({ sandboxId, params: { id = '' }, exchange }) => {
       service.get(sandboxId);
       if (preparedIn(sandboxId, id)) {
-        prepared.delete(id);
+        terminals.drop(id);
         return { status: 200 };
       }
       await quietly(executionOf(sandboxId, id).signal('SIGKILL', { tree: true }, exchange.signal));
@@ -92,7 +90,7 @@ export function ptyHandlers({ service }: ApiOptions): PtyHandlers {
           wireCode: 'ALREADY_CONNECTED',
           hint: 'Add takeover=1 to take its place.',
         });
-      const execution = terminal ? await startOnce(id, terminal, query.pty) : executionOf(sandboxId, id);
+      const execution = terminal ? await startOnce(terminal, query.pty) : executionOf(sandboxId, id);
       const wire = await accept();
       attached.get(id)?.close(4001, 'TAKEN_OVER');
       attached.set(id, wire);
@@ -109,9 +107,9 @@ export function ptyHandlers({ service }: ApiOptions): PtyHandlers {
   };
 }
 
-function start(executions: Executions, id: string, terminal: Prepared, tty: boolean): Promise<Execution> {
+function start(executions: Executions, terminal: PreparedTerminal, tty: boolean): Promise<Execution> {
   return executions.start({
-    execId: id,
+    execId: terminal.id,
     shell: terminal.command,
     stdin: 'pipe',
     ...(tty ? { pty: size } : {}),

@@ -8,6 +8,9 @@ const none = '0'.repeat(32);
 const cases: [string, string, unknown, number, string][] = [
   ['GET', `/code/contexts/python-${none}`, undefined, 404, 'CONTEXT_NOT_FOUND'],
   ['DELETE', `/code/contexts/python-${none}`, undefined, 404, 'CONTEXT_NOT_FOUND'],
+  ['DELETE', '/code/contexts/%zz', undefined, 400, 'REQUEST::INVALID_PARAMETER'],
+  ['DELETE', '/session/%zz', undefined, 400, 'REQUEST::INVALID_PARAMETER'],
+  ['GET', '/command/status/%zz', undefined, 400, 'REQUEST::INVALID_PARAMETER'],
   ['DELETE', '/code/contexts', undefined, 400, 'MISSING_QUERY'],
   ['GET', `/code/contexts?language=${'x'.repeat(1_000)}`, undefined, 400, 'INVALID_REQUEST_BODY'],
   ['POST', '/code/context', {}, 400, 'INVALID_REQUEST_BODY'],
