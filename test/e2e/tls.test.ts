@@ -1,11 +1,18 @@
 // A real daemon behind TLS: the command line and the SDK find, know and use it, its certificate is renewed under them, and clients show their own.
+import { once } from 'node:events';
 import { readFileSync, writeFileSync } from 'node:fs';
+import type { IncomingMessage } from 'node:http';
+import { request } from 'node:https';
 import { join } from 'node:path';
+import { text } from 'node:stream/consumers';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
+import { WebSocket } from 'ws';
 import { SandboxClient, type SandboxError } from '../../sdk/src/index.ts';
 import { commandLine, environmentOf } from '../command-line.ts';
 import { expectNothingLeft, makeHome, startDaemon, type TestDaemon } from '../daemon.ts';
 import { makeAuthority, makeCertificate, makeRevocationList, newSerial } from '../network/pki.ts';
+import { freePort } from '../ports.ts';
+import { gatewayGuest } from './gateway.fixture.ts';
 
 const authority = makeAuthority();
 const serial = newSerial();
@@ -33,7 +40,7 @@ function put(home: string, { cert, key }: { cert: string; key: string }, name = 
   writeFileSync(join(home, `${name}-key.pem`), key, { mode: 0o600 });
 }
 
-async function open(tls: string): Promise<Place> {
+async function open(tls: string, more = ''): Promise<Place> {
   const home = makeHome();
   const at = (name: string) => join(home, name);
   put(home, identities.here);
@@ -42,7 +49,7 @@ async function open(tls: string): Promise<Place> {
   writeFileSync(at('ca.pem'), authority.cert);
   writeFileSync(at('crl.pem'), makeRevocationList(authority, [serial]));
   writeFileSync(at('stranger.pem'), makeAuthority('Stranger').cert);
-  const table = `[server.tls]\ncert_file = "${at('server.pem')}"\nkey_file = "${at('server-key.pem')}"\n${tls}`;
+  const table = `[server.tls]\ncert_file = "${at('server.pem')}"\nkey_file = "${at('server-key.pem')}"\n${tls}${more}`;
   writeFileSync(at('config.toml'), table.replaceAll('HOME', home));
   const daemon = await startDaemon({ runtime: 'bubblewrap', home });
   return {
@@ -59,7 +66,8 @@ async function close({ daemon, home }: Place): Promise<void> {
 describe('HTTPS', { timeout: slowMs }, () => {
   let place: Place;
   beforeAll(async () => {
-    place = await open('');
+    const port = await freePort('::1');
+    place = await open('', `[ingress]\nmode = "gateway"\n[ingress.gateway]\nhost = "::1"\nport = ${port}\n`);
   });
   afterAll(() => close(place));
 
@@ -74,6 +82,38 @@ describe('HTTPS', { timeout: slowMs }, () => {
     expect(await glovebox('cp', 'big', 'box:/tmp/big')).toMatchObject({ code: 0 });
     const counted = await glovebox('exec', 'box', '--', 'sh', '-c', 'wc -c < /tmp/big');
     expect(counted.stdout.trim()).toBe('3000000');
+  });
+
+  test('ports are reached at a gateway with the same certificate, at an address of IPv6, and applications know of it', async () => {
+    const box = await new SandboxClient({ home: place.home }).connect('box');
+    const guest = await box.start(['python3', '-c', gatewayGuest], { background: true });
+    const { url, apiKey } = place.daemon;
+    const trust = { ca: authority.cert, servername: 'localhost' };
+    const get = async (address: string) => {
+      const answer = await new Promise<IncomingMessage>((resolve, reject) =>
+        request(address, trust, resolve).on('error', reject).end(),
+      );
+      return { status: answer.statusCode, text: await text(answer) };
+    };
+    const expires = Math.floor(Date.now() / 1000) + 3_600;
+    const asked = request(`${url}/v1/sandboxes/${box.id}/endpoints/8000?expires=${expires}`, {
+      ...{ ca: authority.cert, headers: { 'OPEN-SANDBOX-API-KEY': apiKey } },
+    });
+    const [answer] = (await once(asked.end(), 'response')) as [IncomingMessage];
+    const { endpoint } = JSON.parse(await text(answer)) as { endpoint: string };
+    expect(endpoint).toMatch(/^\[::1\]:\d+\//);
+    await vi.waitFor(async () => expect(await get(`https://${endpoint}/`)).toMatchObject({ status: 200 }));
+    const seen = JSON.parse((await get(`https://${endpoint}/`)).text) as { headers: [string, string][] };
+    const headers = Object.fromEntries(seen.headers.map(([name, value]) => [name.toLowerCase(), value]));
+    expect(headers).toMatchObject({ 'x-forwarded-proto': 'https', 'x-forwarded-for': '::1' });
+    const socket = new WebSocket(`wss://${endpoint}/echo`, trust);
+    socket.on('open', () => socket.send('over TLS'));
+    const [echoed] = (await once(socket, 'message')) as [Buffer];
+    expect(echoed.toString()).toBe('over TLS');
+    socket.terminate();
+    const unsigned = endpoint.split('/').slice(0, 3).join('/');
+    expect((await get(`https://${unsigned}/`)).status).toBe(401);
+    await guest.kill();
   });
 
   test('renewed under a command that runs and a client that knows the one before, both go on', async () => {
