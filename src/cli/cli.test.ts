@@ -95,6 +95,8 @@ const wrongUse: [string[], RegExp][] = [
   [[], /^Usage: glovebox/],
   [['crate'], /^glovebox: unknown command 'crate'\nhint: Did you mean create\?\n$/],
   [['ls', '--qiet'], /^glovebox: unknown option '--qiet'\nhint: Did you mean --quiet\?\n$/],
+  [['--odd'], /unknown option '--odd'\nhint: See `glovebox --help`/],
+  [['volume', 'rm'], /missing required argument 'name'\nhint: See `glovebox volume rm --help`/],
   [['ls', 'extra'], /too many arguments/],
   [['ls', '--filter', 'colour=red'], /'colour=red' is not a filter\nhint: Use name=/],
   [['exec'], /missing required argument 'sandbox'/],

@@ -170,7 +170,7 @@ export class ImageStore {
         });
       if (this.#namesInUse().has(name))
         throw new Failure('conflict', `image ${name} is in use`, {
-          hint: 'Remove the sandboxes made from it first; `glovebox ls` shows them.',
+          hint: 'Remove the sandboxes made from it first; `glovebox ls` shows them, and `glovebox pool ls` the pools that keep some ready.',
         });
       const dependent = await this.#builtOn(name);
       if (dependent !== undefined)

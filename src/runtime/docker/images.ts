@@ -93,7 +93,7 @@ export class DockerImages implements RuntimeImages {
     const containers = await containersLabelled(this.#engine, undefined, signal);
     if (containers.some((it) => it.ImageID === image.Id))
       throw new Failure('conflict', `${doing}: it is in use`, {
-        hint: 'Remove the sandboxes made from it first; `glovebox ls` shows them.',
+        hint: 'Remove the sandboxes made from it first; `glovebox ls` shows them, and `glovebox pool ls` the pools that keep some ready.',
       });
     const dependent = await this.#builtOn(image, signal);
     if (dependent !== undefined)
