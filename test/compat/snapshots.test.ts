@@ -190,7 +190,14 @@ describe.each(runtimes)('%s', (runtime) => {
     const id = await create(daemon, {
       ...{ image: { uri: image }, env: { MODE: 'source' }, resourceLimits: { pids: '150' } },
       metadata: { 'glovebox.name': 'origin', team: 'gloves' },
+      networkPolicy: { defaultAction: 'deny', egress: [{ action: 'allow', target: 'fork.example' }] },
     });
+    const policyOf = async (of: string) =>
+      (
+        (await call(daemon, 'GET', `/v1/sandboxes/${of}/proxy/18080/policy`)).body.policy as {
+          egress: object[];
+        }
+      ).egress;
     await run(daemon, id, 'mkdir -p /work && echo shared > /work/file');
     const { status, body } = await call(daemon, 'POST', `/v1/sandboxes/${id}/fork`, {
       ...{ count: 2, timeout: 600, metadata: { 'glovebox.name': 'try' } },
@@ -205,6 +212,13 @@ describe.each(runtimes)('%s', (runtime) => {
       expect(fork).toMatchObject({ expiresAt: expect.any(String), glovebox: { limits: { pids: 150 } } });
       expect((await run(daemon, fork.id, 'echo $MODE; cat /work/file')).stdout).toBe('source\nshared\n');
       await run(daemon, fork.id, `echo ${fork.id} > /work/file`);
+      // The way out of its source, which is its own from then on.
+      expect(await policyOf(fork.id)).toEqual(await policyOf(id));
+      const change = [{ action: 'allow', target: `${fork.id}.example` }];
+      const { status: changed } = await call(
+        ...([daemon, 'PATCH', `/v1/sandboxes/${fork.id}/proxy/18080/policy`, change] as const),
+      );
+      expect([changed, (await policyOf(fork.id)).length, (await policyOf(id)).length]).toEqual([200, 2, 1]);
     }
     expect(await Promise.all([id, ...forks.map((it) => it.id)].map(content))).toEqual([
       ...['shared', ...forks.map((it) => it.id)],
