@@ -621,6 +621,18 @@ describe('ports', () => {
   });
 });
 
+test('a rehearsal starts a shell, and no other request sees anything of it', async () => {
+  const mark = join(folder, 'rehearsed');
+  writeFileSync(join(folder, 'bash'), `#!/bin/sh\necho "$*" >>${mark}; echo out; exit 3\n`, { mode: 0o755 });
+  const before = await guest.execs();
+  const env = { PATH: `${folder}:/usr/bin:/bin` };
+  for (let time = 0; time < 2; time++) await guest.rehearse(env);
+  expect(readFileSync(mark, 'utf8')).toBe('-c echo\n-c echo\n');
+  expect(await guest.execs()).toEqual(before);
+  expect((await failureIn(guest.attach('rehearsal', 0))).code).toBe('not-found');
+  rmSync(join(folder, 'bash'));
+});
+
 describe('in this process, on Node.js', () => {
   test('commands, their ends and their output are the same', async () => {
     await using local = await startLocalAgent();

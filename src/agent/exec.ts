@@ -9,7 +9,7 @@ import type {
   ExecSummary,
   HostBoot,
 } from '../contract/guest.ts';
-import { laneOf } from '../contract/guest-wire.ts';
+import { guestFolder, laneOf } from '../contract/guest-wire.ts';
 import type { AllowedPrograms } from './allowed-programs.ts';
 import type { Call } from './call.ts';
 import { type ExecGroup, ExecGroups } from './exec-groups.ts';
@@ -37,6 +37,8 @@ const idlePollMs = 200;
 const endedBytesMax = 16 * 1024 * 1024;
 const idCharsMax = 128;
 const restAfterMs = 2_000;
+/** A shell that does not even end when it has nothing to do keeps nobody. */
+const rehearsalTimes = { timeoutMs: 5_000, graceMs: 0 };
 const lanes = { stdout: laneOf.data, stderr: laneOf.stderr };
 
 export interface ExecsOptions {
@@ -95,9 +97,28 @@ export class Execs {
         `${receiptsMax} commands are still remembered; the oldest is forgotten after 10 minutes`,
       );
     }
-    const exec = this.#spawn(request, content);
+    const onEnd = (it: Exec) => this.#onEnd(it);
+    const exec = this.#child(request, content, { receipts: this.#options.receipts, onEnd });
     this.#execs.set(exec.id, exec);
     this.#running++;
+    exec.attach(call, 0);
+  }
+
+  /** Nothing is remembered of it. In an image without a shell the agent's own loader stands for one. */
+  rehearse(call: Call, { env }: { env: Record<string, string> }): void {
+    if (this.#stopping) throw new Refusal('conflict', 'the sandbox is stopping');
+    const common = { op: 'exec', execId: 'rehearsal', env, stdin: 'none', ...rehearsalTimes } as const;
+    const start = (program: Pick<ExecRequest, 'argv' | 'shell'>) => {
+      const request: ExecRequest = { ...common, ...program };
+      return this.#child(request, this.#contentOf(request), { onEnd: () => {} });
+    };
+    let exec: Exec;
+    try {
+      exec = start({ shell: 'echo' });
+    } catch (thrown) {
+      if (!(thrown instanceof Refusal) || thrown.code !== 'command-not-found') throw thrown;
+      exec = start({ argv: [`${guestFolder}/agent/ld.so`, '--help'] });
+    }
     exec.attach(call, 0);
   }
 
@@ -168,7 +189,11 @@ export class Execs {
     return exec;
   }
 
-  #spawn(request: ExecRequest, content: string): Exec {
+  #child(
+    request: ExecRequest,
+    content: string,
+    { receipts, onEnd }: { receipts?: Receipts | undefined; onEnd: (exec: Exec) => void },
+  ): Exec {
     const { platform, own } = this.#options;
     if (request.pty && !platform.abilities.pty)
       throw new Refusal('unsupported', 'no terminals in this runtime');
@@ -185,16 +210,15 @@ export class Execs {
       if (request.directStdout !== undefined && !request.pty)
         direct = this.#options.openDirect(request.directStdout);
       const whole = { ...spec, ...(direct && { directStdout: direct }) };
-      this.#options.receipts?.add(request.execId, content);
+      receipts?.add(request.execId, content);
       const child = startFirst(candidates, (path) => {
         const start = () => platform.spawn({ ...whole, path });
         return group === undefined ? start() : group.within(start);
       });
-      const onEnd = (exec: Exec) => this.#onEnd(exec);
       const mark = markOf(request.execId, this.#options.host?.mark);
       return new Exec({ child, request, content, mark, group, platform, onEnd });
     } catch (thrown) {
-      if (this.#options.receipts?.find(request.execId)) this.#options.receipts.takeBack(request.execId);
+      if (receipts?.find(request.execId)) receipts.takeBack(request.execId);
       if (group) this.#groups.drop(group);
       throw thrown;
     } finally {

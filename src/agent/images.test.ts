@@ -93,7 +93,8 @@ describe('in a hardened container', () => {
       { exitCode: 127 },
       expect.stringContaining('neither bash nor sh'),
     ]);
-    // The bundle itself is all that can run here.
+    // The bundle itself is all that can run here, also to get ready for commands.
+    await agent.guest.rehearse({});
     const bundle = agentCommand().slice(0, 4);
     expect((await run(agent.guest, [...bundle, '--version'])).stdout).toMatch(/^\d+\.\d+\.\d+\n$/);
   });

@@ -31,9 +31,12 @@ async function start(): Promise<void> {
     caps: ['pty', 'direct', 'users', 'limits'],
     onChannel: (channel) => {
       // Starting has left memory behind that an idle agent does not need.
-      setTimeout(() => Bun.shrink(), shrinkAfterMs).unref();
+      const shrinking = setTimeout(() => Bun.shrink(), shrinkAfterMs);
+      shrinking.unref();
       channel.onStream = (stream) =>
         new Call(stream, (call, request) => {
+          // It would take away what is got ready.
+          if (request.op === 'rehearse') clearTimeout(shrinking);
           if (request.op === 'egress' && egress) return egress.configure(call, request);
           parts.agent ??= import('./work.js').then(({ begin }) => begin({ boot, socketPath }));
           void parts.agent.then(

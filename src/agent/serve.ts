@@ -83,6 +83,8 @@ export class Agent {
     switch (request.op) {
       case 'exec':
         return this.#execs.start(call, request);
+      case 'rehearse':
+        return this.#execs.rehearse(call, request);
       case 'attach':
         return this.#execs.attach(call, request);
       case 'signal':

@@ -64,6 +64,11 @@ export type GuestRequest =
   /** The output from this offset on, then the exit. Offsets count bytes of all lanes together. */
   | { op: 'attach'; execId: string; from: number }
   /**
+   * Goes the way of a command with one that does nothing, and answers as `exec` does: what it needs is ready then for the first command that somebody wants.
+   * No other request sees anything of it. `env` as of `exec`.
+   */
+  | { op: 'rehearse'; env: Record<string, string> }
+  /**
    * To the process group, or with `tree` to every process of the command, those that left its group included. `not-found` for an id that was never seen; an
    * `exec` with that id that comes later is refused (`canceled`).
    */

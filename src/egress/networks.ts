@@ -136,9 +136,9 @@ export class Networks implements SandboxNetwork {
 
   async handOver(info: SandboxInfo, request: NetworkRequest, signal: AbortSignal): Promise<void> {
     const { id } = info;
-    const { inside, told } = this.#of(id);
-    // Another session: the one before knew the secrets of whoever owns the pool.
-    this.#add(info);
+    const { inside, told, authority } = this.#of(id);
+    // Another session: the one before knew the secrets of whoever owns the pool. The authority is the sandbox's own, whoever has it.
+    this.#add(info, authority);
     const it = this.#of(id);
     it.told = told;
     if (inside !== undefined) it.inside = inside;
@@ -221,9 +221,10 @@ export class Networks implements SandboxNetwork {
     return this.#all.get(sandboxId)?.info.project === undefined;
   }
 
-  #add(info: SandboxInfo): void {
+  #add(info: SandboxInfo, known?: SandboxAuthority): void {
     const { id } = info;
-    const { policies, authority, open, inspect } = this.#options;
+    const { policies, open, inspect } = this.#options;
+    const authority = known ?? this.#options.authority.forSandbox(id);
     this.detach(id);
     const sandbox: EgressSandbox = {
       id,
@@ -236,7 +237,7 @@ export class Networks implements SandboxNetwork {
       processOf: async (port) => this.#all.get(id)?.inside?.guest.whose(port, AbortSignal.timeout(agentMs)),
     };
     this.#all.set(id, {
-      ...{ info, authority: authority.forSandbox(id), session: open(sandbox) },
+      ...{ info, authority, session: open(sandbox) },
       ...{ told: undefined, telling: Promise.resolve() },
     });
   }

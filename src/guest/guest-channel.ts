@@ -42,6 +42,7 @@ const harmless = new Set<GuestRequest['op']>([
   'egress',
   'whose',
   'ping',
+  'rehearse',
   'dial',
   'upload',
 ]);
@@ -372,6 +373,13 @@ class ChannelGuest implements Guest {
     conversation.end();
     const { pid, command } = await conversation.reply('process', signal);
     return { pid, command };
+  }
+
+  async rehearse(env: Record<string, string>, signal?: AbortSignal): Promise<void> {
+    const conversation = this.#ask({ op: 'rehearse', env }, 'rehearse a command', signal);
+    conversation.end();
+    const { output } = await this.#process('rehearsal', conversation, signal);
+    for await (const _ of output);
   }
 
   async ping(signal?: AbortSignal): Promise<void> {

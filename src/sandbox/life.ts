@@ -50,6 +50,9 @@ const helloDeadlineMs = 60_000;
 const removeDeadlineMs = 120_000;
 const freezeDeadlineMs = 30_000;
 const stopDeadlineMs = 60_000;
+/** After so many the agent's way of a command takes no less time any more. */
+const rehearsals = 3;
+const rehearsalMs = 20_000;
 
 export interface Folders {
   /** Sockets and boot files: one folder for each sandbox. */
@@ -352,8 +355,26 @@ export class Life {
       await runSteps(request.setup ?? [], inside, patient);
       if (request.requires !== undefined) await requireProgram(request.requires, inside, patient);
     });
+    if (this.warm) await this.#rehearse(signal);
     this.#transition('Running', 'running', 'the agent answers');
     await this.#opened(machine);
+  }
+
+  /**
+   * What the first command of whoever gets it needs is loaded and has run. Of the image's variables only the PATH is used, for others can name scripts that a shell runs.
+   * One that does not go well is no reason to have no sandbox: the owner's own will tell.
+   */
+  async #rehearse(signal: AbortSignal): Promise<void> {
+    const guest = this.#inside();
+    const { PATH } = this.executions.environment();
+    const all = AbortSignal.any([signal, AbortSignal.timeout(rehearsalMs)]);
+    try {
+      for (let time = 0; time < rehearsals; time++)
+        await guest.rehearse(PATH === undefined ? {} : { PATH }, all);
+    } catch (error) {
+      signal.throwIfAborted();
+      this.#options.log.debug({ sandbox: this.info.id, error: String(error) }, 'a rehearsal failed');
+    }
   }
 
   #take(machine: Machine): void {
@@ -857,7 +878,8 @@ export class Life {
     const { state, reason, message } = info;
     const transitions = [{ at: now, state, reason, message }];
     const record: SandboxRecord = { ...next, info, agentToken, transitions };
-    this.#options.store.saveSandbox(record);
+    // Its processes end with the power: a record that a power cut takes away again is of a sandbox that is gone.
+    this.#options.store.saveSandbox(record, { againstPowerCut: false });
     // Others hold on to the same object.
     Object.assign(this.#record, { ...record, info: Object.assign(this.info, info) });
     this.activity.touch();

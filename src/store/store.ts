@@ -92,7 +92,8 @@ export type CollectionName =
   | 'terminal';
 
 export interface Store {
-  saveSandbox(record: SandboxRecord): void;
+  /** `againstPowerCut`, by default true: whether it waits for the disk. One that does not is there after the daemon was killed, and reaches the disk with the next that does. */
+  saveSandbox(record: SandboxRecord, options?: { againstPowerCut?: boolean }): void;
   /** Forgets the sandbox, its executions, its rules and its own policy, and remembers the death, in one step. */
   burySandbox(death: Death): void;
   sandboxes(): SandboxRecord[];

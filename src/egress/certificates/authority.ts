@@ -57,9 +57,16 @@ export function openCertificateAuthority(options: {
   return { forSandbox: (sandboxId) => new OneSandbox(secret, sandboxId, leaf, options.now) };
 }
 
+interface Signer {
+  name: string;
+  key: CertificateKey;
+}
+
 class OneSandbox implements SandboxAuthority {
-  readonly certificate: string;
-  readonly #signer: { name: string; key: CertificateKey };
+  readonly #makeSigner: () => Signer;
+  /** Made when something is signed: a sandbox that opens no connection needs neither. */
+  #signer: Signer | undefined;
+  #certificate: string | undefined;
   readonly #leaf: { key: CertificateKey; pem: string };
   readonly #now: () => Date;
   /** The least recently used first. */
@@ -73,11 +80,25 @@ class OneSandbox implements SandboxAuthority {
     leaf: { key: CertificateKey; pem: string },
     now: () => Date,
   ) {
-    this.#signer = { name: authorityName(sandboxId), key: sandboxKey(secret, sandboxId) };
+    this.#makeSigner = () => ({ name: authorityName(sandboxId), key: sandboxKey(secret, sandboxId) });
     this.#leaf = leaf;
     this.#now = now;
-    const serial = createHash('sha256').update(this.#signer.key.publicKey).digest().subarray(0, 16);
-    this.certificate = authorityCertificate(this.#signer, serial, authorityValidity);
+  }
+
+  get certificate(): string {
+    this.#certificate ??= this.#ownCertificate();
+    return this.#certificate;
+  }
+
+  #ownCertificate(): string {
+    const signer = this.#signs();
+    const serial = createHash('sha256').update(signer.key.publicKey).digest().subarray(0, 16);
+    return authorityCertificate(signer, serial, authorityValidity);
+  }
+
+  #signs(): Signer {
+    this.#signer ??= this.#makeSigner();
+    return this.#signer;
   }
 
   contextFor(host: string): SecureContext {
@@ -99,7 +120,7 @@ class OneSandbox implements SandboxAuthority {
   #contextFor(host: string, now: number): SecureContext {
     if (!isServerName(host))
       throw new Failure('invalid', 'make a certificate: this is neither a host name nor an address');
-    const certificate = serverCertificate(this.#signer, {
+    const certificate = serverCertificate(this.#signs(), {
       host,
       key: this.#leaf.key,
       serial: serialNumber(),

@@ -17,6 +17,6 @@ export interface SandboxAuthority {
 }
 
 export interface CertificateAuthority {
-  /** Each call makes one with a cache of its own: keep it for the sandbox's life. Takes less than a millisecond. */
+  /** Each call makes one with a cache of its own: keep it for the sandbox's life. Its key is made when it is first needed, in about a millisecond. */
   forSandbox(sandboxId: string): SandboxAuthority;
 }

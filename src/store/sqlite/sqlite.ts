@@ -211,8 +211,15 @@ function sqliteStore(database: DatabaseSync): Store {
   };
 
   return withFailures({
-    saveSandbox(record) {
-      statements.saveSandbox.run(record.info.id, JSON.stringify(record));
+    saveSandbox(record, { againstPowerCut = true } = {}) {
+      const save = () => statements.saveSandbox.run(record.info.id, JSON.stringify(record));
+      if (againstPowerCut) return void save();
+      database.exec('PRAGMA synchronous = NORMAL');
+      try {
+        save();
+      } finally {
+        database.exec('PRAGMA synchronous = FULL');
+      }
     },
     burySandbox(death) {
       atomically(() => {

@@ -113,6 +113,9 @@ export class SanddGuest implements Guest {
       );
   }
 
+  /** There is no agent of ours that could get anything ready. */
+  async rehearse(): Promise<void> {}
+
   async ping(): Promise<void> {
     const { over } = this.#options.connection;
     if (over !== undefined) throw new Failure('lost', `${this.#who} is gone: ${over}`);
