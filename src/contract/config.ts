@@ -723,6 +723,9 @@ export const reloadedKeys: readonly string[] = [
   ...['docker.pids_limit', 'bubblewrap.cpu', 'bubblewrap.memory', 'bubblewrap.pids', 'bubblewrap.disk'],
 ];
 
+/** Whether a key, `section.key`, is one of those. Pools are, whatever their names. */
+export const isReloaded = (key: string): boolean => reloadedKeys.includes(key) || key.startsWith('pools.');
+
 /** The entry of a list that stands for a key. */
 export function foreignKey(list: readonly ForeignKey[], key: string): ForeignKey | undefined {
   return list.find((it) => it.key === key || (it.key.endsWith('.*') && key.startsWith(it.key.slice(0, -1))));
@@ -764,7 +767,7 @@ export function configurationReference(): string {
     const rows = Object.entries(schema.shape).map(([key, field]: [string, z.ZodType]) => {
       const { default: value } = z.toJSONSchema(field, { io: 'input' });
       const shown = value === undefined ? '' : `\`${JSON.stringify(value).replaceAll(',', ', ')}\``;
-      const live = reloadedKeys.includes(`${section}.${key}`) ? 'yes' : '';
+      const live = isReloaded(`${section}.${key}`) ? 'yes' : '';
       return `| \`${key}\` | ${kindOf(field)} | ${shown} | ${live} | ${cell(field.description ?? '')} |`;
     });
     return [

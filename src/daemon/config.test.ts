@@ -606,6 +606,22 @@ describe('read again', () => {
     expect(third).toMatchObject({ changed: [], later: [] });
   });
 
+  test('pools come, change and go', async () => {
+    const running = await loadFile('[pools.a]\nimage = "x"\n[pools.b]\nimage = "x"\n');
+    const next = await again(running, '[pools.b]\nimage = "y"\n[pools.c]\nimage = "x"\n');
+    expect(next).toMatchObject({
+      changed: expect.arrayContaining(['pools.a', 'pools.b', 'pools.c']),
+      later: [],
+    });
+    const images = ({ pools }: Config) => pools.map(({ name, template }) => [name, template.image.uri]);
+    expect(images(next.config)).toEqual([
+      ['b', 'y'],
+      ['c', 'x'],
+    ]);
+    expect(images((await again(next.config, '')).config)).toEqual([]);
+    expect(await problemsOf(again(next.config, '[pools.b]\nimage = "y"\nbuffer_max = -1\n'))).toHaveLength(1);
+  });
+
   test('a mistake changes nothing', async () => {
     const running = await loadFile('[server]\nport = 1\n');
     expect(await problemsOf(again(running, '[server]\nprot = 1\n'))).toHaveLength(1);

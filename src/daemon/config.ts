@@ -14,6 +14,7 @@ import {
   emptyKeys,
   foreignKey,
   inertKeys,
+  isReloaded,
   kindOf,
   namedVariables,
   partsOfKey,
@@ -21,7 +22,6 @@ import {
   poolSection,
   refusedKeys,
   refusedValues,
-  reloadedKeys,
   renamedKeys,
   variableOf,
 } from '../contract/config.ts';
@@ -230,7 +230,7 @@ export async function reloadConfig(sources: ConfigSources, running: Config): Pro
     const names = [...new Set([...Object.keys(table), ...Object.keys(old)])];
     for (const key of names.filter((it) => !isDeepStrictEqual(table[it], old[it]))) {
       const dotted = `${section}.${key}`;
-      if (reloadedKeys.includes(dotted)) changed.push(dotted);
+      if (isReloaded(dotted)) changed.push(dotted);
       else {
         later.push(dotted);
         if (old[key] === undefined) delete table[key];

@@ -119,6 +119,7 @@ export async function startDaemon(
     const { config: next, changed, later } = await reread(live.current);
     const apiKey = await apiKeyOf(next);
     const routeKeys = next.gateway && (await routeKeysOf(next.gateway, next.paths));
+    await platform.pools.reconfigure(next.pools);
     live.current = next;
     keys.api = apiKey;
     log.setLevel(next.log.level);

@@ -52,7 +52,7 @@ export interface Platform extends AsyncDisposable {
   ports: PortService;
   volumes: VolumeService;
   terminals: PreparedTerminals;
-  pools: PoolService;
+  pools: PoolService & Pick<Pools, 'reconfigure'>;
   workers: Workers;
   bell: BellService;
   audit: AuditService;

@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -232,4 +232,69 @@ test("a sandbox of a project has neither the owner's secrets nor a way to open t
   policies.addRule({ decision: 'allow', resources: ['127.0.0.1'] }, 'theirs');
   expect([effect('theirs', 'localhost'), effect('theirs', 'a.test')]).toEqual(['deny', 'allow']);
   expect(sandboxes.get('theirs')?.secrets.environment).toEqual({});
+});
+
+describe('one that was opened for nobody, handed over', () => {
+  const project = { id: 'p', name: 'beta' };
+  const theirs = { ...infoOf('one', 'demo'), project };
+  const effect = (name: string) =>
+    policies.of('one').decide({ host: { kind: 'name', name }, port: 443, protocol: 'tcp' }).effect;
+  const policyFor = (target: string) => ({
+    networkPolicy: { defaultAction: 'deny' as const, egress: [{ action: 'allow' as const, target }] },
+  });
+
+  test('has name, policy, secrets and session of whoever has it now, and nothing of what it had before', async () => {
+    const config = join(home, 'network/one/proxy-config.json');
+    writeFileSync(
+      join(home, 'proxy-config.json'),
+      JSON.stringify({ policy: 'deny', network: { allowedDomains: ['pool.test'] } }),
+    );
+    networks.open(infoOf('one'), {});
+    const guest = guestOf();
+    await networks.attach('one', { guest, walls: 'captured', fresh: false }, never);
+    const before = sandboxes.get('one') as EgressSandbox;
+    expect([effect('pool.test'), effect('new.test'), existsSync(config)]).toEqual(['allow', 'deny', true]);
+    expect(networks.environment('one', {})).toMatchObject({ GITHUB_TOKEN: 'a placeholder' });
+    const certificate = networks.files('one');
+
+    await networks.handOver(theirs, policyFor('new.test'), never);
+    expect([effect('pool.test'), effect('new.test'), existsSync(config)]).toEqual(['deny', 'allow', false]);
+    expect(store.networkPolicy('one')).toEqual(policyFor('new.test').networkPolicy);
+    const around = sandboxes.get('one') as EgressSandbox;
+    expect(around).not.toBe(before);
+    expect([around.name, networks.nameOf('one'), networks.isOwners('one')]).toEqual(['demo', 'demo', false]);
+    expect([around.secrets.environment, networks.environment('one', {}).GITHUB_TOKEN]).toEqual([
+      {},
+      undefined,
+    ]);
+    expect(await around.processOf?.(7)).toEqual({ pid: 7, command: 'curl' });
+    // What was open is cut, and what comes goes to the new one. Programs go on trusting the same authority.
+    networks.accept('one', new Socket());
+    expect(told).toEqual(['close one', 'accept one']);
+    expect(networks.files('one')).toEqual(certificate);
+    policies.addRule({ decision: 'allow', resources: ['git.test:22'] }, 'one');
+    await vi.waitFor(() => expect(guest.asked.at(-1)).toBe('true 80,443,22'));
+    // Nor does a daemon that comes later find anything else.
+    networks.detach('one');
+    networks.adopt(theirs);
+    expect([effect('pool.test'), effect('new.test')]).toEqual(['deny', 'allow']);
+  });
+
+  test('is told of other ports only, and before anybody uses it', async () => {
+    networks.open(infoOf('one'), {});
+    const guest = guestOf();
+    await networks.attach('one', { guest, walls: 'captured', fresh: false }, never);
+    await networks.handOver({ ...infoOf('one'), project }, {}, never);
+    expect(guest.asked).toEqual(['false ']);
+    await networks.handOver({ ...infoOf('one'), project }, policyFor('new.test'), never);
+    expect(guest.asked).toEqual(['false ', 'true 80,443']);
+  });
+
+  test('on a network of its own cannot be given rules', async () => {
+    networks.open(infoOf('one'), {});
+    await networks.attach('one', { guest: guestOf(), walls: 'open', fresh: false }, never);
+    await expect(networks.handOver(theirs, policyFor('new.test'), never)).rejects.toMatchObject({
+      code: 'unsupported',
+    });
+  });
 });

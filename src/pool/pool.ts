@@ -112,9 +112,13 @@ export class Pool {
   }
 
   claim(): string | undefined {
-    const id = this.#ready.shift();
-    if (id !== undefined) this.#options.claimed.add(id);
-    return id;
+    for (let id = this.#ready.shift(); id !== undefined; id = this.#ready.shift()) {
+      // A pool that has taken the place of this one has the same ones.
+      if (this.#options.claimed.has(id)) continue;
+      this.#options.claimed.add(id);
+      return id;
+    }
+    return undefined;
   }
 
   /** A request got one of these, or was made anew as one of them. */

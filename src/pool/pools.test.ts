@@ -227,6 +227,31 @@ test('a request that is refused takes nothing out', async () => {
   expect(pools.get('p')).toMatchObject({ status: { available: 1 }, glovebox: { hits: 0, misses: 0 } });
 });
 
+test.each([
+  'started',
+  'frozen',
+] as const)('a project at its quota hears so, and what is ready of %s ones stays ready', async (state) => {
+  newPool(1, { glovebox: { state } });
+  await filled(1);
+  const [ready] = [...runtime.machines.values()];
+  const [one, two] = [
+    { id: '1', name: 'one' },
+    { id: '2', name: 'two' },
+  ];
+  await create({ project: one, image: 'other' });
+  await expect(create({ project: one })).rejects.toMatchObject({
+    code: 'exhausted',
+    message: expect.stringContaining('project one: 1 more of sandboxes is beyond its quota'),
+  });
+  expect(ready?.paused).toBe(state === 'frozen');
+  expect(pools.get('p')).toMatchObject({ status: { available: 1 }, glovebox: { hits: 0 } });
+  // Of two that come at once while there is room for one, one gets it.
+  const both = await Promise.allSettled([create({ project: two }), create({ project: two })]);
+  expect(both.map(({ status }) => status).sort()).toEqual(['fulfilled', 'rejected']);
+  expect(both.find(({ status }) => status === 'rejected')).toMatchObject({ reason: { code: 'exhausted' } });
+  expect(sandboxes.list({ project: '2' })).toHaveLength(1);
+});
+
 test('one that has died while it waited is not handed out', async () => {
   newPool(2);
   await filled(2);
@@ -450,6 +475,76 @@ describe('over a restart', () => {
     expect(runtime.machines.has(one)).toBe(false);
     await restart();
     await vi.waitFor(() => expect(runtime.machines.size).toBe(0));
+  });
+});
+
+describe('a configuration that is read again', () => {
+  const section = (name: string, image = 'any', more: Partial<PoolRecord> = {}): PoolRecord => ({
+    ...{ name, template: { image: { uri: image }, resourceLimits: {} }, state: 'started' },
+    ...{ capacitySpec: capacity(1), createdAt: new Date(0).toISOString(), ...more },
+  });
+  const machineOf = (name: string) =>
+    sandboxes.pooled().flatMap(({ id, pool }) => (pool.warm && pool.name === name ? [id] : []));
+
+  test('adds, changes and takes away pools; what it leaves as it was is not touched', async () => {
+    await restart([section('same'), section('other'), section('gone')]);
+    for (const name of ['same', 'other', 'gone']) await filled(1, name);
+    const [same, other, gone] = ['same', 'other', 'gone'].flatMap(machineOf);
+    await pools.reconfigure([section('same'), section('other', 'new'), section('added')]);
+    expect(pools.list().map(({ name }) => name)).toEqual(['added', 'other', 'same']);
+    for (const name of ['same', 'other', 'added']) await filled(1, name);
+    expect(machineOf('same')).toEqual([same]);
+    expect(machineOf('other')).not.toContain(other);
+    expect(runtime.machines.has(gone ?? '')).toBe(false);
+    // Another number of the same: what is ready stays.
+    await pools.reconfigure([section('same', 'any', { capacitySpec: capacity(2) })]);
+    await filled(2, 'same');
+    expect(machineOf('same')).toContain(same);
+    await vi.waitFor(() => expect(runtime.machines.size).toBe(2));
+  });
+
+  test('with a runtime that there is not changes nothing', async () => {
+    await restart([section('c')]);
+    await filled(1, 'c');
+    const before = machineOf('c');
+    const wrong = section('wrong');
+    wrong.template.runtime = 'docker';
+    await expect(pools.reconfigure([section('c', 'new'), wrong])).rejects.toMatchObject({
+      code: 'invalid',
+      message: expect.stringContaining('pools.wrong.runtime: there is no runtime "docker"'),
+    });
+    expect(pools.list().map(({ name }) => name)).toEqual(['c']);
+    expect(machineOf('c')).toEqual(before);
+  });
+
+  test('takes the place of a pool that a request has made, and gives it back', async () => {
+    newPool(1);
+    await filled(1);
+    await pools.reconfigure([section('p', 'new')]);
+    await filled(1);
+    expect(pools.get('p')).toMatchObject({
+      ...{ glovebox: { source: 'configuration' }, template: { image: { uri: 'new' } } },
+    });
+    await pools.reconfigure([]);
+    await filled(1);
+    expect(pools.get('p')).toMatchObject({
+      ...{ glovebox: { source: 'api' }, template: { image: { uri: 'any' } } },
+    });
+    await vi.waitFor(() => expect(runtime.machines.size).toBe(1));
+  });
+
+  test('while sandboxes are made and handed out: nobody gets what another has, and nothing is left over', async () => {
+    await restart([section('c', 'any', { capacitySpec: capacity(3) })]);
+    await filled(3, 'c');
+    const made: Promise<{ id: string }>[] = [];
+    for (let turn = 0; turn < 6; turn++) {
+      for (let more = 0; more < 2; more++) made.push(create());
+      await pools.reconfigure([section('c', 'any', { capacitySpec: capacity(2 + (turn % 3)) })]);
+    }
+    const ids = (await Promise.all(made)).map(({ id }) => id);
+    expect(new Set(ids).size).toBe(12);
+    await pools.reconfigure([]);
+    await vi.waitFor(() => expect([...runtime.machines.keys()].sort()).toEqual(ids.sort()));
   });
 });
 

@@ -2,6 +2,7 @@
 //
 // What is made, what it is of and whose it is lies with the sandboxes' own records (PoolMember): this only decides what is to be made, taken away and claimed.
 import { freemem } from 'node:os';
+import { isDeepStrictEqual } from 'node:util';
 import type { NewPool, PoolChange, PoolInfo, PoolRecord, PoolTemplate } from '../contract/pool.ts';
 import { Failure, type FailureCode } from '../lib/failure.ts';
 import type { Log } from '../lib/log.ts';
@@ -21,6 +22,8 @@ const settleMs = 100;
 /** No more is made beforehand while the host has less than this: what is wanted now may need it. */
 const memoryReserveBytes = 512 * 1024 * 1024;
 const imageDeadlineMs = 30_000;
+
+type Source = PoolInfo['glovebox']['source'];
 
 /** What is counted. */
 export type PoolEvent =
@@ -109,22 +112,59 @@ export class Pools implements WarmSupply {
     };
     this.#runtimeOf(record.template);
     this.#options.records.save(name, record);
+    return (await this.#replace(pool, record, 'api')).info;
+  }
+
+  /**
+   * What the configuration says now, all of it: what is new in it is filled, what is another is filled anew, and what it names no more goes as if it was removed.
+   * What stays as it was goes on. Failure('invalid') for a runtime that there is not; nothing has changed then.
+   */
+  async reconfigure(configured: readonly PoolRecord[]): Promise<void> {
+    for (const { name, template } of configured) this.#runtimeOf(template, `pools.${name}.runtime`);
+    const wanted = new Set(configured.map(({ name }) => name));
+    const work: Promise<unknown>[] = [];
+    for (const pool of [...this.#pools.values()])
+      if (pool.source === 'configuration' && !wanted.has(pool.record.name)) work.push(this.#drop(pool));
+    for (const record of configured) {
+      const pool = this.#pools.get(record.name);
+      if (pool === undefined) this.#add(record, 'configuration');
+      else if (pool.source === 'api' || !isDeepStrictEqual(pool.record, record)) {
+        if (pool.source === 'api') this.#tellCovered(record.name);
+        work.push(this.#replace(pool, record, 'configuration'));
+      }
+    }
+    // What requests have made goes on where the configuration stood in its place.
+    for (const record of this.#options.records.all())
+      if (!this.#pools.has(record.name)) this.#addKept(record);
+    await Promise.all(work);
+    this.#lookIn(0);
+  }
+
+  /** Another of its name from now on. What is ready stays ready if it is the same. */
+  async #replace(pool: Pool, record: PoolRecord, source: Source): Promise<Pool> {
+    const next = this.#add(record, source);
     // What it is making would be a stranger to its successor.
     await pool.close();
-    const current = this.#of(name);
-    const next = this.#add(record, 'api');
-    next.hits = current.hits;
-    next.misses = current.misses;
-    this.#look(next);
-    return next.info;
+    next.hits += pool.hits;
+    next.misses += pool.misses;
+    // It may have been replaced or removed meanwhile.
+    if (this.#pools.get(record.name) === next) this.#look(next);
+    return next;
   }
 
   /** What is ready goes with it; what is in use stays. Failure('conflict') for pools of the configuration. */
   async remove(name: string): Promise<void> {
     const pool = this.#ofRequest(name);
     this.#options.records.drop(name);
+    await this.#drop(pool);
+  }
+
+  async #drop(pool: Pool): Promise<void> {
+    const { name } = pool.record;
     this.#pools.delete(name);
     await pool.close();
+    // Another of the same name takes up by itself what it can use.
+    if (this.#pools.has(name)) return;
     const left = this.#membersOf(name).filter(({ id, pool: { warm } }) => warm && !this.#claimed.has(id));
     await Promise.all(left.map(({ id }) => this.#options.warm.discard(id)));
   }
@@ -216,10 +256,7 @@ export class Pools implements WarmSupply {
   #addKept(record: PoolRecord): void {
     const { name } = record;
     const { log } = this.#options;
-    if (this.#pools.has(name)) {
-      log.warn({ pool: name }, 'a pool of the configuration takes the place of one that a request has made');
-      return;
-    }
+    if (this.#pools.has(name)) return this.#tellCovered(name);
     try {
       this.#add(record, 'api');
     } catch (error) {
@@ -227,7 +264,12 @@ export class Pools implements WarmSupply {
     }
   }
 
-  #add(record: PoolRecord, source: PoolInfo['glovebox']['source']): Pool {
+  #tellCovered(name: string): void {
+    const { log } = this.#options;
+    log.warn({ pool: name }, 'a pool of the configuration takes the place of one that a request has made');
+  }
+
+  #add(record: PoolRecord, source: Source): Pool {
     const { warm, log, now, onEvent } = this.#options;
     const runtime = this.#runtimeOf(record.template);
     const pool = new Pool({
@@ -239,12 +281,12 @@ export class Pools implements WarmSupply {
     return pool;
   }
 
-  #runtimeOf({ runtime = this.#options.defaultRuntime }: PoolTemplate): string {
+  #runtimeOf({ runtime = this.#options.defaultRuntime }: PoolTemplate, field = 'template.runtime'): string {
     const { runtimes } = this.#options;
     if (runtimes.includes(runtime)) return runtime;
     throw new Failure(
       'invalid',
-      `template.runtime: there is no runtime ${JSON.stringify(runtime)}; this daemon has ${runtimes.join(', ')}`,
+      `${field}: there is no runtime ${JSON.stringify(runtime)}; this daemon has ${runtimes.join(', ')}`,
     );
   }
 
@@ -261,7 +303,7 @@ export class Pools implements WarmSupply {
     const pool = this.#of(name);
     if (pool.source === 'api') return pool;
     throw new Failure('conflict', `pool ${name} is one of the configuration, and is changed there`, {
-      hint: `Change [pools.${name}] in the configuration file and restart the daemon.`,
+      hint: `Change [pools.${name}] in the configuration file, and let the daemon read it again: kill -HUP.`,
     });
   }
 

@@ -1,5 +1,5 @@
 // glovebox settings: the configuration that a daemon of this machine starts with. Read and changed where it lies, whether a daemon runs or not.
-import { reloadedKeys } from '../../contract/config.ts';
+import { isReloaded } from '../../contract/config.ts';
 import { aboutKey, loadSettings, type Setting } from '../../daemon/config.ts';
 import { changeSetting, isSecret, type SettingChange } from '../../daemon/settings.ts';
 import { Failure } from '../../lib/failure.ts';
@@ -77,7 +77,7 @@ function tell({ file, changed, setting, warnings }: SettingChange, already: stri
     say('A daemon that a command starts takes any free port; `glovebox serve` takes this one.');
 }
 
-const needsRestart = ({ key }: Setting) => !reloadedKeys.includes(key);
+const needsRestart = ({ key }: Setting) => !isReloaded(key);
 
 /** As Docker's daemon shows its own. */
 function entryOf(setting: Setting): object {
