@@ -19,9 +19,11 @@ import {
   expectFields,
   expectItems,
   type ImageInfo,
+  idlePauseExtension,
   imageInfoOf,
   nameLabel,
   type PortMapping,
+  renewExtension,
   runtimeExtension,
   type SandboxInfo,
   type SandboxState,
@@ -123,8 +125,12 @@ export interface CreateOptions {
   transparent?: boolean;
   /** It can be stopped and started again, and stays until it is removed. Default: false. */
   keep?: boolean;
-  /** Of kept ones: stops when nothing ran in it and nobody held it for so long. Default: as its agent has it, else never; null: never. */
+  /** Of kept ones: stops when nothing ran in it and nobody held it for so long. Default: as its agent or the server has it, else never; null: never. */
   autoStop?: Duration | null;
+  /** Is paused when nothing ran in it and nobody held it for so long. Default: as the server has it, else never; null: never. */
+  autoPause?: Duration | null;
+  /** Whoever uses it makes it live so long from then on, `'5m'` to `'24h'`, if that is longer. Default: as the server has it, else no longer than `timeout`. */
+  renewOnUse?: Duration;
   /** Name of an agent that the server knows, or a definition of one: what it needs is prepared. */
   agent?: string | object;
   /**
@@ -222,10 +228,14 @@ export class SandboxClient {
       platform,
       networkPolicy,
       transparent,
+      autoPause,
+      renewOnUse,
     } = options;
     const extensions = {
       ...(runtime === undefined ? {} : { [runtimeExtension]: runtime }),
       ...(transparent === undefined ? {} : { [transparentExtension]: String(transparent) }),
+      ...(autoPause === undefined ? {} : { [idlePauseExtension]: secondsText(autoPause, 'autoPause') }),
+      ...(renewOnUse === undefined ? {} : { [renewExtension]: secondsText(renewOnUse, 'renewOnUse') }),
     };
     const answer = await this.#connection.json('POST', '/v1/sandboxes', {
       ...{ doing, signal },
@@ -395,6 +405,10 @@ export class Images {
   }
 }
 
+/** As extensions have durations. */
+const secondsText = (duration: Duration | null, what: string): string =>
+  duration === null ? '0' : String(Math.ceil(milliseconds(duration, what) / 1000));
+
 /** What OpenSandbox has no field for; undefined where nothing of it is asked for, so that its own servers take the request. */
 function ownParts(options: CreateOptions): object | undefined {
   const { rules, keep, autoStop, pull, agent, workspaces, ports, files, setup, bell, user, cwd, worker } =
@@ -402,11 +416,12 @@ function ownParts(options: CreateOptions): object | undefined {
   const parts = {
     ...(rules?.length ? { rules } : {}),
     ...(keep ? { keep } : {}),
-    ...(autoStop == null
+    ...(autoStop === undefined
       ? {}
-      : { autoStopAfterSeconds: Math.ceil(milliseconds(autoStop, 'autoStop') / 1000) }),
-    // Only an agent has a default that this takes away.
-    ...(autoStop === null && agent !== undefined ? { autoStopAfterSeconds: null } : {}),
+      : {
+          autoStopAfterSeconds:
+            autoStop === null ? null : Math.ceil(milliseconds(autoStop, 'autoStop') / 1000),
+        }),
     ...(pull === undefined ? {} : { pull }),
     ...(agent === undefined ? {} : { agent }),
     ...(workspaces?.length ? { workspaces } : {}),

@@ -45,8 +45,13 @@ test('create asks for what OpenSandbox has no field for in a part of its own', a
   expect(sent(/^\/v1\/sandboxes$/).glovebox).toEqual({
     ...{ agent: 'claude', autoStopAfterSeconds: null, pull: 'always' },
   });
-  await client.create({ autoStop: null });
-  expect(sent(/^\/v1\/sandboxes$/)).not.toHaveProperty('glovebox');
+  await client.create({ autoStop: null, autoPause: '90s', renewOnUse: 600_000 });
+  expect(sent(/^\/v1\/sandboxes$/)).toMatchObject({
+    glovebox: { autoStopAfterSeconds: null },
+    extensions: { 'glovebox.idle.pause.seconds': '90', 'access.renew.extend.seconds': '600' },
+  });
+  await client.create({ autoPause: null });
+  expect(sent(/^\/v1\/sandboxes$/).extensions).toEqual({ 'glovebox.idle.pause.seconds': '0' });
   await client.create();
   expect(sent(/^\/v1\/sandboxes$/)).not.toHaveProperty('glovebox');
   expect(sent(/^\/v1\/sandboxes$/).image).toEqual({ uri: 'host' });

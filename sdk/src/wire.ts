@@ -258,6 +258,8 @@ export function templateInfoOf(value: unknown, what: string): TemplateInfo {
 export const nameLabel = 'glovebox.name';
 export const runtimeExtension = 'glovebox.runtime';
 export const transparentExtension = 'glovebox.transparent';
+export const idlePauseExtension = 'glovebox.idle.pause.seconds';
+export const renewExtension = 'access.renew.extend.seconds';
 
 interface WireSandbox {
   id: string;

@@ -105,6 +105,7 @@ const wrongUse: [string[], RegExp][] = [
   [['exec', '-d', '-i', 'web', 'sh'], /-d goes with neither -i nor -t/],
   [['exec', '--timeout', 'soon', 'web', 'sh'], /--timeout: 'soon' is not a duration\nhint: Write a number/],
   [['create', '--cpus', 'many'], /--cpus: 'many' is not a number/],
+  [['create', '--auto-pause', 'soon'], /--auto-pause: 'soon' is not a duration\nhint: Write a number/],
   [['create', '--pids', '1.5'], /--pids: '1.5' is not a whole number/],
   [['create', '--name', ''], /--name: is empty\nhint: /],
   [['create', '--name', 'a'], /--name: 'a' has to have 2 to 63 characters\nhint: /],
@@ -223,6 +224,7 @@ test('create sends what the options say, and prints the name', async () => {
     'team=red',
     '--timeout',
     '2h',
+    ...['--auto-pause', '10m', '--renew-on-use', '1h', '--no-auto-stop'],
     'debian',
     '--',
     'sleep',
@@ -240,8 +242,11 @@ test('create sends what the options say, and prints the name', async () => {
     env: { A: 'b=c', HOMEMADE: 'yes' },
     resourceLimits: { cpu: '0.5', memory: String(512 * 2 ** 20), pids: '64', disk: String(2 * 2 ** 30) },
     metadata: { team: 'red', 'glovebox.name': 'web' },
-    extensions: { 'glovebox.runtime': 'docker' },
-    glovebox: { keep: true },
+    extensions: {
+      ...{ 'glovebox.runtime': 'docker', 'glovebox.idle.pause.seconds': '600' },
+      'access.renew.extend.seconds': '3600',
+    },
+    glovebox: { keep: true, autoStopAfterSeconds: null },
   });
 });
 

@@ -39,6 +39,8 @@ export interface CreationFlags extends ModeFlags, EnvironmentFlags {
   user?: string;
   workdir?: string;
   timeout?: string;
+  autoPause?: string;
+  renewOnUse?: string;
   entrypoint?: string;
   platform?: string;
   /** False with --no-transparent, --no-auto-stop, --no-keep. */
@@ -134,7 +136,11 @@ export async function creationOf(wanted: Wanted, flags: CreationFlags): Promise<
     ],
     ...(policyFile === undefined ? {} : { networkPolicy: policyFile.policy }),
     keep: flags.keep !== false,
-    ...(flags.autoStop === false && agent !== undefined ? { autoStop: null } : {}),
+    ...(flags.autoStop === false ? { autoStop: null } : {}),
+    ...(flags.autoPause === undefined
+      ? {}
+      : { autoPause: flags.autoPause === '0' ? null : durationOf('--auto-pause', flags.autoPause) }),
+    ...(flags.renewOnUse === undefined ? {} : { renewOnUse: durationOf('--renew-on-use', flags.renewOnUse) }),
     ...(agent === undefined ? {} : { agent: agent.asked }),
     workspaces: wanted.workspaces,
     ports: (flags.publish ?? []).map(mappingOf),
