@@ -157,9 +157,10 @@ function scopedService(tenant: Tenant, service: SandboxService, tenants: Tenants
 
 /** What a request may ask for is the walls' inside: nothing of the host, and no choice of walls. */
 function refuseBeyondProjects(request: CreateRequest): void {
-  const { mounts, workspaces = [], bell, worker, published = [], extensions } = request;
+  const { mounts, buckets = [], workspaces = [], bell, worker, published = [], extensions } = request;
   const asked: [boolean, string, string][] = [
     [mounts.length > 0, 'volumes', 'folders of the host are not for projects'],
+    [buckets.length > 0, 'volumes', 'buckets are mounted by the host, past the rules for projects'],
     [workspaces.length > 0, 'glovebox.workspaces', 'folders of the host are not for projects'],
     [bell !== undefined, 'glovebox.bell', 'what it does on the host is not for projects'],
     [worker !== undefined, 'glovebox.worker', 'the administrator decides where sandboxes of projects run'],

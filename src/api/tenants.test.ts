@@ -385,6 +385,17 @@ test('the key decides whose a new sandbox is, whatever the request says and whoe
 
 const beyond: [string, object][] = [
   ['volumes', { volumes: [{ name: 'v', mountPath: '/mnt', host: { path: '/etc' } }] }],
+  [
+    'volumes',
+    {
+      volumes: [
+        {
+          ...{ name: 'v', mountPath: '/v' },
+          ossfs: { bucket: 'data', endpoint: 'a.example', accessKeyId: 'a', accessKeySecret: 'b' },
+        },
+      ],
+    },
+  ],
   ['glovebox.workspaces', { glovebox: { workspaces: [{ path: '/home', mode: 'mount' }] } }],
   ['glovebox.bell', { glovebox: { bell: {} } }],
   ['glovebox.worker', { glovebox: { worker: 'w1' } }],

@@ -253,6 +253,11 @@ const storage = z.strictObject({
     .max(1024)
     .default([])
     .describe('Folders of the host that requests may mount. None by default.'),
+  ossfs_mount_root: path
+    .optional()
+    .describe(
+      'Where buckets (`ossfs` volumes) are mounted while sandboxes have them. By default the folder `buckets` in the home folder.',
+    ),
 });
 
 const store = z.strictObject({
@@ -606,7 +611,6 @@ export const inertKeys: readonly ForeignKey[] = [
     key: 'docker.host_ip',
     why: 'ports of sandboxes are reached through the server, never on the engine’s host',
   },
-  { key: 'storage.ossfs_mount_root', why: 'there are no OSS volumes, and requests for them are refused' },
   {
     key: 'storage.volume_default_size',
     why: 'named volumes have no size of their own',

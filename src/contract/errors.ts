@@ -74,6 +74,8 @@ const finer: Record<string, { wireCode: string; status?: number }> = {
   'image-pull': { wireCode: 'DOCKER::SANDBOX_IMAGE_PULL_FAILED' },
   'start-failed': { wireCode: 'DOCKER::SANDBOX_START_FAILED' },
   'volume-backend': { wireCode: 'VOLUME::UNSUPPORTED_BACKEND' },
+  'bucket-option': { wireCode: 'VOLUME::INVALID_OSSFS_OPTION' },
+  'bucket-mount': { wireCode: 'VOLUME::OSSFS_MOUNT_FAILED', status: 500 },
 };
 
 export function finerAnswerOf(details: Record<string, unknown> | undefined): {

@@ -163,7 +163,7 @@ const keys: readonly [key: string, usual?: unknown, note?: string][] = [
   ['egress.requests.*'],
   ['egress.limits.*'],
   ['storage.allowed_host_paths', [], 'none when empty, whichever version of its documentation you have read'],
-  ['storage.ossfs_mount_root', '/mnt/ossfs'],
+  ['storage.ossfs_mount_root', '/mnt/ossfs', 'a folder in the home folder by default'],
   ['storage.volume_default_size', '1Gi'],
   ['store.type', 'sqlite'],
   ['store.path', '~/.opensandbox/opensandbox.db', 'in the home folder by default'],

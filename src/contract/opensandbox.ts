@@ -3,6 +3,7 @@
 import { z } from 'zod';
 import { AgentDefinition, SetupFile, SetupStep } from './agents.ts';
 import { BellDecisions } from './bell.ts';
+import { OssfsVolume } from './bucket.ts';
 import { NewRule } from './network.ts';
 import { PublishPort } from './ports.ts';
 import { volumeName } from './volume.ts';
@@ -89,7 +90,7 @@ export const Volume = z.strictObject({
       'A named volume. storageClass, storage and accessModes say nothing here, as in OpenSandbox on Docker.',
     )
     .optional(),
-  ossfs: z.looseObject({}).optional(),
+  ossfs: OssfsVolume.optional(),
 });
 
 /** OpenSandbox's specification has `defaultAction` and `action` default to deny. Targets are checked where the policy is compiled. */

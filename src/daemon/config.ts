@@ -150,7 +150,11 @@ export interface Config {
   };
   /** Of sandboxes whose requests say nothing of it. */
   readonly sandbox: SandboxDefaults;
-  readonly storage: { readonly allowedHostPaths: readonly string[] };
+  readonly storage: {
+    readonly allowedHostPaths: readonly string[];
+    /** Where buckets are mounted, if not in the home; other homes may have the same. */
+    readonly bucketsRoot?: string;
+  };
   /** Absent: nothing is sent. */
   readonly telemetry?: {
     readonly endpoint: string;
@@ -833,7 +837,10 @@ function configOf(
       }),
     },
     sandbox: sandboxDefaultsOf(parsed.sandbox),
-    storage: { allowedHostPaths: storage.allowed_host_paths.map(absolute) },
+    storage: {
+      allowedHostPaths: storage.allowed_host_paths.map(absolute),
+      ...(storage.ossfs_mount_root !== undefined && { bucketsRoot: absolute(storage.ossfs_mount_root) }),
+    },
     egress: egressOf(parsed.egress, absolute),
     ...gatewayOf(parsed),
     ...telemetryOf(parsed.telemetry),

@@ -21,6 +21,7 @@ import { connectionsMax, PublishedPorts } from '../ingress/published-ports.ts';
 import { Failure } from '../lib/failure.ts';
 import type { Log } from '../lib/log.ts';
 import { Pools } from '../pool/pools.ts';
+import { Buckets } from '../sandbox/buckets.ts';
 import { Sandboxes } from '../sandbox/sandboxes.ts';
 import { PreparedTerminals } from '../sandbox/terminals.ts';
 import { Volumes } from '../sandbox/volumes.ts';
@@ -32,6 +33,7 @@ import { Workers } from '../worker/workers.ts';
 import { Workspaces } from '../workspace/workspaces.ts';
 import { openAudit } from './audit.ts';
 import { type HomeBell, openBell } from './bell.ts';
+import { bucketKeyring, bucketsRoot } from './buckets.ts';
 import type { LiveConfig } from './config.ts';
 import { homeIdOf, keyOf } from './home.ts';
 import type { Meters } from './meters.ts';
@@ -155,6 +157,12 @@ export async function openPlatform(live: LiveConfig, log: Log, meters: Meters): 
     workspaces,
     ports,
     volumes,
+    buckets: new Buckets({
+      root: bucketsRoot(config),
+      keyring: bucketKeyring(config),
+      env: process.env,
+      log,
+    }),
     elsewhere: workers,
     folders: {
       run: config.paths.runFolder,

@@ -7,7 +7,7 @@ import { NewPool, type PoolInfo, type PoolRecord } from '../contract/pool.ts';
 import { Failure } from '../lib/failure.ts';
 import type { Log } from '../lib/log.ts';
 import { nowhereElse } from '../sandbox/elsewhere.ts';
-import { FakeRuntime } from '../sandbox/fake-runtime.fixture.ts';
+import { FakeRuntime, noBuckets } from '../sandbox/fake-runtime.fixture.ts';
 import type { SandboxNetwork } from '../sandbox/network.ts';
 import type { CreateRequest } from '../sandbox/sandbox.ts';
 import { Sandboxes } from '../sandbox/sandboxes.ts';
@@ -97,6 +97,7 @@ async function open(configured: PoolRecord[] = []): Promise<void> {
     ports: { reserve: async () => undefined, attach: async () => undefined, detach: async () => undefined },
     folders: { run: join(home, 'run'), machines: join(home, 'machines'), logs: join(home, 'logs') },
     allowedHostPaths: [],
+    buckets: noBuckets(),
     volumes: new Volumes({
       ...{ folder: join(home, 'volumes'), records: store.collection('volume'), log, now: () => new Date() },
     }),

@@ -19,6 +19,7 @@ import type {
   RuntimeCheck,
   Saving,
 } from '../runtime/runtime.ts';
+import { Buckets } from './buckets.ts';
 
 export type Operation = 'create' | 'list' | 'remove' | 'pause' | 'resume' | 'start' | 'stop' | 'save';
 
@@ -223,3 +224,18 @@ function serve(stream: Stream, answer: Answer): void {
     }
   };
 }
+
+const nothing = () => undefined;
+
+/** On a host without the programs that mount any. */
+export const noBuckets = (): Buckets =>
+  new Buckets({
+    ...{ root: '/nonexistent', env: {} },
+    log: { debug: nothing, info: nothing, warn: nothing, error: nothing },
+    keyring: {
+      save: async () => {},
+      get: async () => undefined,
+      forget: async () => {},
+      all: async () => [],
+    },
+  });

@@ -30,6 +30,7 @@ import { traced } from '../lib/trace.ts';
 import type { ImageDefaults, Keeping, Machine, MachineSpec, Mount, Runtime } from '../runtime/runtime.ts';
 import type { PoolMember, SandboxRecord, Store } from '../store/store.ts';
 import { Activity } from './activity.ts';
+import type { BucketKeys, Buckets } from './buckets.ts';
 import { type AgentDoor, openDoor } from './door.ts';
 import { SandboxExecutions } from './executions.ts';
 import type { HostPaths } from './host-paths.ts';
@@ -70,6 +71,7 @@ export interface LifeOptions {
   workspaces: SandboxWorkspaces;
   ports: SandboxPorts;
   volumes: Volumes;
+  buckets: Buckets;
   hostPaths: HostPaths;
   folders: Folders;
   log: Log;
@@ -332,13 +334,14 @@ export class Life {
     network.open(this.info, request);
     await this.#options.ports.reserve(this.info.id, this.info.published);
     const folders = await traced('sandbox.workspaces', () => workspaces.open(this.info, signal));
+    const buckets = await this.#mountBuckets(signal, request.buckets ?? []);
     // Asked for at the first start alone: a kept sandbox goes on with the image that it was made from.
     const { pull, imageCredentials } = request;
     const asked = { ...(pull && { pull }), ...(imageCredentials && { imageCredentials }) };
     await this.#openDoor({ boots: true });
     signal.throwIfAborted();
     const machine = await traced('sandbox.machine', () =>
-      runtime.create({ ...this.#spec(folders), ...asked }, signal),
+      runtime.create({ ...this.#spec([...buckets, ...folders]), ...asked }, signal),
     );
     this.#take(machine);
     if (this.info.keep && machine.keeping === undefined)
@@ -406,6 +409,20 @@ export class Life {
       ...(platform ? { platform } : {}),
       ...(user === undefined ? {} : { user }),
     };
+  }
+
+  /** `keys`: of those of a new one. */
+  #mountBuckets(signal: AbortSignal, keys?: readonly BucketKeys[]): Promise<Mount[]> {
+    const { runtime, buckets } = this.#options;
+    return buckets.mount(this.info, this.#record.buckets ?? [], { runtime, ...(keys && { keys }) }, signal);
+  }
+
+  /** `end`: what runs inside. Its buckets go behind it. */
+  async #withoutBuckets(end: () => Promise<void>): Promise<void> {
+    const { buckets } = this.#options;
+    const claims = this.#record.buckets ?? [];
+    await buckets.whileEnding(claims, end);
+    await buckets.unmount(claims);
   }
 
   /** Seen by whoever asks meanwhile; not worth a write to the disk. */
@@ -640,7 +657,7 @@ export class Life {
     this.activity.rest();
     await ports.detach(id);
     await workspaces.detach(id);
-    await keeping.stop(AbortSignal.timeout(stopDeadlineMs));
+    await this.#withoutBuckets(() => keeping.stop(AbortSignal.timeout(stopDeadlineMs)));
     this.#guest = undefined;
     network.detach(id);
     await this.#door?.close();
@@ -684,7 +701,8 @@ export class Life {
     network.adopt(this.info);
     const folders = await workspaces.mounts(this.info, signal);
     await this.#openDoor({ boots: true });
-    const machine = await start(this.#spec(folders), signal);
+    const buckets = await this.#mountBuckets(signal);
+    const machine = await start(this.#spec([...buckets, ...folders]), signal);
     this.#take(machine);
     await this.executions.forgetMain();
     await this.#begin(machine, { fresh: false, signal }, (inside, patient) =>
@@ -942,6 +960,7 @@ export class Life {
     // As it was noted above, or by the first try.
     const failed = this.info.reason === 'create-failed' || this.info.reason === 'interrupted';
     await this.#options.volumes.release(this.info.id, { failed });
+    await this.#options.buckets.forget(this.info.id, this.#record.buckets ?? []);
     const { id, reason, message, metadata } = this.info;
     const name = metadata[nameLabel];
     const death = { id, reason, message, at: this.#options.now(), past: this.#past };
@@ -957,7 +976,7 @@ export class Life {
     this.activity.rest();
     await this.#options.ports.detach(id);
     await this.#options.workspaces.detach(id);
-    await this.#machine?.remove(AbortSignal.timeout(removeDeadlineMs));
+    await this.#withoutBuckets(async () => this.#machine?.remove(AbortSignal.timeout(removeDeadlineMs)));
     this.#machine = undefined;
     this.#guest = undefined;
     this.#options.network.detach(id);

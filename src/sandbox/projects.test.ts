@@ -10,7 +10,7 @@ import type { Log } from '../lib/log.ts';
 import { openSqliteStore } from '../store/sqlite/sqlite.ts';
 import type { Store } from '../store/store.ts';
 import { nowhereElse } from './elsewhere.ts';
-import { FakeRuntime } from './fake-runtime.fixture.ts';
+import { FakeRuntime, noBuckets } from './fake-runtime.fixture.ts';
 import type { CreateRequest } from './sandbox.ts';
 import { Sandboxes } from './sandboxes.ts';
 import { Volumes } from './volumes.ts';
@@ -45,6 +45,7 @@ beforeEach(async () => {
       ...{ detach: async () => undefined, forget: async () => undefined },
     },
     ports: { reserve: async () => undefined, attach: async () => undefined, detach: async () => undefined },
+    buckets: noBuckets(),
     volumes: new Volumes({
       folder: join(home, 'volumes'),
       records: store.collection('volume'),

@@ -24,6 +24,7 @@ import type { FailureCode } from '../lib/failure.ts';
 export type { Output };
 
 import type { ImageCredentials, ImageDefaults, RuntimeCheck } from '../runtime/runtime.ts';
+import type { WantedBucket } from './buckets.ts';
 import type { WantedMount } from './host-paths.ts';
 import type { WantedVolume } from './volumes.ts';
 
@@ -73,6 +74,7 @@ export interface CreateRequest {
   limits: Limits;
   mounts: WantedMount[];
   volumes?: WantedVolume[];
+  buckets?: WantedBucket[];
   timeoutMs?: number;
   networkPolicy?: NetworkPolicy;
   rules?: NewRule[];

@@ -11,7 +11,7 @@ import { useRunningTime } from '../lib/running-time.fixture.ts';
 import { openSqliteStore } from '../store/sqlite/sqlite.ts';
 import type { Store } from '../store/store.ts';
 import { nowhereElse } from './elsewhere.ts';
-import { FakeRuntime, honest } from './fake-runtime.fixture.ts';
+import { FakeRuntime, honest, noBuckets } from './fake-runtime.fixture.ts';
 import type { SandboxNetwork } from './network.ts';
 import type { CreateRequest, SandboxDefaults } from './sandbox.ts';
 import { Sandboxes } from './sandboxes.ts';
@@ -122,6 +122,7 @@ async function start(defaults: SandboxDefaults = {}): Promise<Sandboxes> {
     network,
     workspaces,
     ports,
+    buckets: noBuckets(),
     volumes: new Volumes({ folder: join(home, 'volumes'), records: store.collection('volume'), log, now }),
     folders,
     allowedHostPaths: [],

@@ -11,6 +11,7 @@ import { Failure } from '../lib/failure.ts';
 import type { Log } from '../lib/log.ts';
 import type { ImageDefaults, Machine, Runtime, RuntimeCheck } from '../runtime/runtime.ts';
 import type { SandboxRecord, Store } from '../store/store.ts';
+import type { Buckets } from './buckets.ts';
 import type { Elsewhere } from './elsewhere.ts';
 import { HostPaths } from './host-paths.ts';
 import { type Folders, Life } from './life.ts';
@@ -47,6 +48,7 @@ export interface SandboxesOptions {
   workspaces: SandboxWorkspaces;
   ports: SandboxPorts;
   volumes: Volumes;
+  buckets: Buckets;
   elsewhere: Elsewhere;
   folders: Folders;
   /** Host folders below which a sandbox may mount; none when empty. */
@@ -91,6 +93,7 @@ export class Sandboxes implements SandboxService, WarmSandboxes {
     }
     await sandboxes.lookAround();
     await options.volumes.sweep();
+    await options.buckets.sweep(new Set(sandboxes.#lives.keys()));
     const rejoined = [...sandboxes.#lives.values()].map((life) => life.rejoined);
     await Promise.race([Promise.all(rejoined), delay(rejoinDeadlineMs, undefined, { ref: false })]);
     return sandboxes;
@@ -158,11 +161,13 @@ export class Sandboxes implements SandboxService, WarmSandboxes {
       ...(request.platform ? { platform: request.platform } : {}),
       ...(request.timeoutMs === undefined ? {} : { expiresAt: new Date(now.getTime() + request.timeoutMs) }),
     };
-    const { volumes } = this.#options;
+    const { volumes, buckets } = this.#options;
+    const bucketClaims = buckets.claim(request.buckets ?? [], { sandboxId: info.id, runtime });
     const claims = volumes.claim(request.volumes ?? [], { sandboxId: info.id, project, runtime });
     const record: SandboxRecord = {
       ...{ info, env: request.env, agentToken: secret(), accessToken: secret(), mounts },
       ...(claims.length === 0 ? {} : { volumes: claims }),
+      ...(bucketClaims.length === 0 ? {} : { buckets: bucketClaims }),
       startSteps: setup.filter((it) => it.when === 'start'),
       ...(user === undefined ? {} : { user }),
       ...(cwd === undefined ? {} : { cwd }),
@@ -539,6 +544,7 @@ export class Sandboxes implements SandboxService, WarmSandboxes {
       workspaces: this.#options.workspaces,
       ports: this.#options.ports,
       volumes: this.#options.volumes,
+      buckets: this.#options.buckets,
       hostPaths: this.#hostPaths,
       folders: this.#options.folders,
       log: this.#options.log,

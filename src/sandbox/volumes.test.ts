@@ -18,7 +18,7 @@ import type { MachineSpec, Mount } from '../runtime/runtime.ts';
 import { openSqliteStore } from '../store/sqlite/sqlite.ts';
 import type { Store } from '../store/store.ts';
 import { nowhereElse } from './elsewhere.ts';
-import { FakeRuntime } from './fake-runtime.fixture.ts';
+import { FakeRuntime, noBuckets } from './fake-runtime.fixture.ts';
 import type { CreateRequest } from './sandbox.ts';
 import { Sandboxes } from './sandboxes.ts';
 import { Volumes, type WantedVolume } from './volumes.ts';
@@ -83,6 +83,7 @@ async function start(allowedHostPaths = [allowed]): Promise<void> {
     ...{ folder: join(home, 'volumes'), records: store.collection('volume'), log, now: () => now() },
   });
   sandboxes = await Sandboxes.open({
+    buckets: noBuckets(),
     ...{
       runtimes: new Map([['fake', runtime]]),
       defaultRuntime: 'fake',

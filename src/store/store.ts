@@ -1,5 +1,6 @@
 // What survives a restart of the daemon. Each call is durable against a crash of the daemon when it returns.
 import type { SetupStep } from '../contract/agents.ts';
+import type { BucketClaim } from '../contract/bucket.ts';
 import type { Rule } from '../contract/network.ts';
 import type { NetworkPolicy } from '../contract/opensandbox.ts';
 import type { Ending, PlainMount, SandboxInfo, SandboxPast, Transition } from '../contract/sandbox.ts';
@@ -47,6 +48,8 @@ export interface SandboxRecord {
   mounts: PlainMount[];
   /** Absent: none. */
   volumes?: VolumeClaim[];
+  /** Absent: none. */
+  buckets?: BucketClaim[];
   /** Run at every start. */
   startSteps: SetupStep[];
   /** What commands run as, and where, instead of what the image says. */

@@ -170,24 +170,21 @@ const resourceNames = {
   ...{ cpu: 'cpu', memoryBytes: 'memory', pids: 'pids', diskBytes: 'disk', gpu: 'gpu' },
 } as const;
 
-/** Host folders and named volumes, by the names that the request gives them. */
+/** Host folders, named volumes and buckets, by the names that the request gives them. */
 function volumesOf(
   volumes: NonNullable<CreateSandboxRequest['volumes']>,
-): Pick<CreateRequest, 'mounts' | 'volumes'> {
+): Pick<CreateRequest, 'mounts' | 'volumes' | 'buckets'> {
   const names = new Set<string>();
   const mounts: CreateRequest['mounts'] = [];
   const named: NonNullable<CreateRequest['volumes']> = [];
+  const buckets: NonNullable<CreateRequest['buckets']> = [];
   for (const { name, host, pvc, ossfs, mountPath: guestPath, readOnly, subPath } of volumes) {
     if (names.has(name)) throw new Failure('invalid', `volumes: the name ${name} is there twice`);
     names.add(name);
     if ([host, pvc, ossfs].filter((it) => it !== undefined).length !== 1)
       throw new Failure('invalid', `volumes.${name}: give exactly one of host, pvc and ossfs`);
-    if (ossfs !== undefined)
-      throw new Failure('unsupported', `volumes.${name}: buckets (ossfs) are not mounted by this server`, {
-        hint: 'Mount the bucket on the host, allow its folder in storage.allowed_host_paths, and give it as a host volume.',
-        details: { kind: 'volume-backend' },
-      });
     const place = { guestPath, readOnly, ...(subPath === undefined ? {} : { subPath }) };
+    if (ossfs !== undefined) buckets.push({ name, ...ossfs, ...place });
     if (host !== undefined) mounts.push({ hostPath: host.path, ...place });
     if (pvc !== undefined)
       named.push({
@@ -195,5 +192,9 @@ function volumesOf(
         removeWhenUnused: pvc.deleteOnSandboxTermination,
       });
   }
-  return { mounts, ...(named.length === 0 ? {} : { volumes: named }) };
+  return {
+    mounts,
+    ...(named.length === 0 ? {} : { volumes: named }),
+    ...(buckets.length === 0 ? {} : { buckets }),
+  };
 }

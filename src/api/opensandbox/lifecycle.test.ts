@@ -197,7 +197,7 @@ test.each([
     400,
     'storage',
   ],
-  ['a bucket', { volumes: [{ name: 'v', mountPath: '/m', ossfs: {} }] }, 501, 'volumes.v'],
+  ['a bucket without keys', { volumes: [{ name: 'v', mountPath: '/m', ossfs: {} }] }, 400, 'ossfs.bucket'],
   ['a volume from nowhere', { volumes: [{ name: 'v', mountPath: '/m' }] }, 400, 'volumes.v'],
   [
     'a volume from two places',
