@@ -1,6 +1,13 @@
-// Create → first output through the HTTP API over one kept connection: from pools of started and of frozen sandboxes, with a creation that fits no pool beside them.
+// Create → first output through the HTTP API over one kept connection: from pools of started and of frozen sandboxes, with a creation that fits no pool beside them. In the same run,
+// what the second half of that takes by itself: a command in a sandbox that has run many, and the shell alone, without a sandbox.
+import { type ChildProcessByStdio, spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { Agent, request } from 'node:http';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import type { Readable, Writable } from 'node:stream';
 import { setTimeout as delay } from 'node:timers/promises';
+import { ensureAgentBundle } from '../src/agent/bundle.ts';
 import { loadConfig, reloadConfig } from '../src/daemon/config.ts';
 import { keyOf } from '../src/daemon/home.ts';
 import { type Daemon, startDaemon } from '../src/daemon/main.ts';
@@ -10,6 +17,8 @@ import { type Figure, figure, inTurns, timed } from './measure.ts';
 const memory = { started: '256Mi', frozen: '257Mi', miss: '258Mi' } as const;
 /** What a hit has made the pool do is over, so that it is not measured. */
 const settleMs = 500;
+/** A program that makes many sandboxes has run for a while, and so has the daemon. */
+const commandsBefore = 300;
 
 class Client {
   readonly #agent = new Agent({ keepAlive: true, maxSockets: 1 });
@@ -49,23 +58,69 @@ class Client {
   }
 }
 
-async function firstOutput(client: Client, limit: string): Promise<number> {
-  let over: Promise<string> | undefined;
-  let id = '';
-  const took = await timed(async () => {
-    const create = { image: { uri: 'host' }, resourceLimits: { memory: limit }, timeout: 600 };
-    id = JSON.parse(await client.call('POST', '/v1/sandboxes', create)).id;
-    await new Promise<void>((resolve, reject) => {
-      const path = `/v1/sandboxes/${id}/proxy/44772/command`;
-      over = client.call('POST', path, { command: 'echo out' }, (text) => {
-        if (text.includes('"stdout"')) resolve();
-      });
-      over.then(() => reject(new Error('the command said nothing')), reject);
-    });
+const wish = (limit: string) => ({
+  ...{ image: { uri: 'host' }, resourceLimits: { memory: limit }, timeout: 3_600 },
+});
+
+const create = async (client: Client, limit: string): Promise<string> =>
+  JSON.parse(await client.call('POST', '/v1/sandboxes', wish(limit))).id;
+
+/** Resolves with the first output; `over` with the end of the command. */
+async function command(client: Client, id: string): Promise<{ over: Promise<string> }> {
+  const { promise: said, resolve, reject } = Promise.withResolvers<void>();
+  const path = `/v1/sandboxes/${id}/proxy/44772/command`;
+  const over = client.call('POST', path, { command: 'echo out' }, (text) => {
+    if (text.includes('"stdout"')) resolve();
   });
-  await over;
+  over.then(() => reject(new Error('the command said nothing')), reject);
+  await said;
+  return { over };
+}
+
+async function firstOutput(client: Client, limit: string): Promise<number> {
+  let id = '';
+  let running: Awaited<ReturnType<typeof command>> | undefined;
+  const took = await timed(async () => {
+    id = await create(client, limit);
+    running = await command(client, id);
+  });
+  await running?.over;
   await client.call('DELETE', `/v1/sandboxes/${id}`);
   return took;
+}
+
+async function nextOutput(client: Client, id: string): Promise<number> {
+  let running: Awaited<ReturnType<typeof command>> | undefined;
+  const took = await timed(async () => {
+    running = await command(client, id);
+  });
+  await running?.over;
+  return took;
+}
+
+/** A program of the agent's runtime that starts a shell for each line. */
+class Shells {
+  readonly #child: ChildProcessByStdio<Writable, Readable, null>;
+  readonly #lines: AsyncIterator<string>;
+
+  constructor(bun: string) {
+    const script = join(import.meta.dirname, 'shell-floor.js');
+    this.#child = spawn(bun, [script], { stdio: ['pipe', 'pipe', 'inherit'] });
+    this.#lines = createInterface({ input: this.#child.stdout })[Symbol.asyncIterator]();
+  }
+
+  async one(): Promise<number> {
+    this.#child.stdin.write('\n');
+    const { done, value } = await this.#lines.next();
+    if (done) throw new Error('the program that starts shells has ended');
+    return Number(value);
+  }
+
+  async close(): Promise<void> {
+    const closed = once(this.#child, 'close');
+    this.#child.stdin.end();
+    await closed;
+  }
 }
 
 export async function poolFigures(options: { home: string; runs: number }): Promise<Figure[]> {
@@ -73,7 +128,10 @@ export async function poolFigures(options: { home: string; runs: number }): Prom
   const config = await loadConfig(sources);
   const daemon: Daemon = await startDaemon(config, (running) => reloadConfig(sources, running));
   const client = new Client(daemon.url, config.server.apiKey ?? (await keyOf(config.paths.apiKeyFile)));
+  const shells = new Shells(join(await ensureAgentBundle(), 'bun'));
   try {
+    const used = await create(client, memory.miss);
+    for (let before = 0; before < commandsBefore; before++) await nextOutput(client, used);
     const states = ['started', 'frozen'] as const;
     for (const state of states)
       await client.call('POST', '/v1/pools', {
@@ -97,15 +155,29 @@ export async function poolFigures(options: { home: string; runs: number }): Prom
       started: turn(memory.started),
       frozen: turn(memory.frozen),
       miss: turn(memory.miss),
+      again: async () => {
+        await settled();
+        return await nextOutput(client, used);
+      },
+      shell: async () => {
+        await settled();
+        return await shells.one();
+      },
     });
     const target = { text: '≤ 5 ms', holds: (it: { median: number }) => it.median <= 5 };
     const floor = { name: 'a miss', values: values.miss };
     const figures = states.map((state) =>
       figure(`pool of ${state} ones: hit, create → first output`, 'ms', values[state], { target, floor }),
     );
+    const shell = { name: 'the shell alone, without a sandbox', values: values.shell };
+    figures.push(
+      figure('a command in a sandbox that has run many → first output', 'ms', values.again, { floor: shell }),
+    );
     for (const state of states) await client.call('DELETE', `/v1/pools/${state}`);
+    await client.call('DELETE', `/v1/sandboxes/${used}`);
     return figures;
   } finally {
+    await shells.close();
     client.close();
     await daemon.stop();
   }

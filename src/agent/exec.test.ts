@@ -629,7 +629,7 @@ test('a rehearsal starts a shell, and no other request sees anything of it', asy
   for (let time = 0; time < 2; time++) await guest.rehearse(env);
   expect(readFileSync(mark, 'utf8')).toBe('-c echo\n-c echo\n');
   expect(await guest.execs()).toEqual(before);
-  expect((await failureIn(guest.attach('rehearsal', 0))).code).toBe('not-found');
+  expect((await failureIn(guest.attach('glovebox:rehearsal', 0))).code).toBe('not-found');
   rmSync(join(folder, 'bash'));
 });
 

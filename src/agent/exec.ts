@@ -37,6 +37,8 @@ const idlePollMs = 200;
 const endedBytesMax = 16 * 1024 * 1024;
 const idCharsMax = 128;
 const restAfterMs = 2_000;
+/** The daemon gives no command such an id. */
+const rehearsalId = 'glovebox:rehearsal';
 /** A shell that does not even end when it has nothing to do keeps nobody. */
 const rehearsalTimes = { timeoutMs: 5_000, graceMs: 0 };
 const lanes = { stdout: laneOf.data, stderr: laneOf.stderr };
@@ -97,29 +99,22 @@ export class Execs {
         `${receiptsMax} commands are still remembered; the oldest is forgotten after 10 minutes`,
       );
     }
-    const onEnd = (it: Exec) => this.#onEnd(it);
-    const exec = this.#child(request, content, { receipts: this.#options.receipts, onEnd });
+    const exec = this.#spawn(request, content);
     this.#execs.set(exec.id, exec);
     this.#running++;
     exec.attach(call, 0);
   }
 
-  /** Nothing is remembered of it. In an image without a shell the agent's own loader stands for one. */
+  /** Nothing is remembered of it once it has ended. In an image without a shell the agent's own loader stands for one. */
   rehearse(call: Call, { env }: { env: Record<string, string> }): void {
-    if (this.#stopping) throw new Refusal('conflict', 'the sandbox is stopping');
-    const common = { op: 'exec', execId: 'rehearsal', env, stdin: 'none', ...rehearsalTimes } as const;
-    const start = (program: Pick<ExecRequest, 'argv' | 'shell'>) => {
-      const request: ExecRequest = { ...common, ...program };
-      return this.#child(request, this.#contentOf(request), { onEnd: () => {} });
-    };
-    let exec: Exec;
+    if (this.#options.receipts) throw new Refusal('unsupported', 'what is written down cannot be forgotten');
+    const request = { op: 'exec', execId: rehearsalId, env, stdin: 'none', ...rehearsalTimes } as const;
     try {
-      exec = start({ shell: 'echo' });
+      this.start(call, { ...request, shell: 'echo' });
     } catch (thrown) {
       if (!(thrown instanceof Refusal) || thrown.code !== 'command-not-found') throw thrown;
-      exec = start({ argv: [`${guestFolder}/agent/ld.so`, '--help'] });
+      this.start(call, { ...request, argv: [`${guestFolder}/agent/ld.so`, '--help'] });
     }
-    exec.attach(call, 0);
   }
 
   attach(call: Call, request: { execId: string; from: number }): void {
@@ -189,11 +184,7 @@ export class Execs {
     return exec;
   }
 
-  #child(
-    request: ExecRequest,
-    content: string,
-    { receipts, onEnd }: { receipts?: Receipts | undefined; onEnd: (exec: Exec) => void },
-  ): Exec {
+  #spawn(request: ExecRequest, content: string): Exec {
     const { platform, own } = this.#options;
     if (request.pty && !platform.abilities.pty)
       throw new Refusal('unsupported', 'no terminals in this runtime');
@@ -210,15 +201,16 @@ export class Execs {
       if (request.directStdout !== undefined && !request.pty)
         direct = this.#options.openDirect(request.directStdout);
       const whole = { ...spec, ...(direct && { directStdout: direct }) };
-      receipts?.add(request.execId, content);
+      this.#options.receipts?.add(request.execId, content);
       const child = startFirst(candidates, (path) => {
         const start = () => platform.spawn({ ...whole, path });
         return group === undefined ? start() : group.within(start);
       });
+      const onEnd = (exec: Exec) => this.#onEnd(exec);
       const mark = markOf(request.execId, this.#options.host?.mark);
       return new Exec({ child, request, content, mark, group, platform, onEnd });
     } catch (thrown) {
-      if (receipts?.find(request.execId)) receipts.takeBack(request.execId);
+      if (this.#options.receipts?.find(request.execId)) this.#options.receipts.takeBack(request.execId);
       if (group) this.#groups.drop(group);
       throw thrown;
     } finally {
@@ -228,6 +220,7 @@ export class Execs {
 
   #onEnd(exec: Exec): void {
     this.#running--;
+    if (exec.id === rehearsalId) return void this.#execs.delete(exec.id);
     this.#ended.add(exec);
     this.#endedBytes += exec.heldBytes;
     if (exec.group) this.#groups.drop(exec.group);

@@ -377,7 +377,6 @@ class ChannelGuest implements Guest {
 
   async rehearse(env: Record<string, string>, signal?: AbortSignal): Promise<void> {
     const conversation = this.#ask({ op: 'rehearse', env }, 'rehearse a command', signal);
-    conversation.end();
     const { output } = await this.#process('rehearsal', conversation, signal);
     for await (const _ of output);
   }

@@ -51,8 +51,8 @@ const helloDeadlineMs = 60_000;
 const removeDeadlineMs = 120_000;
 const freezeDeadlineMs = 30_000;
 const stopDeadlineMs = 60_000;
-/** After so many the agent's way of a command takes no less time any more. */
-const rehearsals = 3;
+/** After so many the way of a command takes hardly less time any more. */
+const rehearsals = 6;
 const rehearsalMs = 20_000;
 
 export interface Folders {
@@ -364,16 +364,17 @@ export class Life {
   }
 
   /**
-   * What the first command of whoever gets it needs is loaded and has run. Of the image's variables only the PATH is used, for others can name scripts that a shell runs.
-   * One that does not go well is no reason to have no sandbox: the owner's own will tell.
+   * What the first command of whoever gets it needs is loaded and has run. Of the image's variables only the PATH is there, for others can name scripts that a shell
+   * runs. One that does not go well is no reason to have no sandbox: the owner's own command will tell.
    */
   async #rehearse(signal: AbortSignal): Promise<void> {
     const guest = this.#inside();
     const { PATH } = this.executions.environment();
+    const around = this.#options.network.environment(this.info.id, this.#image.env);
+    const env = { ...around, ...(PATH === undefined ? {} : { PATH }) };
     const all = AbortSignal.any([signal, AbortSignal.timeout(rehearsalMs)]);
     try {
-      for (let time = 0; time < rehearsals; time++)
-        await guest.rehearse(PATH === undefined ? {} : { PATH }, all);
+      for (let time = 0; time < rehearsals; time++) await guest.rehearse(env, all);
     } catch (error) {
       signal.throwIfAborted();
       this.#options.log.debug({ sandbox: this.info.id, error: String(error) }, 'a rehearsal failed');

@@ -187,6 +187,23 @@ describe('a daemon that reads its configuration again', { timeout: slowMs }, () 
     expect(await status(`http://127.0.0.1:${port}/${sandbox.id}/9/`)).toBe(401);
   });
 
+  test('pools come, change and go, and a mistake in one changes none', async () => {
+    const pool = (more: string) => `[pools.web]\nimage = "host"\nruntime = "bubblewrap"\n${more}`;
+    const ready = (count: number) =>
+      vi.waitFor(async () =>
+        expect((await call('/pools/web')).body).toMatchObject({ status: { available: count, starting: 0 } }),
+      );
+    expect(await reload(pool('buffer_max = 1'))).toMatchObject({ changed: ['pools.web'] });
+    await ready(1);
+    const { problems } = await reload(pool('buffer_max = -1'), refused);
+    expect(problems).toEqual([expect.stringContaining('pools.web.buffer_max')]);
+    await ready(1);
+    await reload(pool('buffer_max = 2'));
+    await ready(2);
+    await reload('');
+    expect((await call('/pools/web')).status).toBe(404);
+  });
+
   test('what cannot change under a daemon is named, and a mistake changes nothing', async () => {
     await reload('server.backlog = 7\nserver.host = "127.0.0.9"');
     expect(told('these settings have changed and hold from the next start on').at(-1)?.keys).toEqual([
