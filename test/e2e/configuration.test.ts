@@ -193,7 +193,9 @@ describe('a daemon that reads its configuration again', { timeout: slowMs }, () 
       vi.waitFor(async () =>
         expect((await call('/pools/web')).body).toMatchObject({ status: { available: count, starting: 0 } }),
       );
-    expect(await reload(pool('buffer_max = 1'))).toMatchObject({ changed: ['pools.web'] });
+    expect(await reload(pool('buffer_max = 1'))).toMatchObject({
+      changed: expect.arrayContaining(['pools.web']),
+    });
     await ready(1);
     const { problems } = await reload(pool('buffer_max = -1'), refused);
     expect(problems).toEqual([expect.stringContaining('pools.web.buffer_max')]);
