@@ -62,12 +62,7 @@ export class Dials {
     call.reply({ type: 'connected' });
     pour(connection, { send: (bytes) => call.send(laneOf.data, bytes), drained: () => call.drained() });
     if (call.over) connection.close();
-    try {
-      for await (const bytes of call.input()) if (!sink.send(bytes)) await sink.drained();
-      connection.end();
-    } catch {
-      connection.close();
-    }
+    call.pourInto(sink, () => connection.end());
     await closed.promise;
   }
 }

@@ -154,7 +154,7 @@ export class Exchange {
   }
 
   /** Answers with a failure, or cuts the connection when the answer has begun already. */
-  async fail(failure: Failure, area: Area, { asPage = false }: { asPage?: boolean } = {}): Promise<void> {
+  fail(failure: Failure, area: Area, { asPage = false }: { asPage?: boolean } = {}): void {
     const { response } = this;
     // Node does so itself with a body that nobody has begun to read.
     response.once('finish', () => this.dropRest());
@@ -162,28 +162,12 @@ export class Exchange {
       response.destroy();
       return;
     }
-    const about = (failure instanceof Refusal ? failure.area : undefined) ?? area;
-    const { status, code, headers } = errorAnswer(failure, about);
     for (const name of response.getHeaderNames())
       if (name !== 'x-request-id' && name !== 'connection') response.removeHeader(name);
-    if (asPage) {
-      const { message, hint } = failure;
-      const page = Buffer.from(errorPage({ status, code, message, hint }));
-      const type = 'text/html; charset=utf-8';
-      const alone = {
-        ...headers,
-        'Content-Security-Policy': "default-src 'none'; style-src 'unsafe-inline'",
-      };
-      await this.send({ status, headers: alone, type, bytes: Readable.from([page]), length: page.length });
-      return;
-    }
-    if (about === 'egress') {
-      const text = Buffer.from(failure.message);
-      const type = 'text/plain; charset=utf-8';
-      await this.send({ status, headers, type, bytes: Readable.from([text]), length: text.length });
-      return;
-    }
-    await this.send({ status, headers, json: { code, message: failure.message } satisfies ErrorBody });
+    const { status, headers, type, text } = failureAnswer(failure, area, { asPage });
+    const body = Buffer.from(text);
+    response.writeHead(status, { 'Content-Type': type, 'Content-Length': body.length, ...headers });
+    response.end(body);
   }
 
   /** Reads what is left of a body, up to a bound: its sender gets to the answer then, and can use the connection again. */
@@ -199,6 +183,25 @@ export class Exchange {
     });
     request.resume();
   }
+}
+
+/** What a client is told of a failure, in the form that it can read. */
+export function failureAnswer(
+  failure: Failure,
+  area: Area,
+  { asPage }: { asPage: boolean },
+): { status: number; headers: Record<string, string>; type: string; text: string } {
+  const about = (failure instanceof Refusal ? failure.area : undefined) ?? area;
+  const { status, code, headers } = errorAnswer(failure, about);
+  const { message, hint } = failure;
+  if (asPage) {
+    const alone = { ...headers, 'Content-Security-Policy': "default-src 'none'; style-src 'unsafe-inline'" };
+    const text = errorPage({ status, code, message, hint });
+    return { status, headers: alone, type: 'text/html; charset=utf-8', text };
+  }
+  if (about === 'egress') return { status, headers, type: 'text/plain; charset=utf-8', text: message };
+  const text = JSON.stringify({ code, message } satisfies ErrorBody);
+  return { status, headers, type: 'application/json', text };
 }
 
 async function* exactly(bytes: AsyncIterable<Uint8Array>, length: number): AsyncIterable<Uint8Array> {

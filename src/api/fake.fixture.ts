@@ -2,8 +2,7 @@
 import { createHash } from 'node:crypto';
 import { EventEmitter, once } from 'node:events';
 import { type IncomingMessage, request } from 'node:http';
-import { connect } from 'node:net';
-import type { Duplex } from 'node:stream';
+import { connect, type Socket } from 'node:net';
 import { Readable } from 'node:stream';
 import type { AuditEntry } from '../contract/audit.ts';
 import type { BellEntry, BellStatus } from '../contract/bell.ts';
@@ -13,6 +12,7 @@ import type { LogEntry, Question, Rule, SecretInfo } from '../contract/network.t
 import type { NetworkPolicy } from '../contract/opensandbox.ts';
 import type { NewPool, PoolInfo } from '../contract/pool.ts';
 import type { KeyRecord, ProjectRecord, Usage } from '../contract/tenant.ts';
+import { Wire } from '../egress/wire.ts';
 import type { Guest, Output } from '../guest/guest.ts';
 import { Failure } from '../lib/failure.ts';
 import type { KeptImage } from '../runtime/runtime.ts';
@@ -306,11 +306,15 @@ export class FakeGuest {
         at: Date.now(),
       }),
       dial: (port, signal) => this.#dial(port, signal),
+      connect: async (port, signal) =>
+        new Wire(await this.#dial(port, signal), (error) => {
+          throw error;
+        }),
     };
     return guest as Guest;
   }
 
-  async #dial(port: number, signal?: AbortSignal): Promise<Duplex> {
+  async #dial(port: number, signal?: AbortSignal): Promise<Socket> {
     if (this.deaf)
       await new Promise((_, reject) => signal?.addEventListener('abort', () => reject(signal.reason)));
     const real = this.ports.get(port);

@@ -2,11 +2,18 @@
 // told of where it was asked. Everything else, from admission to forwarding, is the server's own, as for `/sandboxes/{id}/proxy/{port}`.
 import type { IncomingMessage } from 'node:http';
 import { egressPort, execdPort } from '../contract/opensandbox.ts';
-import { addressOf, ingressHeaders, type Place, placeOf, type Routing } from '../ingress/routes.ts';
+import {
+  type Asked,
+  addressOf,
+  ingressHeaders,
+  type Place,
+  placeOf,
+  type Routing,
+} from '../ingress/routes.ts';
 import type { RouteSigner, SignedPart } from '../ingress/signed-routes.ts';
 import { Failure } from '../lib/failure.ts';
 import type { SandboxService } from '../sandbox/sandbox.ts';
-import type { PortAddress } from './proxy.ts';
+import type { PortAddress } from './port-address.ts';
 import { Refusal } from './refusal.ts';
 
 export interface GatewayOptions {
@@ -23,6 +30,9 @@ export interface Entry {
   /** The path that means the same at the server itself. */
   fullPath: string;
   sandboxId: string;
+  port: number;
+  /** What the application is asked for. */
+  path: string;
   /** What its address says of its right to come in, beside its headers. */
   pass: 'none' | 'signed' | 'expired' | 'forged' | 'open';
   /** For the port's own application. `prefix`: what the server would call it. */
@@ -30,6 +40,8 @@ export interface Entry {
 }
 
 const health = '/status.ok';
+
+export const hostForm = /^(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?$/;
 
 export class Gateway {
   readonly #options: GatewayOptions;
@@ -43,20 +55,23 @@ export class Gateway {
   /** `path`: as in the request line. Failure('invalid') and Failure('not-found') for what names no port of a sandbox. */
   enter(request: IncomingMessage, path: string): Entry | 'health' {
     refuseAmbiguous(request);
-    const { routing, signer } = this.#options;
     const { host } = request.headers;
     const token = ingressHeaders
       .map((name) => request.headers[name.toLowerCase()])
       .find((it) => it !== undefined);
-    const asked = { host, path, token: token as string | undefined };
+    const entry = this.find({ host, path, token: token as string | undefined });
+    if (entry !== undefined) return entry;
+    if (path === health) return 'health';
+    throw new Failure('not-found', 'this names no port of a sandbox', {
+      hint: `Addresses here have the form ${formOf(this.#options.routing)}.`,
+    });
+  }
+
+  /** The caller has made sure that `asked` can be read in one way only. Undefined when it names no port; Failure('invalid') when it does so in a wrong way. */
+  find(asked: Asked): Entry | undefined {
+    const { routing, signer } = this.#options;
     const place = placeOf(routing, asked, (part) => signer.looksSigned(part));
-    if (place === undefined) {
-      if (path === health) return 'health';
-      throw new Failure('not-found', 'this names no port of a sandbox', {
-        hint: `Addresses here have the form ${formOf(routing)}.`,
-      });
-    }
-    return this.#entry(place, host ?? '');
+    return place === undefined ? undefined : this.#entry(place, asked.host ?? '');
   }
 
   #entry({ sandboxId, port, signed, path: signedPath, unsignedPath }: Place, host: string): Entry {
@@ -71,7 +86,7 @@ export class Gateway {
     const named = isPlain || signed === undefined ? undefined : signed;
     return {
       fullPath: `${base}${path}`,
-      sandboxId,
+      ...{ sandboxId, port, path },
       pass,
       addressFor: (prefix) =>
         addressFor(routing, { sandboxId, port, host, signed: named, inner: prefix.slice(base.length) }),
@@ -96,7 +111,7 @@ function refuseAmbiguous({ rawHeaders, url = '', headers }: IncomingMessage): vo
   for (let at = 0; at < rawHeaders.length; at += 2) if (rawHeaders[at]?.toLowerCase() === 'host') hosts++;
   const { host } = headers;
   if (hosts > 1) throw new Failure('invalid', 'the header Host is there more than once');
-  if (host !== undefined && !/^(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?$/.test(host))
+  if (host !== undefined && !hostForm.test(host))
     throw new Failure('invalid', 'the header Host is malformed');
 }
 
@@ -171,8 +186,8 @@ function relocated(
 }
 
 /** Whether a person is looking at the answer, rather than a program. */
-export function wantsPage({ method, headers }: IncomingMessage): boolean {
-  return (method === 'GET' || method === 'HEAD') && /\btext\/html\b/.test(headers.accept ?? '');
+export function wantsPage(method: string | undefined, accept: string | undefined): boolean {
+  return (method === 'GET' || method === 'HEAD') && /\btext\/html\b/.test(accept ?? '');
 }
 
 /** Where clients get to a port through the gateway. `expires`: see getEndpoint. */

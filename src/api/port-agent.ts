@@ -2,20 +2,12 @@
 import { Agent, type ClientRequest, type IncomingMessage, type RequestOptions } from 'node:http';
 import type { Duplex } from 'node:stream';
 import type { Guest } from '../guest/guest.ts';
-import { Failure } from '../lib/failure.ts';
-import type { ApiLimits } from './handlers.ts';
-import { Refusal } from './refusal.ts';
+import { dial, type PortPlace } from './port-dial.ts';
 
 /** Less than servers wait for a next request: what is about to be closed there should not be used here. */
 const idleMs = 3_000;
 /** Of one port. The agent inside has 64 connections for all of them. */
 const idleMax = 16;
-
-export interface PortPlace {
-  guest: Guest;
-  port: number;
-  limits: Pick<ApiLimits, 'proxyConnectMs'>;
-}
 
 interface PortOptions extends RequestOptions {
   place: PortPlace;
@@ -28,31 +20,6 @@ export function agentOf(guest: Guest): PortAgent {
   const agent = agents.get(guest) ?? new PortAgent();
   agents.set(guest, agent);
   return agent;
-}
-
-/** `signal`: gives up waiting. Failure('timeout') after `proxyConnectMs`; a 502 when nothing listens there. */
-export async function dial({ guest, port, limits }: PortPlace, given?: AbortSignal): Promise<Duplex> {
-  const timeout = AbortSignal.timeout(limits.proxyConnectMs);
-  const signal = given === undefined ? timeout : AbortSignal.any([given, timeout]);
-  try {
-    const socket = await guest.dial(port, signal);
-    // Whoever uses it sees the error as its own; nobody else should fall over it.
-    socket.on('error', () => undefined);
-    return socket;
-  } catch (error) {
-    given?.throwIfAborted();
-    if (signal.aborted)
-      throw new Refusal('timeout', `port ${port}: no connection within ${limits.proxyConnectMs} ms`, {
-        status: 504,
-      });
-    const failure = Failure.from(error, `port ${port}`);
-    if (failure.code !== 'unavailable') throw failure;
-    throw new Refusal('unavailable', `port ${port}: nothing listens there inside the sandbox`, {
-      status: 502,
-      cause: error,
-      hint: 'Start the server first, on 127.0.0.1 or on all addresses.',
-    });
-  }
 }
 
 export class PortAgent extends Agent {

@@ -8,23 +8,11 @@ import { Failure } from '../lib/failure.ts';
 import type { Exchange } from './exchange.ts';
 import { isEncrypted, ownHeaders } from './gate.ts';
 import type { ApiLimits } from './handlers.ts';
-import { agentOf, dial, type PortAgent } from './port-agent.ts';
+import type { PortAddress } from './port-address.ts';
+import { agentOf, type PortAgent } from './port-agent.ts';
+import { dial } from './port-dial.ts';
 import { Refusal } from './refusal.ts';
 import type { Upgrade } from './wire.ts';
-
-/** How an application is told of where it was asked, and the client of where the application sends it. */
-export interface PortAddress {
-  /** What stands before the path, for applications that make links. Empty for nothing. */
-  prefix: string;
-  /** What the application is called; `localhost:<port>` when absent. */
-  host?: string;
-  /** What its client called it; the header Host of the request when absent. */
-  publicHost?: string;
-  /** A credential in the address, which browsers repeat in headers, and what the application sees in its place. */
-  hidden?: { text: string; shown: string };
-  /** A Location of the application as the client has to see it. */
-  relocate?: (location: string) => string;
-}
 
 export interface PortRoute extends PortAddress {
   guest: Guest;

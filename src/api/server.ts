@@ -32,6 +32,7 @@ import { sessionHandlers } from './execd/sessions.ts';
 import { transferHandlers } from './execd/transfer.ts';
 import { type Admitted, admit, isLoopback, isOwner, refuseForeignPage, showsCredentials } from './gate.ts';
 import { type Entry, Gateway, wantsPage } from './gateway.ts';
+import { GatewayClients } from './gateway-clients.ts';
 import { type ApiLimits, type ApiOptions, defaultLimits, type Handlers } from './handlers.ts';
 import { keepingHandlers } from './keeping.ts';
 import { daemonMetricsHandlers } from './metrics.ts';
@@ -155,6 +156,7 @@ class ApiServer {
   readonly #server: Server;
   readonly #tls: ServerTls | undefined;
   readonly #gateway: Gateway | undefined;
+  readonly #clients: GatewayClients | undefined;
   readonly #wires = new WireServer();
   readonly #active = new Map<Exchange, Promise<void>>();
   /** Those that need no key: workers' links, of which there may be thousands and which last, and whatever strangers send, are no reason to refuse who has one. */
@@ -190,6 +192,28 @@ class ApiServer {
     );
     this.#server.on('upgrade', (request, socket: Socket, head) => this.#upgrade(request, socket, head));
     this.#server.on('clientError', refuseMalformed);
+    this.#clients = gateway && this.#clientsOf(gateway);
+  }
+
+  /** They get the connections, and give us what is not theirs. */
+  #clientsOf(gateway: Gateway): GatewayClients {
+    const event = this.#tls === undefined ? 'connection' : 'secureConnection';
+    // Others look at connections too; that of HTTP itself is the last.
+    const serve = this.#server.listeners(event).at(-1) as (socket: Socket) => void;
+    this.#server.off(event, serve);
+    const clients = new GatewayClients({
+      ...{ gateway, options: this.#options, limits: this.#limits },
+      refuseBeyond: () => this.#refuseBeyond({ counted: 1 }),
+      guest: (sandboxId) => this.#guest(sandboxId),
+      shown: (thrown, requestId, operation) => this.#shown(thrown, requestId, operation),
+      serve: (socket) => {
+        serve.call(this.#server, socket);
+        // HTTP reads from the handle itself, and would leave what was put back in front.
+        socket.resume();
+      },
+    });
+    this.#server.on(event, (socket: Socket) => clients.take(socket));
+    return clients;
   }
 
   async listen({ host, port, backlog }: Where): Promise<Listening> {
@@ -227,7 +251,9 @@ class ApiServer {
     this.#tls?.endHandshakes();
     for (const exchange of this.#active.keys())
       if (exchange.endless) exchange.abort(new Failure('aborted', 'the daemon stops'));
+    const relayed = this.#clients?.close();
     const force = () => {
+      this.#clients?.force();
       this.#forced.abort(new Failure('aborted', 'the daemon stops'));
       for (const exchange of this.#active.keys()) {
         exchange.abort(new Failure('aborted', 'the daemon stops'));
@@ -236,9 +262,11 @@ class ApiServer {
     };
     signal.addEventListener('abort', force, { once: true });
     if (signal.aborted) force();
+    await relayed;
     while (this.#active.size > 0) await Promise.all(this.#active.values());
     signal.removeEventListener('abort', force);
     this.#server.closeAllConnections();
+    this.#clients?.force();
     if (this.#handedOver.size === 0) await stopped;
   }
 
@@ -296,21 +324,16 @@ class ApiServer {
         held = tenants.follow(tenant, exchange);
         refuseToTenant(tenant, target, service);
       }
-      const { concurrency } = this.#limits;
       if (access === 'open') this.#uncounted.add(exchange);
       // This one is not counted yet.
-      else if (concurrency > 0 && this.#active.size - this.#uncounted.size >= concurrency)
-        throw new Refusal('unavailable', `more than ${concurrency} requests at the same time`, {
-          headers: { 'Retry-After': '1' },
-          hint: 'Try again in a moment, or raise server.limit_concurrency.',
-        });
+      else this.#refuseBeyond({ counted: 0 });
       await audited.begin(upgrade !== undefined);
       const answer = await this.#dispatch(exchange, { target, upgrade, tenant, entry });
       audited.answered(answer);
       await exchange.send(answer);
     } catch (thrown) {
       audited.failed(Failure.from(thrown, operation));
-      await this.#fail(exchange, thrown, area, operation);
+      this.#fail(exchange, thrown, area, operation);
     } finally {
       held?.[Symbol.dispose]();
       audited.over();
@@ -336,6 +359,17 @@ class ApiServer {
         'request',
       );
     }
+  }
+
+  /** `counted`: whether the request that asks is among those that are under way, 1 or 0. */
+  #refuseBeyond({ counted }: { counted: number }): void {
+    const { concurrency } = this.#limits;
+    const others = this.#active.size - this.#uncounted.size + (this.#clients?.active ?? 0) - counted;
+    if (concurrency > 0 && others >= concurrency)
+      throw new Refusal('unavailable', `more than ${concurrency} requests at the same time`, {
+        headers: { 'Retry-After': '1' },
+        hint: 'Try again in a moment, or raise server.limit_concurrency.',
+      });
   }
 
   /** Throws a 401; or a 429, where too many of these went before. */
@@ -452,8 +486,8 @@ class ApiServer {
     }
   }
 
-  async #fail(exchange: Exchange, thrown: unknown, area: Area, operation: string): Promise<void> {
-    const { requestId, response } = exchange;
+  /** What is told of a failure, after the log has heard of what is to be mended here. */
+  #shown(thrown: unknown, requestId: string, operation: string): Failure {
     const failure = Failure.from(thrown, operation);
     const ours = thrown instanceof Failure || failure.code !== 'internal';
     if (failure.code === 'internal' || failure.code === 'unknown') {
@@ -468,14 +502,21 @@ class ApiServer {
         { requestId, operation, code: failure.code, error: failure.message },
         'request failed',
       );
-    const shown = ours
+    return ours
       ? failure
       : new Failure('internal', `something went wrong in the daemon; its log tells what under ${requestId}`);
+  }
+
+  #fail(exchange: Exchange, thrown: unknown, area: Area, operation: string): void {
+    const { requestId, response } = exchange;
+    const shown = this.#shown(thrown, requestId, operation);
     try {
       if (response.destroyed || response.socket === null) exchange.request.socket.destroy();
       else
-        await exchange.fail(shown, area, {
-          asPage: this.#gateway !== undefined && wantsPage(exchange.request),
+        exchange.fail(shown, area, {
+          asPage:
+            this.#gateway !== undefined &&
+            wantsPage(exchange.request.method, exchange.request.headers.accept),
         });
     } catch {
       exchange.request.socket.destroy();

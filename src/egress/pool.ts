@@ -2,20 +2,31 @@
 // differ (with and without a secret). Whatever comes on one that waits ends it.
 import type { Deadlines } from './deadlines.ts';
 import type { Http1Upstream } from './http1/client.ts';
+import type { Line, Wire } from './wire.ts';
 
 const idleMs = 30_000;
 const idlePerPlaceMax = 32;
 const idleMax = 256;
 
-export class Pool {
-  readonly #idle = new Map<string, Set<Waiting>>();
+export interface PoolOptions {
+  idleMs: number;
+  perPlaceMax?: number;
+  max?: number;
+}
+
+export class Pool<L extends Line = Wire> {
+  readonly #idle = new Map<string, Set<Waiting<L>>>();
   readonly #deadlines: Deadlines;
   readonly #idleMs: number;
+  readonly #perPlaceMax: number;
+  readonly #max: number;
   #count = 0;
   #generation = 0;
 
-  constructor(deadlines: Deadlines, options: { idleMs: number }) {
+  constructor(deadlines: Deadlines, options: PoolOptions) {
     this.#deadlines = deadlines;
+    this.#perPlaceMax = options.perPlaceMax ?? idlePerPlaceMax;
+    this.#max = options.max ?? idleMax;
     this.#idleMs = Math.min(idleMs, options.idleMs);
   }
 
@@ -29,10 +40,10 @@ export class Pool {
   }
 
   /** The one used last: the others may die of old age. */
-  take(place: string, share: string): Http1Upstream | undefined {
+  take(place: string, share: string): Http1Upstream<L> | undefined {
     const waiting = this.#idle.get(place);
     if (waiting === undefined) return undefined;
-    let found: Waiting | undefined;
+    let found: Waiting<L> | undefined;
     for (const one of waiting)
       if (one.upstream.share === share || one.upstream.share === undefined) found = one;
     if (found === undefined) return undefined;
@@ -42,14 +53,17 @@ export class Pool {
   }
 
   /** `generation`: that of the moment when it was connected. */
-  put(place: string, upstream: Http1Upstream, generation: number): void {
+  put(place: string, upstream: Http1Upstream<L>, generation: number): void {
     const waiting = this.#idle.get(place) ?? new Set();
-    const isFull = waiting.size >= idlePerPlaceMax || this.#count >= idleMax;
+    const isFull = waiting.size >= this.#perPlaceMax || this.#count >= this.#max;
+    // What is about to be closed there should not be used here.
+    const keptMs = (upstream.keptSeconds ?? Number.POSITIVE_INFINITY) * 1000 - 1_000;
+    if (keptMs <= 0) return upstream.close();
     if (isFull || generation !== this.#generation || upstream.wire.closed) return upstream.close();
-    const one: Waiting = {
+    const one: Waiting<L> = {
       place,
       upstream,
-      deadline: this.#deadlines.now() + this.#idleMs,
+      deadline: this.#deadlines.now() + Math.min(this.#idleMs, keptMs),
       expired: () => {
         this.#remove(one);
         upstream.close();
@@ -68,7 +82,7 @@ export class Pool {
     for (const waiting of [...this.#idle.values()]) for (const one of [...waiting]) one.expired();
   }
 
-  #remove(one: Waiting): void {
+  #remove(one: Waiting<L>): void {
     const waiting = this.#idle.get(one.place);
     if (waiting?.delete(one) !== true) return;
     if (waiting.size === 0) this.#idle.delete(one.place);
@@ -78,9 +92,9 @@ export class Pool {
   }
 }
 
-interface Waiting {
+interface Waiting<L extends Line> {
   place: string;
-  upstream: Http1Upstream;
+  upstream: Http1Upstream<L>;
   deadline: number;
   expired: () => void;
 }

@@ -14,11 +14,25 @@ export interface WireReader {
   gone(error: Error | undefined): void;
 }
 
+/** What HTTP is read from and written to: a socket, or whatever else carries bytes both ways. See Wire for what each does. */
+export interface Line {
+  readonly closed: boolean;
+  readonly ended: boolean;
+  take(reader: WireReader): void;
+  release(rest?: Buffer): void;
+  hold(): void;
+  go(): void;
+  send(bytes: Buffer | string): boolean;
+  sendAll(pieces: readonly (Buffer | string)[]): boolean;
+  end(): void;
+  close(): void;
+}
+
 /** How long a goodbye may take, and how much of what still comes is thrown away meanwhile: a guest that is still sending shall read our answer. */
 const goodbyeMs = 2_000;
 const goodbyeBytesMax = 1024 * 1024;
 
-export class Wire {
+export class Wire implements Line {
   readonly socket: Socket;
   #reader: WireReader = nobody;
   #kept: Buffer | undefined;
@@ -91,6 +105,15 @@ export class Wire {
   send(bytes: Buffer | string): boolean {
     if (this.#closed || !this.socket.writable) return true;
     return typeof bytes === 'string' ? this.socket.write(bytes, 'latin1') : this.socket.write(bytes);
+  }
+
+  /** In one system call, as far as the kernel takes it. */
+  sendAll(pieces: readonly (Buffer | string)[]): boolean {
+    let more = true;
+    this.socket.cork();
+    for (const piece of pieces) more = this.send(piece);
+    this.socket.uncork();
+    return more;
   }
 
   /** Says no more; still reads. */

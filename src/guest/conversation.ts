@@ -118,6 +118,18 @@ export class Conversation {
     this.onOver();
   }
 
+  /** Lets go of the stream for who goes on with it, with the bytes that have come; its handlers must be set before this turn of the event loop ends. Throws what broke it. */
+  release(): { stream: Stream; waiting: Uint8Array[]; ended: boolean } {
+    if (this.#failure !== undefined) throw this.#failure;
+    const waiting: Uint8Array[] = [];
+    for (const item of this.#queue) {
+      if (item.type === 'reply') throw this.#refused('sent more than one answer');
+      waiting.push(item.bytes);
+    }
+    this.#queue = [];
+    return { stream: this.#stream, waiting, ended: this.#ended };
+  }
+
   /** Whether this side may send. */
   get #open(): boolean {
     return this.#failure === undefined && !this.#sentEnd;

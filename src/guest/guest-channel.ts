@@ -18,6 +18,7 @@ import type {
   WriteOptions,
 } from './guest.ts';
 import { failureOf } from './guest-failure.ts';
+import { type PortConnection, PortStream } from './port-stream.ts';
 import { ConversingProcess, exitOf } from './process.ts';
 
 /** Entries of a listing, unless the caller wants fewer. */
@@ -129,6 +130,16 @@ class ChannelGuest implements Guest {
   }
 
   async dial(port: number, signal?: AbortSignal): Promise<Duplex> {
+    return new ConversingDuplex(await this.#dial(port, signal));
+  }
+
+  async connect(port: number, signal?: AbortSignal): Promise<PortConnection> {
+    const conversation = await this.#dial(port, signal);
+    const { stream, ...come } = conversation.release();
+    return new PortStream(stream, come);
+  }
+
+  async #dial(port: number, signal?: AbortSignal): Promise<Conversation> {
     const doing = `connect to port ${port} of the sandbox`;
     const conversation = this.#ask({ op: 'dial', port }, doing, signal);
     try {
@@ -138,7 +149,7 @@ class ChannelGuest implements Guest {
       conversation.drop(Failure.from(error, doing));
       throw error;
     }
-    return new ConversingDuplex(conversation);
+    return conversation;
   }
 
   async stat(

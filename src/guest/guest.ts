@@ -1,6 +1,7 @@
 // The host's end of the conversation with a guest: what can be done inside a sandbox, wherever it runs.
 import type { Duplex, Readable } from 'node:stream';
 import type { ExecExit, ExecRequest, ExecSummary, FileEntry } from '../contract/guest.ts';
+import type { PortConnection } from './port-stream.ts';
 
 export type ExecSpec = Omit<ExecRequest, 'op' | 'directStdout'> & {
   /**
@@ -92,6 +93,8 @@ export interface Guest {
   execs(signal?: AbortSignal): Promise<ExecSummary[]>;
   /** A connection to a port of the guest. Rejects `unavailable` when nothing listens there. */
   dial(port: number, signal?: AbortSignal): Promise<Duplex>;
+  /** The same without Node's streams. Its reader must be set before anything else is waited for, or what it keeps meanwhile is bounded by a window of the channel. */
+  connect(port: number, signal?: AbortSignal): Promise<PortConnection>;
   stat(path: string, options?: { follow?: boolean }, signal?: AbortSignal): Promise<FileEntry>;
   list(
     path: string,

@@ -1,8 +1,15 @@
 // Our end of an HTTP/1.1 connection to the world: one request after the other, answers read strictly. What comes unasked ends it.
 import type { Relay } from '../upstream.ts';
-import type { Wire, WireReader } from '../wire.ts';
+import type { Line, Wire, WireReader } from '../wire.ts';
 import { type BodyReader, type BodySink, bodyReader } from './body.ts';
-import { endOfHead, Malformed, parseResponseHead, type ResponseHead } from './head.ts';
+import {
+  endOfHead,
+  type HeadLimits,
+  headLimits,
+  Malformed,
+  parseResponseHead,
+  type ResponseHead,
+} from './head.ts';
 import { Output } from './output.ts';
 
 /** Answers before the answer (1xx): more of them than this are a flood. */
@@ -28,8 +35,17 @@ export interface AnswerReader {
 
 type State = 'idle' | 'head' | 'body' | 'answered';
 
-export class Http1Upstream implements WireReader, BodySink {
-  readonly wire: Wire;
+export interface Reached {
+  address: string;
+  judged: boolean;
+  relay?: Relay;
+  hearsEnd?: boolean;
+  /** Of answers. */
+  limits?: HeadLimits;
+}
+
+export class Http1Upstream<L extends Line = Wire> implements WireReader, BodySink {
+  readonly wire: L;
   readonly output: Output;
   readonly address: string;
   /** The policy was asked about `address`; it was not where a proxy of the host's network stands between. */
@@ -42,7 +58,10 @@ export class Http1Upstream implements WireReader, BodySink {
   onIdleEnd: () => void = () => {};
   /** Whether another request may follow. */
   reusable = true;
+  /** How long the other end said that it waits for the next request. */
+  keptSeconds: number | undefined;
   readonly #hearsEnd: boolean;
+  readonly #limits: HeadLimits;
   #state: State = 'idle';
   #reader: AnswerReader | undefined;
   #method = '';
@@ -52,13 +71,14 @@ export class Http1Upstream implements WireReader, BodySink {
   #informational = 0;
   #untilClose = false;
 
-  constructor(wire: Wire, reached: { address: string; judged: boolean; relay?: Relay; hearsEnd?: boolean }) {
+  constructor(wire: L, reached: Reached) {
     this.wire = wire;
     this.output = new Output(wire);
     this.address = reached.address;
     this.judged = reached.judged;
     this.relay = reached.relay;
     this.#hearsEnd = reached.hearsEnd === true;
+    this.#limits = reached.limits ?? headLimits;
     wire.take(this);
   }
 
@@ -132,7 +152,7 @@ export class Http1Upstream implements WireReader, BodySink {
   /** Undefined when nothing of `bytes` is left to be read. */
   #readHead(bytes: Buffer): Buffer | undefined {
     const all = this.#head === undefined ? bytes : Buffer.concat([this.#head, bytes]);
-    const end = endOfHead(all, this.#seen);
+    const end = endOfHead(all, this.#seen, this.#limits.bytes);
     if (end < 0) {
       this.#head = all;
       this.#seen = all.length;
@@ -140,7 +160,7 @@ export class Http1Upstream implements WireReader, BodySink {
     }
     this.#head = undefined;
     this.#seen = 0;
-    const head = parseResponseHead(all.toString('latin1', 0, end), this.#method);
+    const head = parseResponseHead(all.toString('latin1', 0, end), this.#method, this.#limits);
     const rest = all.subarray(end);
     // Meant for us: the guest has no credentials for that proxy, and must not be asked for them.
     if (head.status === 407 && this.relay !== undefined)
@@ -160,6 +180,7 @@ export class Http1Upstream implements WireReader, BodySink {
   }
 
   #answer(head: ResponseHead, rest: Buffer): Buffer | undefined {
+    this.keptSeconds = head.keptSeconds;
     this.reusable = head.keepAlive && head.framing.kind !== 'close';
     this.#untilClose = head.framing.kind === 'close';
     this.#body = bodyReader(head.framing);

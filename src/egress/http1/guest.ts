@@ -42,10 +42,20 @@ export interface RequestReader {
 /** Whoever deals with all requests of a connection. */
 export interface RequestServer {
   request(head: RequestHead, guest: Http1Guest): RequestReader;
-  /** What came is no request; it will be answered. */
-  malformed(error: Malformed): void;
+  /** What came is no request; it will be answered, unless `guest.handOver` is called. */
+  malformed(error: Malformed, guest: Http1Guest): void;
+  /** How that is answered; a default when absent. */
+  refusalOf?(error: Malformed): Refused;
   /** The connection is over. */
   over(): void;
+}
+
+export interface GuestLimits {
+  headMs: number;
+  /** Without a request, and without a byte in the middle of one. */
+  idleMs: number;
+  /** So much of a body that nobody wants is read, so that its sender gets to the answer and to its next request; else the connection ends behind the answer. */
+  droppedBytesMax?: number;
 }
 
 export class Http1Guest implements WireReader, BodySink, Expiring {
@@ -57,25 +67,24 @@ export class Http1Guest implements WireReader, BodySink, Expiring {
   bytesIn = 0;
   readonly #server: RequestServer;
   readonly #deadlines: Deadlines;
-  readonly #limits: { headMs: number; idleMs: number };
+  readonly #limits: GuestLimits;
+  /** While a request is under way, in the place of `idleMs`. */
+  silentMs: number | undefined;
   #rest: Buffer | undefined;
   #seen = 0;
   #head: RequestHead | undefined;
   #reader: RequestReader | undefined;
   #body: BodyReader | undefined;
+  #headBytes: Buffer | undefined;
   #bodyOpen = false;
   #chunked = false;
   #keep = true;
   #answered = false;
+  #continued = false;
   #advancing = false;
   #over = false;
 
-  constructor(
-    wire: Wire,
-    server: RequestServer,
-    deadlines: Deadlines,
-    limits: { headMs: number; idleMs: number },
-  ) {
+  constructor(wire: Wire, server: RequestServer, deadlines: Deadlines, limits: GuestLimits) {
     this.wire = wire;
     this.output = new Output(wire);
     this.#server = server;
@@ -102,6 +111,7 @@ export class Http1Guest implements WireReader, BodySink, Expiring {
 
   /** Says to go on with the body, to who waits for that. */
   continue(): void {
+    this.#continued = true;
     this.output.text('HTTP/1.1 100 Continue\r\n\r\n');
     this.output.flush();
   }
@@ -121,7 +131,7 @@ export class Http1Guest implements WireReader, BodySink, Expiring {
     const minor = this.#head?.minor ?? 1;
     this.#chunked = false;
     const isLast = this.wire.ended && this.#rest === undefined;
-    if (this.#head?.keepAlive === false || !this.bodyDone || isLast) this.#keep = false;
+    if (this.#head?.keepAlive === false || !(this.bodyDone || this.#droppable) || isLast) this.#keep = false;
     if (framing.kind === 'length') text += `Content-Length: ${framing.bytes}\r\n`;
     else if (framing.kind === 'none') {
       if (declared !== undefined) text += `Content-Length: ${declared}\r\n`;
@@ -160,6 +170,7 @@ export class Http1Guest implements WireReader, BodySink, Expiring {
   finish(): void {
     if (this.#chunked) this.output.text('0\r\n\r\n');
     this.output.flush();
+    if (this.#keep && !this.bodyDone && !this.wire.closed) return this.#dropRest();
     const keep = this.#keep && this.bodyDone;
     this.#head = undefined;
     this.#reader = undefined;
@@ -171,6 +182,30 @@ export class Http1Guest implements WireReader, BodySink, Expiring {
       if (this.wire.ended) this.#leave();
       else this.wire.go();
     } else this.#advance();
+  }
+
+  /** Whoever waits to be told to go on may never send its body. */
+  get #droppable(): boolean {
+    return (
+      this.#limits.droppedBytesMax !== undefined && (this.#continued || this.#head?.expectsContinue === false)
+    );
+  }
+
+  #dropRest(): void {
+    const { droppedBytesMax = 0 } = this.#limits;
+    let dropped = 0;
+    this.silentMs = undefined;
+    this.#chunked = false;
+    this.#reader = {
+      ...nobody,
+      requestBody: ({ length }) => {
+        dropped += length;
+        if (dropped > droppedBytesMax) this.abort();
+      },
+      requestEnded: () => this.finish(),
+      silent: () => this.abort(),
+    };
+    this.readBody();
   }
 
   /** Answers the current request, or what should have been one, by ourselves. */
@@ -198,6 +233,16 @@ export class Http1Guest implements WireReader, BodySink, Expiring {
     this.wire.close();
   }
 
+  /**
+   * As `release`, with the current request in front: for who can read it as well, from its first byte. Only from `malformed`, and from `begin` of a request.
+   */
+  handOver(): Wire {
+    const rest = this.#rest;
+    const head = this.#headBytes ?? nothing;
+    this.#rest = rest === undefined ? head : Buffer.concat([head, rest]);
+    return this.release();
+  }
+
   /** No request after this one. */
   last(): void {
     this.#keep = false;
@@ -215,7 +260,7 @@ export class Http1Guest implements WireReader, BodySink, Expiring {
   }
 
   touch(): void {
-    const { idleMs } = this.#limits;
+    const idleMs = this.silentMs ?? this.#limits.idleMs;
     // One that says no more may have gone altogether; that cannot be seen before we write to it.
     this.deadline = this.#deadlines.now() + (this.wire.ended ? Math.min(idleMs, endedIdleMs) : idleMs);
   }
@@ -313,13 +358,16 @@ export class Http1Guest implements WireReader, BodySink, Expiring {
           return;
         }
         this.#seen = 0;
+        const head = parseRequestHead(rest.toString('latin1', 0, end));
+        this.#headBytes = end < rest.length ? rest.subarray(0, end) : rest;
         this.#rest = end < rest.length ? rest.subarray(end) : undefined;
-        this.#begin(parseRequestHead(rest.toString('latin1', 0, end)), end);
+        this.#begin(head, end);
+        this.#headBytes = undefined;
       }
     } catch (error) {
       if (!(error instanceof Malformed)) throw error;
-      this.#server.malformed(error);
-      this.#refuseMalformed(error);
+      this.#server.malformed(error, this);
+      if (!this.#over) this.#refuseMalformed(error);
     } finally {
       this.#advancing = false;
     }
@@ -332,6 +380,7 @@ export class Http1Guest implements WireReader, BodySink, Expiring {
     this.bytesIn = 0;
     this.touch();
     this.#answered = false;
+    this.#continued = false;
     this.#reader = this.#server.request(head, this);
     this.#reader.begin();
   }
@@ -339,16 +388,18 @@ export class Http1Guest implements WireReader, BodySink, Expiring {
   #refuseMalformed(error: Malformed): void {
     this.#rest = undefined;
     this.#body = undefined;
-    this.refuse({
-      kind: 'refused',
-      status: error.status,
-      headers: [
-        ['Content-Type', 'text/plain; charset=utf-8'],
-        ['X-Glovebox-Deny', 'malformed'],
-      ],
-      body: `${error.message}\n`,
-      close: true,
-    });
+    this.refuse(
+      this.#server.refusalOf?.(error) ?? {
+        kind: 'refused',
+        status: error.status,
+        headers: [
+          ['Content-Type', 'text/plain; charset=utf-8'],
+          ['X-Glovebox-Deny', 'malformed'],
+        ],
+        body: `${error.message}\n`,
+        close: true,
+      },
+    );
   }
 
   #leave(): void {
@@ -366,6 +417,17 @@ export class Http1Guest implements WireReader, BodySink, Expiring {
 }
 
 const nothing = Buffer.alloc(0);
+
+const nobody: RequestReader = {
+  begin: () => {},
+  requestBody: () => {},
+  requestPaused: () => {},
+  requestEnded: () => {},
+  guestDrained: () => {},
+  guestEnded: () => {},
+  guestGone: () => {},
+  silent: () => {},
+};
 
 const reasons: ReadonlyMap<number, string> = new Map([
   [400, 'Bad Request'],

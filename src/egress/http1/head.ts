@@ -5,7 +5,13 @@ import { misleading, staysOnHop } from '../hop.ts';
 
 export const headBytesMax = 16 * 1024;
 export const targetBytesMax = 8 * 1024;
-const fieldsMax = 128;
+
+export interface HeadLimits {
+  bytes: number;
+  fields: number;
+}
+
+export const headLimits: HeadLimits = { bytes: headBytesMax, fields: 128 };
 
 /** Not HTTP as it should be. `status` is for a guest's message; the world's messages make it 502 whatever it is. */
 export class Malformed extends Error {
@@ -54,17 +60,19 @@ export interface ResponseHead extends Fields {
   /** Content-Length where no body comes: of an answer to HEAD, or that there is nothing new. */
   declared: string | undefined;
   keepAlive: boolean;
+  /** How long the other end says that it waits for the next request (Keep-Alive: timeout=…). */
+  keptSeconds: number | undefined;
 }
 
 /**
  * Where the head in `bytes` ends (after its empty line), -1 when more has to come. `seen`: how much of `bytes` was looked at before. Throws Malformed as soon
  * as it is clear that this will never be a head.
  */
-export function endOfHead(bytes: Buffer, seen: number): number {
+export function endOfHead(bytes: Buffer, seen: number, bytesMax = headBytesMax): number {
   const end = bytes.indexOf('\r\n\r\n', Math.max(0, seen - 3), 'latin1');
-  if (end >= 0 && end + 4 <= headBytesMax) return end + 4;
-  if (end >= 0 || bytes.length > headBytesMax)
-    throw new Malformed(431, `The head is longer than ${headBytesMax} bytes.`);
+  if (end >= 0 && end + 4 <= bytesMax) return end + 4;
+  if (end >= 0 || bytes.length > bytesMax)
+    throw new Malformed(431, `The head is longer than ${bytesMax} bytes.`);
   // A head that can never end well is answered now rather than at its deadline.
   for (let at = Math.max(0, seen - 1); at < bytes.length; at++) {
     const byte = bytes[at];
@@ -88,7 +96,7 @@ export function checkFirstLine(bytes: Buffer): void {
 export function parseRequestHead(text: string): RequestHead {
   const lineEnd = text.indexOf('\r\n');
   const { method, target, minor } = requestLine(text.slice(0, lineEnd));
-  const fields = parseFields(text, lineEnd + 2, valueClass.request);
+  const fields = parseFields(text, lineEnd + 2, valueClass.request, headLimits.fields);
   if (minor === 1 && fields.host === undefined) throw new Malformed(400, 'Host is missing.');
   if (minor === 0 && fields.encoding !== undefined)
     throw new Malformed(400, 'Transfer-Encoding does not belong into HTTP/1.0.');
@@ -110,7 +118,7 @@ export function parseRequestHead(text: string): RequestHead {
 }
 
 /** `method`: of the request that this answers. Throws Malformed. */
-export function parseResponseHead(text: string, method: string): ResponseHead {
+export function parseResponseHead(text: string, method: string, limits = headLimits): ResponseHead {
   const lineEnd = text.indexOf('\r\n');
   const line = /^HTTP\/1\.([01]) ([1-5][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?$/.exec(
     text.slice(0, lineEnd),
@@ -118,7 +126,7 @@ export function parseResponseHead(text: string, method: string): ResponseHead {
   if (line === null) throw new Malformed(400, 'The answer does not begin with an HTTP/1 status line.');
   const minor = line[1] === '1' ? 1 : 0;
   const status = Number(line[2]);
-  const fields = parseFields(text, lineEnd + 2, valueClass.response);
+  const fields = parseFields(text, lineEnd + 2, valueClass.response, limits.fields);
   if (minor === 0 && fields.encoding !== undefined)
     throw new Malformed(400, 'Transfer-Encoding does not belong into HTTP/1.0.');
   const framing = framingOf(fields) ?? untilClose;
@@ -133,6 +141,7 @@ export function parseResponseHead(text: string, method: string): ResponseHead {
     framing: bodiless ? none : framing,
     declared: method === 'HEAD' || status === 304 ? fields.length : undefined,
     keepAlive: keepsAlive(fields.connection, minor),
+    keptSeconds: fields.keptSeconds,
   };
 }
 
@@ -162,15 +171,17 @@ interface Parsed extends Fields {
   length: string | undefined;
   encoding: string | undefined;
   expect: string | undefined;
+  keptSeconds: number | undefined;
 }
 
 /** Fields with a meaning of their own here. */
-type Special = 'host' | 'length' | 'encoding' | 'connection' | 'upgrade' | 'expect';
+type Special = 'host' | 'length' | 'encoding' | 'connection' | 'kept' | 'upgrade' | 'expect';
 const special: ReadonlyMap<string, Special> = new Map([
   ['host', 'host'],
   ['content-length', 'length'],
   ['transfer-encoding', 'encoding'],
   ['connection', 'connection'],
+  ['keep-alive', 'kept'],
   ['upgrade', 'upgrade'],
   ['expect', 'expect'],
 ]);
@@ -195,7 +206,7 @@ const classes = (() => {
   return table;
 })();
 
-function parseFields(text: string, start: number, valueClass: number): Parsed {
+function parseFields(text: string, start: number, valueClass: number, fieldsMax: number): Parsed {
   const parsed: Parsed = {
     headers: [],
     spelt: [],
@@ -205,6 +216,7 @@ function parseFields(text: string, start: number, valueClass: number): Parsed {
     length: undefined,
     encoding: undefined,
     expect: undefined,
+    keptSeconds: undefined,
   };
   const end = text.length - 2;
   let count = 0;
@@ -250,6 +262,11 @@ function takeField(parsed: Parsed, spelt: string, name: string, value: string): 
           .map((token) => token.trim()),
       ];
       return;
+    case 'kept': {
+      const seconds = /(?:^|[\s,])timeout=(\d{1,9})/.exec(value)?.[1];
+      if (seconds !== undefined) parsed.keptSeconds = Number(seconds);
+      return;
+    }
     case 'upgrade':
       parsed.upgrade = parsed.upgrade === undefined ? value : `${parsed.upgrade}, ${value}`;
       return;

@@ -1,15 +1,15 @@
 // What goes out on a connection in one turn of the event loop, gathered so that it leaves in one system call.
-import type { Wire } from '../wire.ts';
+import type { Line } from '../wire.ts';
 
 /** Copying less than this together is cheaper than handing the kernel a list. */
 const copiedBytesMax = 16 * 1024;
 
 export class Output {
-  readonly #wire: Wire;
+  readonly #wire: Line;
   #pieces: (string | Buffer)[] = [];
   #bytes = 0;
 
-  constructor(wire: Wire) {
+  constructor(wire: Line) {
     this.#wire = wire;
   }
 
@@ -35,12 +35,7 @@ export class Output {
     this.#bytes = 0;
     if (pieces.length === 1) return this.#wire.send(pieces[0] as string | Buffer);
     if (bytes <= copiedBytesMax) return this.#wire.send(joined(pieces, bytes));
-    const { socket } = this.#wire;
-    let more = true;
-    socket.cork();
-    for (const piece of pieces) more = this.#wire.send(piece);
-    socket.uncork();
-    return more;
+    return this.#wire.sendAll(pieces);
   }
 }
 

@@ -438,6 +438,9 @@ export class SanddGuest implements Guest {
   dial(): Promise<never> {
     return Promise.reject(this.#cannot('connect to ports'));
   }
+  connect(): Promise<never> {
+    return this.dial();
+  }
   list(): Promise<FileEntry[]> {
     return Promise.reject(this.#cannot('list folders'));
   }
