@@ -135,16 +135,21 @@ async function build(folder: string, bun: string): Promise<string> {
     await mkdir(join(beside, 'lib'), { mode: 0o755 });
     // One inode for all versions keeps the page cache and the disk small.
     await link(bun, join(beside, 'bun')).catch(() => copyFile(bun, join(beside, 'bun')));
-    for (const library of await librariesOf(bun)) {
-      const loader = basename(library).startsWith('ld-linux') || basename(library).startsWith('ld-musl');
-      await copyFile(
-        await realpath(library),
-        join(beside, loader ? 'ld.so' : join('lib', basename(library))),
-      );
-    }
+    // For walls inside of a guest, whatever its image has. Without it there are none.
+    const walls = await programPath('bwrap');
+    if (walls !== undefined) await copyFile(walls, join(beside, 'bwrap'));
+    for (const program of [bun, ...(walls === undefined ? [] : [walls])])
+      for (const library of await librariesOf(program)) {
+        const loader = basename(library).startsWith('ld-linux') || basename(library).startsWith('ld-musl');
+        await copyFile(
+          await realpath(library),
+          join(beside, loader ? 'ld.so' : join('lib', basename(library))),
+        );
+      }
     await bundle(bun, { entry: 'agent/main', folder: beside, name: 'agent' });
     await bundle(bun, { entry: 'agent/work', folder: beside, name: 'work' });
     await bundle(bun, { entry: 'agent/key-socket', folder: beside, name: 'key-socket' });
+    await bundle(bun, { entry: 'agent/enter-session', folder: beside, name: 'enter-session' });
     // The host's own: it has the same runtime, and must not need another.
     await bundle(bun, { entry: 'runtime/mounts/main', folder: beside, name: 'mounts' });
     await copyFile(join(root, bellClient), join(beside, 'bell.js'));
@@ -193,6 +198,8 @@ async function runtimePath(): Promise<string> {
 /** Changes with whatever goes into the folder. */
 async function fingerprint(bun: string): Promise<string> {
   const hash = createHash('sha256').update(await readFile(join(dirname(bun), '../package.json')));
+  const walls = await programPath('bwrap');
+  if (walls !== undefined) hash.update(await readFile(walls));
   for (const path of [...agentSources(), bellClient].sort())
     hash.update(path).update(await readFile(join(root, path)));
   return hash.digest('hex').slice(0, 16);
@@ -202,6 +209,13 @@ function agentSources(): string[] {
   return globSync('src/{agent,channel,contract,lib,runtime/mounts,bell/client}/**/*.ts', { cwd: root })
     .filter((path) => !path.endsWith('.test.ts'))
     .sort();
+}
+
+/** Of this host. */
+async function programPath(name: string): Promise<string | undefined> {
+  for (const folder of ['/usr/local/bin', '/usr/bin', '/bin'])
+    if (await exists(join(folder, name))) return await realpath(join(folder, name));
+  return undefined;
 }
 
 async function librariesOf(binary: string): Promise<string[]> {

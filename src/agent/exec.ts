@@ -136,6 +136,13 @@ export class Execs {
     this.#find(execId).signal(request);
   }
 
+  /** Of its first process. Throws Refusal('not-found') when it has ended. */
+  pidOf(execId: string): number {
+    const exec = this.#find(execId);
+    if (this.#ended.has(exec)) throw new Refusal('not-found', `command ${execId} has ended`);
+    return exec.summary().pid;
+  }
+
   /** Running ones first, then the newest of those that have ended. */
   list(): ExecSummary[] {
     const ended = [...this.#ended].reverse();

@@ -29,16 +29,21 @@ const { O_RDONLY, O_DIRECTORY, O_NOFOLLOW } = constants;
 /** Not in Node's list: opens without touching, whatever it is. */
 const O_PATH = 0o10000000;
 
+/** Opens a path as seen from another root, out of which nothing leads. Throws an error with a `code`. */
+type OpenBelow = (path: Buffer, flags: number) => number;
+
 export class Reach {
   readonly #folders: readonly Buffer[] | undefined;
+  readonly #below: OpenBelow | undefined;
 
-  /** Absent: everywhere. */
-  constructor(folders?: readonly Buffer[]) {
+  /** Folders: these and what is in them. `below`: all that is seen from another root, by the paths it has there. Absent: everywhere. */
+  constructor(folders?: readonly Buffer[], below?: OpenBelow) {
     this.#folders = folders;
+    this.#below = below;
   }
 
   get bounded(): boolean {
-    return this.#folders !== undefined;
+    return this.#folders !== undefined || this.#below !== undefined;
   }
 
   /**
@@ -100,6 +105,7 @@ export class Reach {
 
   /** Throws Refusal('permission') for what truly is out of reach. */
   #open(path: Buffer, flags: number): number {
+    if (this.#below !== undefined) return this.#below(path, O_PATH | flags);
     const real = this.#realFolders();
     // Whether something is out there is nobody's business either.
     if (!isInOne(path, [...(this.#folders ?? []), ...real])) throw refused(path);

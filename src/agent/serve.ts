@@ -1,5 +1,6 @@
 // Answers the daemon: one stream, one request, one handler. What commands there are outlives the channel that asked for them.
 // In a guest it is loaded with the first request, so that an idle agent stays small.
+import { closeSync } from 'node:fs';
 import type { AgentBoot, GuestRequest } from '../contract/guest.ts';
 import { AllowedPrograms } from './allowed-programs.ts';
 import { bulkHello } from './bulk-hello.ts';
@@ -14,6 +15,7 @@ import type { Platform } from './platform/platform.ts';
 import { Reach } from './reach.ts';
 import type { Receipts } from './receipts.ts';
 import { Refusal } from './refusal.ts';
+import { openSessionRoot } from './session-root.ts';
 import { Uploads } from './uploads.ts';
 
 const idlePollMs = 200;
@@ -78,8 +80,26 @@ export class Agent {
   }
 
   async #handle(call: Call, request: GuestRequest): Promise<void> {
+    const within = 'within' in request ? request.within : undefined;
+    if (within === undefined) return this.#answer(call, request, this.#reach);
+    this.#mustBeWalled();
+    if (request.op === 'write' && request.upload !== undefined)
+      throw new Refusal(
+        'unsupported',
+        'an upload in pieces goes to the sandbox itself, not to a session in it',
+      );
     const { platform } = this.#options;
-    const reach = this.#reach;
+    const root = openSessionRoot(this.#execs.pidOf(within), platform);
+    try {
+      const reach = new Reach(undefined, (path, flags) => platform.openBelow(root, path, flags));
+      await this.#answer(call, request, reach);
+    } finally {
+      closeSync(root);
+    }
+  }
+
+  async #answer(call: Call, request: GuestRequest, reach: Reach): Promise<void> {
+    const { platform } = this.#options;
     switch (request.op) {
       case 'exec':
         return this.#execs.start(call, request);

@@ -7,6 +7,7 @@ import { Agent } from './serve.ts';
 
 export async function begin(options: { boot: AgentBoot; socketPath: string }): Promise<Agent> {
   const platform = new BunPlatform({ walls: options.boot.host === undefined });
+  platform.keepRights();
   platform.reapOrphans();
   return new Agent({ platform, ...options, ...(await receiptsOf(options.boot)) });
 }

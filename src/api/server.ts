@@ -22,14 +22,14 @@ import { connectHandlers } from './connect.ts';
 import { type Answer, checked, Exchange } from './exchange.ts';
 import { commandHandlers } from './execd/command.ts';
 import { contextHandlers } from './execd/contexts.ts';
-import { fileHandlers } from './execd/files.ts';
+import { enterSandbox, fileHandlers } from './execd/files.ts';
 import { Interpreters } from './execd/interpreters.ts';
 import { isolationHandlers } from './execd/isolation.ts';
 import { metricsHandlers } from './execd/metrics.ts';
 import { processHandlers } from './execd/processes.ts';
 import { ptyHandlers } from './execd/pty.ts';
 import { sessionHandlers } from './execd/sessions.ts';
-import { transferHandlers } from './execd/transfer.ts';
+import { contentHandlers, transferHandlers } from './execd/transfer.ts';
 import { type Admitted, admit, isLoopback, isOwner, refuseForeignPage, showsCredentials } from './gate.ts';
 import { type Entry, Gateway, wantsPage } from './gateway.ts';
 import { GatewayClients } from './gateway-clients.ts';
@@ -97,10 +97,11 @@ export function createApi(options: ApiOptions): Api {
     ...contextHandlers(options, interpreters),
     ...processHandlers(options),
     ...ptyHandlers(options),
-    ...fileHandlers(options),
+    ...fileHandlers(enterSandbox(options)),
+    ...contentHandlers(enterSandbox(options)),
     ...transferHandlers(options),
     ...metricsHandlers(options),
-    ...isolationHandlers(options),
+    ...isolationHandlers(options, interpreters),
     ...networkHandlers(options),
     ...bellHandlers(options),
     ...auditHandlers(options),

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { startExecutions } from './executions.fixture.ts';
 import { Interpreter, type Run } from './interpreter.ts';
-import { bashSession } from './language.ts';
+import { bashLanes, bashSession, isolatedShell } from './language.ts';
 
 let inside: Awaited<ReturnType<typeof startExecutions>>;
 beforeAll(async () => {
@@ -269,4 +269,49 @@ test('a run that an earlier daemon has begun is interrupted, and goes on to its 
   expect(await next).toEqual(['longer\n', 0]);
   await slow;
   await last.close(never);
+});
+
+describe('a shell that is the only thing that lives', () => {
+  const alone = (idleSeconds = 0) =>
+    new Interpreter({
+      ...{ executions: inside.executions, secret: 'secret' },
+      id: `isolated-${randomBytes(16).toString('hex')}`,
+      language: {
+        ...{ prefix: 'isolated', lanes: bashLanes, once: true, note: 'kept' },
+        argv: isolatedShell(idleSeconds),
+      },
+    });
+  const shownBy = (it: Interpreter) => inside.executions.get(it.execId ?? '').info;
+
+  test('goes on in the same process where code ends it, with all that it kept', async () => {
+    const it = alone();
+    await it.start(never);
+    const [pid] = await said(it, 'echo $$');
+    expect(await said(it, `${lasting}\nexit 7`)).toEqual(['', 7]);
+    expect((await said(it, shown))[0]).toMatch(expected);
+    expect(await said(it, 'set -eu; false; echo never')).toEqual(['', 1]);
+    expect(await said(it, 'exec 3>&1 >/dev/null; exit 0')).toEqual(['', 0]);
+    expect(await said(it, 'echo $$; ls /proc/$$/fd | wc -l')).toEqual([
+      expect.stringMatching(`^${pid}\\d{1,2}\n$`),
+      0,
+    ]);
+    expect(shownBy(it)).toMatchObject({ note: 'kept' });
+    await it.close(never);
+    expect([it.over, it.closed]).toEqual([true, true]);
+  });
+
+  test('is over when it has ended, and nothing runs in it any more', async () => {
+    const it = alone();
+    await it.start(never);
+    expect((await said(it, 'kill -9 $$'))[1]).not.toBe(0);
+    expect(it.over).toBe(true);
+    await expect(said(it, 'true')).rejects.toMatchObject({ code: 'conflict' });
+  });
+
+  test('ends when it hears nothing for so long, but not while something runs', async () => {
+    const it = alone(1);
+    await it.start(never);
+    expect(await said(it, 'sleep 1.5; echo done')).toEqual(['done\n', 0]);
+    await expect.poll(() => it.over).toBe(true);
+  });
 });

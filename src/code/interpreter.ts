@@ -167,6 +167,16 @@ export class Interpreter {
     return this.#closed;
   }
 
+  /** It has one process, and that has ended. */
+  get over(): boolean {
+    return this.#language.once === true && this.#process?.info.exit !== undefined;
+  }
+
+  /** The id of the command that it is at the moment. */
+  get execId(): string | undefined {
+    return this.#process?.info.id;
+  }
+
   /** Ends it and all that it started, and resolves when its process has ended. Runs that wait get a Failure('conflict'). */
   async close(signal: AbortSignal): Promise<void> {
     this.#closed = true;
@@ -202,18 +212,21 @@ export class Interpreter {
     if (this.#closed) throw new Failure('conflict', `${this.id} has been closed`);
     const process = this.#process;
     if (process !== undefined && process.info.exit === undefined) return process;
+    if (process !== undefined && this.#language.once) throw new Failure('conflict', `${this.id} has ended`);
     return await this.#start(signal);
   }
 
   /** Resolves once it takes code. Failure with details.exitCode when it ended before that. */
   async #start(signal: AbortSignal): Promise<Execution> {
-    const { argv, env } = this.#language;
+    const { argv, env, user, note } = this.#language;
     const earlier = processesOf(this.#executions, this.id).map(({ generation }) => generation);
     const execId = earlier.length === 0 ? this.id : `${this.id}.${Math.max(...earlier) + 1}`;
     const process = await this.#executions.start(
       {
         ...{ execId, argv: [...argv], stdin: 'pipe' },
         ...(env && { env: { ...env } }),
+        ...(user !== undefined && { user }),
+        ...(note !== undefined && { note }),
         ...(this.#cwd !== undefined && { cwd: this.#cwd }),
       },
       signal,
@@ -283,7 +296,7 @@ export class Interpreter {
       }
       const { code: status, reason } = await process.exit;
       // It was on its way out already.
-      if (running.size === 0 && !again)
+      if (running.size === 0 && !again && !this.#language.once)
         return yield* this.#follow(
           await this.#start(AbortSignal.timeout(startWithinMs)),
           code,

@@ -9,6 +9,12 @@ export interface Language {
   /** Where its frames come; each run ends on all of them. */
   readonly lanes: readonly ('stdout' | 'stderr')[];
   readonly env?: Record<string, string>;
+  /** Whom it runs as; by default as commands do. */
+  readonly user?: string;
+  /** It has one process: when that has ended, there is nothing to go on with. */
+  readonly once?: boolean;
+  /** Kept with its process. */
+  readonly note?: string;
 }
 
 const driver = (file: string): string => readFileSync(join(import.meta.dirname, 'drivers', file), 'utf8');
@@ -16,6 +22,16 @@ const both = ['stdout', 'stderr'] as const;
 const bash = { argv: ['bash', '--noprofile', '--norc', '-c', driver('bash.sh')], lanes: ['stdout'] } as const;
 const jupyter = driver('jupyter.py');
 const node = driver('node.cjs');
+
+/**
+ * The shell of an isolated session, in which bash is the only thing that lives: it goes on by itself where code has ended it, and ends when it has heard nothing
+ * for so long (0: never).
+ */
+export const isolatedShell = (idleSeconds: number): readonly string[] => [
+  ...[...bash.argv, 'bash'],
+  ...[String(idleSeconds), 'stay'],
+];
+export const bashLanes = bash.lanes;
 
 /** stderr goes where stdout goes, in the order in which both were written. */
 export const bashSession: Language = { prefix: 'session', ...bash };

@@ -15,6 +15,10 @@ export const hostImage = 'host';
 export const runtimeExtension = 'glovebox.runtime';
 /** `false`: connections are not caught, so the guest's own servers can have ports 80 and 443, and only programs that use the proxy get out. */
 export const transparentExtension = 'glovebox.transparent';
+/** OpenSandbox's: `enable` lets its commands be walled off from each other, for which they may make namespaces. */
+export const isolationExtension = 'bootstrap.execd.isolation';
+export const isIsolating = (extensions: Readonly<Record<string, string>>): boolean =>
+  extensions[isolationExtension] === 'enable';
 /** Extension keys with seconds as text: paused when idle for so long; and OpenSandbox's, by which use makes a sandbox live so long from then on. */
 export const idlePauseExtension = 'glovebox.idle.pause.seconds';
 export const renewExtension = 'access.renew.extend.seconds';

@@ -156,13 +156,91 @@ export const PtyMessage = z.discriminatedUnion('type', [
 ]);
 export type PtyMessage = z.infer<typeof PtyMessage>;
 
-/** OpenSandbox makes isolated sessions of bubblewrap, that of namespaces, and the system call filter of our sandboxes lets nobody inside make one. */
-export const noIsolation =
-  'there are no isolated sessions: they need namespaces of their own, and nobody inside a sandbox may make one. Create a sandbox for what has to be kept apart';
-export const IsolatedSessions = z.object({ sessions: z.array(z.never()) });
+const seconds = z.int().min(0).max(31_536_000);
+const isolatedSession = {
+  workspace: z.strictObject({
+    path: path.describe(
+      'A folder of the sandbox, made if it is missing; the session sees it at the same path.',
+    ),
+    mode: z
+      .enum(['rw', 'overlay', 'ro'])
+      .nullish()
+      .describe('rw when absent. With overlay what is written lies in memory, and is gone with the session.'),
+  }),
+  profile: z
+    .enum(['strict', 'balanced'])
+    .nullish()
+    .describe(
+      'strict, when absent: of the disk only the folders of the system are seen, read-only, and an empty /tmp, /home and /root. balanced: all of the disk, read-only, and the /tmp of the sandbox.',
+    ),
+  extra_writable: z
+    .array(path)
+    .max(64)
+    .nullish()
+    .describe('Further paths of the sandbox that the session may write to.'),
+  binds: z
+    .array(z.strictObject({ source: path, dest: path.nullish(), readonly: z.boolean().nullish() }))
+    .max(64)
+    .nullish()
+    .describe('Further paths of the sandbox, seen at `dest`.'),
+  share_net: z
+    .boolean()
+    .nullish()
+    .describe('false: the session reaches nothing at all. When absent it has what the sandbox has.'),
+  env_passthrough: z
+    .strictObject({
+      mode: z.enum(['allow', 'deny']).nullish(),
+      keys: z
+        .array(z.string().regex(/^[^=\0]{1,256}$/, 'is no name of a variable'))
+        .max(256)
+        .nullish(),
+    })
+    .nullish()
+    .describe(
+      'Which variables of the sandbox the session has: those named (and PATH, HOME, USER, LOGNAME), or all but those named. deny without names: all but what looks like a credential.',
+    ),
+  uid: id32.nullish(),
+  gid: id32.nullish(),
+  uid_mode: z
+    .enum(['setpriv', 'userns'])
+    .nullish()
+    .describe(
+      'setpriv, when absent: the session is that user of the sandbox. userns: it only looks so, from inside.',
+    ),
+  idle_timeout_seconds: seconds
+    .nullish()
+    .describe('It ends when nothing was run in it for so long. Absent or 0: never.'),
+};
+export const CreateIsolatedSessionRequest = z
+  .strictObject(isolatedSession)
+  .refine((it) => it.gid == null || it.uid != null, { path: ['gid'], message: 'needs uid' });
+export type CreateIsolatedSessionRequest = z.infer<typeof CreateIsolatedSessionRequest>;
+
+const time = z.iso.datetime({ offset: true });
+const stateOfIsolated = {
+  status: z.enum(['active']),
+  created_at: time,
+  last_run_at: time,
+  idle_remaining_seconds: z.number().nullable(),
+};
+export const IsolatedSession = z.object({ session_id: z.uuid(), created_at: time });
+export const IsolatedSessionState = z.object({ ...isolatedSession, ...stateOfIsolated });
+export const IsolatedSessions = z.object({
+  sessions: z.array(z.object({ session_id: z.uuid(), ...stateOfIsolated })),
+});
+export const RunIsolatedRequest = z.strictObject({
+  code: z.string().refine((lines) => lines.trim() !== '', 'must not be empty'),
+  envs: z
+    .record(z.string().regex(/^[A-Za-z_][A-Za-z0-9_]*$/, 'is no name of a variable'), z.string())
+    .nullish()
+    .describe('For this run alone.'),
+  timeout_seconds: z.int().min(1).max(2_147_483).nullish(),
+});
 export const IsolationCapabilities = z.object({
-  available: z.literal(false),
-  message: z.string(),
+  available: z.boolean(),
+  isolator: z.string().optional(),
+  version: z.string().optional(),
+  message: z.string().optional(),
   setpriv_available: z.boolean(),
   userns_available: z.boolean(),
   commit_supported: z.boolean(),

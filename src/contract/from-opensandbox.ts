@@ -77,16 +77,24 @@ const calls: readonly [Area, string, string?][] = [
   ['execd', 'DELETE /pty/{id}'],
   ['execd', 'GET /pty/{id}/ws'],
   ['execd', 'GET /v1/isolated/capabilities'],
-  ['execd', 'POST /v1/isolated/session'],
+  [
+    'execd',
+    'POST /v1/isolated/session',
+    'bubblewrap comes with the agent, so any image with bash will do; `strict` shows the folders of the system and nothing else of the disk; on the runtime bubblewrap',
+  ],
   ['execd', 'GET /v1/isolated/sessions'],
-  ['execd', 'GET /v1/isolated/session/{id}'],
+  ['execd', 'GET /v1/isolated/session/{id}', 'sessions outlive a restart of the server'],
   ['execd', 'DELETE /v1/isolated/session/{id}'],
-  ['execd', 'POST /v1/isolated/session/{id}/run'],
+  ['execd', 'POST /v1/isolated/session/{id}/run', '`exit` ends the run, not the session'],
   ['execd', 'GET /v1/isolated/session/{id}/diff'],
   ['execd', 'POST /v1/isolated/session/{id}/commit'],
   ['execd', 'GET /v1/isolated/session/{id}/files/info'],
   ['execd', 'GET /v1/isolated/session/{id}/files/download'],
-  ['execd', 'POST /v1/isolated/session/{id}/files/upload'],
+  [
+    'execd',
+    'POST /v1/isolated/session/{id}/files/upload',
+    'with an overlay, too, the session sees it at once',
+  ],
   ['execd', 'DELETE /v1/isolated/session/{id}/files'],
   ['execd', 'POST /v1/isolated/session/{id}/files/mv'],
   ['execd', 'POST /v1/isolated/session/{id}/files/permissions'],
@@ -207,7 +215,9 @@ export function callsOfOpenSandbox(): Required<Row>[] {
       area,
       what,
       verdict: 'refused',
-      why: `${missing.what} are not in this version; the answer is 501`,
+      why: missing.never
+        ? `the answer is ${missing.never.status}: ${missing.never.why}`
+        : `${missing.what} are not in this version; the answer is 501`,
     };
   });
 }

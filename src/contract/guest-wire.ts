@@ -12,6 +12,21 @@ export const laneOf = { message: 0, data: 1, stderr: 2 } as const;
 /** The name under which the bundle and the daemon's socket appear in every guest. */
 export const guestFolder = '/.glovebox';
 
+const agentFolder = `${guestFolder}/agent`;
+const loaded = [`${agentFolder}/ld.so`, '--library-path', `${agentFolder}/lib`] as const;
+
+/** bubblewrap in a guest, which is the host's own: missing where the host has none. */
+export const wallsCommand: readonly string[] = [...loaded, `${agentFolder}/bwrap`];
+
+/** What becomes the shell of an isolated session: the workspace, the size of its layer in bytes (0 for none), and the shell's command line follow. */
+export const enterSessionCommand: readonly string[] = [
+  ...[...loaded, `${agentFolder}/bun`, `--config=${agentFolder}/bunfig.toml`, '--no-env-file'],
+  `${agentFolder}/enter-session.js`,
+];
+
+/** An empty folder of each such session's own: where its changes lie until the layer has been laid, and nothing afterwards. */
+export const sessionLayer = `${guestFolder}/layer`;
+
 /** A `read` of a regular file that names a `direct` connection uses it from this many bytes on; fewer come on lane `data` and cost no connection. */
 export const directBytesMin = 256 * 1024;
 

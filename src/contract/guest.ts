@@ -76,14 +76,16 @@ export type GuestRequest =
   | { op: 'execs' }
   /** A TCP connection to a port of the guest itself (127.0.0.1, then ::1). Bytes on lane `data` both ways. */
   | { op: 'dial'; port: number }
-  | { op: 'stat'; path: string; follow: boolean }
+  /** Of files, here and below. `within`: as the isolated session sees them whose command has this id; `not-found` when that has ended. */
+  | { op: 'stat'; within?: string; path: string; follow: boolean }
   /** Depth 1 is the folder's own entries. Sorted by name. Symlinks are not followed. */
-  | { op: 'list'; path: string; depth: number; entriesMax: number }
+  | { op: 'list'; within?: string; path: string; depth: number; entriesMax: number }
   /** Files below a folder whose base name matches a glob (`*`, `?`, `[…]`, `**` = any). */
-  | { op: 'search'; path: string; pattern: string; entriesMax: number }
+  | { op: 'search'; within?: string; path: string; pattern: string; entriesMax: number }
   /** Bytes on lane `data`, from `offset`, at most `length` of them; from `directBytesMin` on, on the connection `direct` if that is given. */
   | {
       op: 'read';
+      within?: string;
       path: string;
       offset: number;
       length?: number;
@@ -103,6 +105,7 @@ export type GuestRequest =
    */
   | {
       op: 'write';
+      within?: string;
       path: string;
       mode?: number;
       owner?: string;
@@ -116,13 +119,21 @@ export type GuestRequest =
     }
   /** How much of an upload to this path is on the disk; with `drop` it is removed. `not-found` when there is none. */
   | { op: 'upload'; path: string; id: string; drop: boolean }
-  | { op: 'mkdir'; path: string; mode?: number; owner?: string; group?: string; parents: boolean }
-  | { op: 'remove'; path: string; recursive: boolean; missingOk: boolean }
+  | {
+      op: 'mkdir';
+      within?: string;
+      path: string;
+      mode?: number;
+      owner?: string;
+      group?: string;
+      parents: boolean;
+    }
+  | { op: 'remove'; within?: string; path: string; recursive: boolean; missingOk: boolean }
   /** Makes the parent of `to`; refuses (`conflict`) when `to` exists. */
-  | { op: 'rename'; from: string; to: string }
-  | { op: 'chmod'; path: string; mode?: number; owner?: string; group?: string }
+  | { op: 'rename'; within?: string; from: string; to: string }
+  | { op: 'chmod'; within?: string; path: string; mode?: number; owner?: string; group?: string }
   /** Replaces every occurrence; keeps mode and owner. */
-  | { op: 'replace'; path: string; old: string; new: string }
+  | { op: 'replace'; within?: string; path: string; old: string; new: string }
   /** A file or folder as a tar stream on lane `data`; the entry names start with the path's base name. */
   | { op: 'pack'; path: string }
   /** Unpacks a tar stream below `path`, which is made if missing; entries cannot lead out of it. */

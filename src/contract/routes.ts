@@ -8,6 +8,7 @@ import * as bell from './bell.ts';
 import * as vault from './credential-vault.ts';
 import { diagnosticRoutes } from './diagnostic-routes.ts';
 import * as execd from './execd.ts';
+import { isolationRoutes, ofIsolatedSession } from './isolation-routes.ts';
 import * as network from './network.ts';
 import * as lifecycle from './opensandbox.ts';
 import { poolRoutes } from './pool-routes.ts';
@@ -720,24 +721,25 @@ const files = {
     answer: 'text/event-stream',
     endless: true,
   }),
-  isolationCapabilities: route({
-    ...inside,
-    method: 'GET',
-    path: '/v1/isolated/capabilities',
-    tenant: { role: 'viewer', scope: 'sandbox' },
-    summary: 'Says why there are no isolated sessions inside this sandbox',
-    status: 200,
-    answer: execd.IsolationCapabilities,
-  }),
-  listIsolatedSessions: route({
-    ...inside,
-    method: 'GET',
-    path: '/v1/isolated/sessions',
-    tenant: { role: 'viewer', scope: 'sandbox' },
-    summary: 'Isolated sessions, of which there are none',
-    status: 200,
-    answer: execd.IsolatedSessions,
-  }),
+};
+
+/** Of what an isolated session sees. */
+const isolatedFiles = {
+  isolatedFilesInfo: ofIsolatedSession(files.filesInfo),
+  isolatedDeleteFiles: ofIsolatedSession(files.deleteFiles),
+  isolatedSetPermissions: ofIsolatedSession(files.setPermissions),
+  isolatedMoveFiles: ofIsolatedSession(files.moveFiles),
+  isolatedSearchFiles: ofIsolatedSession(files.searchFiles),
+  isolatedReplaceContents: {
+    ...ofIsolatedSession(files.replaceContents),
+    summary:
+      'Replace every occurrence of a text, as an isolated session sees its files; counts are always answered',
+  },
+  isolatedUploadFiles: ofIsolatedSession(files.uploadFiles),
+  isolatedDownloadFile: ofIsolatedSession(files.downloadFile),
+  isolatedListDirectory: ofIsolatedSession(files.listDirectory),
+  isolatedMakeDirectories: ofIsolatedSession(files.makeDirectories),
+  isolatedDeleteDirectories: ofIsolatedSession(files.deleteDirectories),
 };
 
 const oneOf = (area: Route['area'], summary: string) => ({ area, summary, access: 'key' }) as const;
@@ -1400,6 +1402,8 @@ export const routes = {
   ...poolRoutes,
   ...commands,
   ...files,
+  ...isolationRoutes,
+  ...isolatedFiles,
   ...egressPolicies,
   ...credentialVault,
 };
@@ -1419,9 +1423,12 @@ export interface Never {
 export const absent: { area: Route['area']; path: RegExp; what: string; never?: Never }[] = [
   {
     area: 'execd',
-    path: /^\/v1\/isolated\/session(\/|$)/,
-    what: 'Isolated sessions',
-    never: { status: 503, why: execd.noIsolation },
+    path: /^\/v1\/isolated\/session\/[^/]+\/(diff|commit)$/,
+    what: 'What isolated sessions have changed',
+    never: {
+      status: 503,
+      why: 'what an isolated session has changed in its layer is neither listed nor brought over: read it through the files of the session, and write what is to stay to the workspace',
+    },
   },
 ];
 

@@ -10,6 +10,7 @@ import { Conversation } from './conversation.ts';
 import type {
   ExecSpec,
   Guest,
+  GuestFiles,
   GuestMetrics,
   GuestProcess,
   OpenFile,
@@ -59,6 +60,11 @@ export function createGuest(
   return new ChannelGuest(channel, options);
 }
 
+interface ChannelGuestOptions {
+  bulk?: BulkConnections;
+  caps?: readonly string[];
+}
+
 class ChannelGuest implements Guest {
   readonly #channel: Channel;
 
@@ -66,10 +72,29 @@ class ChannelGuest implements Guest {
 
   readonly #limits: boolean;
 
-  constructor(channel: Channel, options: { bulk?: BulkConnections; caps?: readonly string[] }) {
+  /** The command of an isolated session whose files these are. */
+  readonly #within: string | undefined;
+
+  readonly #owner: { owner?: string; group?: string };
+
+  readonly #options: ChannelGuestOptions;
+
+  constructor(
+    channel: Channel,
+    options: ChannelGuestOptions,
+    within?: string,
+    owner: { owner?: string; group?: string } = {},
+  ) {
     this.#channel = channel;
+    this.#options = options;
     this.#bulk = options.bulk;
     this.#limits = options.caps?.includes('limits') ?? true;
+    this.#within = within;
+    this.#owner = owner;
+  }
+
+  within(execId: string, owner?: { owner: string; group: string }): GuestFiles {
+    return new ChannelGuest(this.#channel, this.#options, execId, owner);
   }
 
   async exec({ direct, ...spec }: ExecSpec, signal?: AbortSignal): Promise<GuestProcess> {
@@ -261,7 +286,8 @@ class ChannelGuest implements Guest {
     options: WriteOptions & { append?: boolean } = {},
     signal?: AbortSignal,
   ): Promise<number> {
-    const conversation = this.#ask({ op: 'write', path, parents: true, ...options }, `write ${path}`, signal);
+    const request = { op: 'write', path, parents: true, ...this.#owner, ...options } as const;
+    const conversation = this.#ask(request, `write ${path}`, signal);
     await this.#upload(conversation, source, signal);
     return (await conversation.reply('done', signal)).size ?? 0;
   }
@@ -316,7 +342,8 @@ class ChannelGuest implements Guest {
     options: { mode?: number; owner?: string; group?: string } = {},
     signal?: AbortSignal,
   ): Promise<void> {
-    await this.#done({ op: 'mkdir', path, parents: true, ...options }, `make folder ${path}`, signal);
+    const request = { op: 'mkdir', path, parents: true, ...this.#owner, ...options } as const;
+    await this.#done(request, `make folder ${path}`, signal);
   }
 
   async remove(
@@ -410,7 +437,8 @@ class ChannelGuest implements Guest {
 
   #ask(request: GuestRequest, doing: string, signal: AbortSignal | undefined): Conversation {
     if (signal?.aborted) throw Failure.from(signal.reason, doing);
-    return new Conversation(this.#channel, request, { doing, harmless: harmless.has(request.op) });
+    const asked = this.#within === undefined ? request : { ...request, within: this.#within };
+    return new Conversation(this.#channel, asked, { doing, harmless: harmless.has(request.op) });
   }
 }
 

@@ -76,6 +76,12 @@ export interface UploadState {
   complete: boolean;
 }
 
+/** What is asked of files, of a guest or of what an isolated session in it sees. */
+export type GuestFiles = Pick<
+  Guest,
+  'stat' | 'list' | 'search' | 'read' | 'write' | 'mkdir' | 'remove' | 'rename' | 'chmod' | 'replace'
+>;
+
 /**
  * Every method takes a signal last, rejects with Failure: the guest's own answer (`not-found`, `permission`, `full`, …; `details.guest` holds the
  * GuestErrorCode and errno), `lost` when the guest is gone and nothing had happened, `unknown` when it may have happened.
@@ -91,6 +97,11 @@ export interface Guest {
     signal?: AbortSignal,
   ): Promise<void>;
   execs(signal?: AbortSignal): Promise<ExecSummary[]>;
+  /**
+   * The files as the isolated session sees them whose command this is: its paths, its rights to write, none of it leading out of there. Rejects `not-found` when
+   * that has ended, `unsupported` without walls. `owner`: of what is written without one.
+   */
+  within(execId: string, owner?: { owner: string; group: string }): GuestFiles;
   /** A connection to a port of the guest. Rejects `unavailable` when nothing listens there. */
   dial(port: number, signal?: AbortSignal): Promise<Duplex>;
   /** The same without Node's streams. Its reader must be set before anything else is waited for, or what it keeps meanwhile is bounded by a window of the channel. */

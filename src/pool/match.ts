@@ -1,5 +1,6 @@
 // Whether a sandbox that was made beforehand is what a request would have got. Pure. What is unknown here makes it fit no pool, so a wish that is added
 // to requests later is never lost.
+import { isIsolating, isolationExtension } from '../contract/admin.ts';
 import { limitsOf, type PoolTemplate } from '../contract/pool.ts';
 import type { CreateRequest } from '../sandbox/sandbox.ts';
 
@@ -23,9 +24,10 @@ const known: ReadonlySet<string> = new Set<keyof CreateRequest>([
 
 /** The wishes that no sandbox can be given any more once it runs. */
 export function wishesBeyond(request: CreateRequest): string[] {
-  return Object.entries(request)
+  const beyond = Object.entries(request)
     .filter(([key, value]) => !known.has(key) && !isNothing(key, value))
     .map(([key]) => key);
+  return isIsolating(request.extensions) ? [...beyond, `extensions.${isolationExtension}`] : beyond;
 }
 
 function isNothing(key: string, value: unknown): boolean {

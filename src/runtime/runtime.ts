@@ -48,6 +48,8 @@ export interface MachineSpec {
   user?: string;
   limits: Limits;
   mounts: Mount[];
+  /** The guest may make namespaces, and mount in those. Absent: it may not. Only for runtimes that say `nests`. */
+  nested?: boolean;
   /** Host folder of this sandbox's channel: holds boot.json and the listening agent.sock. Mounted read-only at /.glovebox/run. */
   runFolder: string;
   /** Host folder of the driver's own for this machine's disk state; the driver makes it and removes it. */
@@ -198,6 +200,8 @@ export interface Runtime {
   readonly images?: RuntimeImages;
   /** Whom of the host the guest's root is. Absent where machines do not share this host's files. */
   readonly hostRoot?: { uid: number; gid: number };
+  /** Whether machines can be `nested`. */
+  readonly nests?: boolean;
   check(signal: AbortSignal): Promise<RuntimeCheck>;
   /**
    * What the name of an image stands for at this moment, without fetching anything: the same text for the same content. Undefined when there is no such image

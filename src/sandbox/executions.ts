@@ -90,7 +90,7 @@ class KeptExecution implements Execution {
 
   /** Whether the store remembers it. */
   get recorded(): boolean {
-    return this.#info.background || this.digest !== undefined;
+    return this.#info.background || this.digest !== undefined || this.#info.note !== undefined;
   }
 
   get background(): boolean {
@@ -212,7 +212,7 @@ export class SandboxExecutions implements Executions {
     digest: string | undefined,
     signal: AbortSignal | undefined,
   ): Promise<Execution> {
-    const { background = false, repeatable: _, ...rest } = spec;
+    const { background = false, repeatable: _, note, ...rest } = spec;
     const defaults = this.#options.defaults();
     const request: ExecSpec = {
       ...rest,
@@ -230,6 +230,7 @@ export class SandboxExecutions implements Executions {
       startedAt: this.#options.now(),
       background,
       tty: spec.pty !== undefined,
+      ...(note === undefined ? {} : { note }),
     };
     // All that may fail here comes before the command: nothing runs that nobody knows of.
     const execution = this.#execution(info, await this.#log(execId, background), digest);
@@ -305,6 +306,7 @@ export class SandboxExecutions implements Executions {
       startedAt: new Date(summary?.startedAt ?? record?.startedAt ?? 0),
       background,
       tty: record?.tty ?? false,
+      ...(record?.note === undefined ? {} : { note: record.note }),
     };
     const execution = this.#execution(info, log, record?.digest);
     this.#keep(execution);
@@ -475,5 +477,6 @@ function recordOf({ info, digest, background }: KeptExecution): ExecutionRecord 
     ...{ execId: info.id, command: info.command, startedAt: info.startedAt, tty: info.tty },
     ...(digest === undefined ? {} : { digest }),
     ...(background ? {} : { background: false }),
+    ...(info.note === undefined ? {} : { note: info.note }),
   };
 }

@@ -19,7 +19,7 @@
 // Each step is saved before its effect, so that a daemon that starts again knows what was meant and finishes it.
 import { mkdir, rm, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { hostImage, nameLabel } from '../contract/admin.ts';
+import { hostImage, isIsolating, nameLabel } from '../contract/admin.ts';
 import { type AgentBoot, guestProtocol } from '../contract/guest.ts';
 import type { PublishPort } from '../contract/ports.ts';
 import type { Ending, MemoryUse, SandboxPast, Transition } from '../contract/sandbox.ts';
@@ -398,7 +398,7 @@ export class Life {
   }
 
   #spec(folders: Mount[]): MachineSpec {
-    const { id, image, limits, platform, metadata } = this.info;
+    const { id, image, limits, platform, metadata, extensions } = this.info;
     const { mounts, volumes = [], user } = this.#record;
     const { hostPaths, runtime } = this.#options;
     const asked = [...hostPaths.mounts(mounts, runtime), ...this.#options.volumes.mounts(volumes, runtime)];
@@ -409,6 +409,7 @@ export class Life {
       onProgress: (line) => this.#progress(line),
       ...(platform ? { platform } : {}),
       ...(user === undefined ? {} : { user }),
+      ...(isIsolating(extensions) ? { nested: true } : {}),
     };
   }
 

@@ -150,6 +150,8 @@ export interface ExecutionInfo {
   exit?: ExecExit;
   background: boolean;
   tty: boolean;
+  /** What its starter wanted to be kept with it. */
+  note?: string;
   /** The oldest offset of output still held, and the one behind the newest byte. */
   start: number;
   end: number;
@@ -184,6 +186,8 @@ export interface Executions {
       repeatable?: boolean;
       env?: Record<string, string>;
       background?: boolean;
+      /** Kept with it, also over a restart of the daemon, as long as it is known. */
+      note?: string;
     },
     signal?: AbortSignal,
   ): Promise<Execution>;

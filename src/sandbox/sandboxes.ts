@@ -3,7 +3,7 @@ import { randomBytes, randomUUID } from 'node:crypto';
 import { mkdir, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { nameLabel } from '../contract/admin.ts';
+import { isIsolating, isolationExtension, nameLabel } from '../contract/admin.ts';
 import type { PublishPort } from '../contract/ports.ts';
 import type { Quotas, Usage } from '../contract/tenant.ts';
 import type { Guest } from '../guest/guest.ts';
@@ -110,6 +110,12 @@ export class Sandboxes implements SandboxService, WarmSandboxes {
       throw new Failure('unsupported', `runtime ${runtimeName} cannot keep sandboxes over a stop`, {
         hint: 'Leave out `keep`, or use another runtime; see `glovebox doctor`.',
       });
+    if (isIsolating(request.extensions) && runtime.nests !== true)
+      throw new Failure(
+        'unsupported',
+        `extensions[${JSON.stringify(isolationExtension)}]: sandboxes of runtime ${runtimeName} cannot be given namespaces of their own`,
+        { hint: 'Choose the runtime bubblewrap on this host, where they are walls; or leave it out.' },
+      );
     if (this.#lives.size >= sandboxesMax)
       throw new Failure(
         'exhausted',

@@ -13,6 +13,8 @@ export interface ExecutionRecord {
   tty: boolean;
   /** Of what was asked for, where asking again for the same is no other command. */
   digest?: string;
+  /** What its starter wanted to be kept with it. */
+  note?: string;
   /** Its output is not kept on disk. Default: it is. */
   background?: false;
 }

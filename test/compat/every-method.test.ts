@@ -7,6 +7,7 @@ import {
   type ExecdHealth,
   type ExecdMetrics,
   type IsolationService,
+  type IsolationSession,
   Sandbox,
   type Sandboxes,
   type SandboxFiles,
@@ -75,6 +76,7 @@ describe.each(runtimes)('%s', (runtime) => {
     await Sandbox.create({
       connectionConfig,
       image,
+      ...(runtime === 'bubblewrap' ? { extensions: { 'bootstrap.execd.isolation': 'enable' } } : {}),
       metadata: { suite: 'methods' },
       networkPolicy: { defaultAction: 'deny', egress: [{ action: 'allow', target: 'kept.test' }] },
       credentialProxy: { enabled: true },
@@ -208,72 +210,73 @@ describe.each(runtimes)('%s', (runtime) => {
     },
   });
 
-  const top = '/tmp/methods';
-  all<SandboxFiles>('files', {
-    createDirectories: async () =>
-      await sandbox.files.createDirectories([{ path: `${top}/deep/er`, mode: 755 }]),
+  /** The same on a sandbox and in an isolated session of one. */
+  const filesOf = (files: () => SandboxFiles, top: string): Calls<SandboxFiles> => ({
+    createDirectories: async () => await files().createDirectories([{ path: `${top}/deep/er`, mode: 755 }]),
     writeFiles: async () =>
-      await sandbox.files.writeFiles([
+      await files().writeFiles([
         { path: `${top}/a.txt`, data: 'eins\nzwei\n', mode: 644 },
         { path: `${top}/b.bin`, data: Uint8Array.of(0, 1, 2, 255) },
       ]),
     readFile: async () => {
-      expect(await sandbox.files.readFile(`${top}/a.txt`)).toBe('eins\nzwei\n');
-      expect(await sandbox.files.readFile(`${top}/a.txt`, { offset: 2, limit: 1 })).toBe('zwei');
+      expect(await files().readFile(`${top}/a.txt`)).toBe('eins\nzwei\n');
+      expect(await files().readFile(`${top}/a.txt`, { offset: 2, limit: 1 })).toBe('zwei');
     },
     readBytes: async () =>
-      expect([...(await sandbox.files.readBytes(`${top}/b.bin`, { range: 'bytes=1-3' }))]).toEqual([
-        1, 2, 255,
-      ]),
+      expect([...(await files().readBytes(`${top}/b.bin`, { range: 'bytes=1-3' }))]).toEqual([1, 2, 255]),
     readBytesStream: async () => {
       const chunks: Uint8Array[] = [];
-      for await (const chunk of sandbox.files.readBytesStream(`${top}/b.bin`)) chunks.push(chunk);
+      for await (const chunk of files().readBytesStream(`${top}/b.bin`)) chunks.push(chunk);
       expect([...Buffer.concat(chunks)]).toEqual([0, 1, 2, 255]);
     },
     getFileInfo: async () =>
-      expect((await sandbox.files.getFileInfo([`${top}/a.txt`]))[`${top}/a.txt`]).toMatchObject({
+      expect((await files().getFileInfo([`${top}/a.txt`]))[`${top}/a.txt`]).toMatchObject({
         size: 10,
         mode: 644,
       }),
     search: async () =>
-      expect((await sandbox.files.search({ path: top, pattern: '*.txt' })).map((it) => it.path)).toEqual([
+      expect((await files().search({ path: top, pattern: '*.txt' })).map((it) => it.path)).toEqual([
         `${top}/a.txt`,
       ]),
     listDirectory: async () =>
-      expect((await sandbox.files.listDirectory({ path: top })).map((it) => it.path).sort()).toEqual([
+      expect((await files().listDirectory({ path: top })).map((it) => it.path).sort()).toEqual([
         `${top}/a.txt`,
         `${top}/b.bin`,
         `${top}/deep`,
       ]),
     setPermissions: async () => {
-      await sandbox.files.setPermissions([{ path: `${top}/a.txt`, mode: 600, owner: 'root', group: 'root' }]);
-      expect((await sandbox.files.getFileInfo([`${top}/a.txt`]))[`${top}/a.txt`]).toMatchObject({
+      await files().setPermissions([{ path: `${top}/a.txt`, mode: 600, owner: 'root', group: 'root' }]);
+      expect((await files().getFileInfo([`${top}/a.txt`]))[`${top}/a.txt`]).toMatchObject({
         mode: 600,
       });
     },
     replaceContents: async () => {
-      await sandbox.files.replaceContents([{ path: `${top}/a.txt`, oldContent: 'eins', newContent: 'uno' }]);
-      expect(await sandbox.files.readFile(`${top}/a.txt`)).toBe('uno\nzwei\n');
+      await files().replaceContents([{ path: `${top}/a.txt`, oldContent: 'eins', newContent: 'uno' }]);
+      expect(await files().readFile(`${top}/a.txt`)).toBe('uno\nzwei\n');
     },
     replaceContentsDetailed: async () =>
       expect(
-        await sandbox.files.replaceContentsDetailed([
+        await files().replaceContentsDetailed([
           { path: `${top}/a.txt`, oldContent: 'zwei', newContent: 'due' },
         ]),
       ).toEqual([{ path: `${top}/a.txt`, replacedCount: 1 }]),
     moveFiles: async () => {
-      await sandbox.files.moveFiles([{ src: `${top}/a.txt`, dest: `${top}/deep/c.txt` }]);
-      expect(await sandbox.files.readFile(`${top}/deep/c.txt`)).toBe('uno\ndue\n');
+      await files().moveFiles([{ src: `${top}/a.txt`, dest: `${top}/deep/c.txt` }]);
+      expect(await files().readFile(`${top}/deep/c.txt`)).toBe('uno\ndue\n');
     },
     deleteFiles: async () => {
-      await sandbox.files.deleteFiles([`${top}/b.bin`]);
-      await expect(sandbox.files.readFile(`${top}/b.bin`)).rejects.toMatchObject({ statusCode: 404 });
+      await files().deleteFiles([`${top}/b.bin`]);
+      await expect(files().readFile(`${top}/b.bin`)).rejects.toMatchObject({ statusCode: 404 });
     },
     deleteDirectories: async () => {
-      await sandbox.files.deleteDirectories([`${top}/deep`]);
-      expect(await sandbox.files.listDirectory({ path: top })).toEqual([]);
+      await files().deleteDirectories([`${top}/deep`]);
+      expect(await files().listDirectory({ path: top })).toEqual([]);
     },
   });
+  all<SandboxFiles>(
+    'files',
+    filesOf(() => sandbox.files, '/tmp/methods'),
+  );
 
   const name = 'token';
   all<CredentialVault>('credentialVault', {
@@ -400,25 +403,55 @@ describe.each(runtimes)('%s', (runtime) => {
     },
   });
 
-  /** There are none here, and the client is told so in the way that it expects. */
+  // Docker's sandboxes cannot be given them, and the client is told so in the way that it expects.
   const refused = { message: expect.stringContaining('503') };
-  const workspace = { path: '/tmp' };
+  const isolating = runtime === 'bubblewrap';
+  const workspace = { path: '/home/box' };
+  let isolated: IsolationSession;
   all<IsolationService>('isolation', {
     capabilities: async () =>
-      expect(await sandbox.isolation.capabilities()).toMatchObject({
-        available: false,
-        message: expect.stringMatching(/./),
-      }),
-    create: async () => await expect(sandbox.isolation.create({ workspace })).rejects.toMatchObject(refused),
-    list: async () => expect(await sandbox.isolation.list()).toEqual([]),
-    attach: async () => await expect(sandbox.isolation.attach('none')).rejects.toMatchObject(refused),
-    runOnce: async () =>
-      await expect(sandbox.isolation.runOnce('true', '/tmp')).rejects.toMatchObject(refused),
-    withSession: async () =>
-      await expect(
-        sandbox.isolation.withSession({ workspace }, (it) => it.run('true')),
-      ).rejects.toMatchObject(refused),
+      expect(await sandbox.isolation.capabilities()).toMatchObject(
+        isolating ? { available: true } : { available: false, message: expect.stringMatching(/./) },
+      ),
+    create: async () => {
+      const made = sandbox.isolation.create({ workspace: { ...workspace, mode: 'rw' } });
+      if (isolating) isolated = await made;
+      else await expect(made).rejects.toMatchObject(refused);
+    },
+    list: async () =>
+      expect(await sandbox.isolation.list()).toMatchObject(
+        isolating ? [{ session_id: isolated.sessionId, status: 'active' }] : [],
+      ),
+    attach: async () => {
+      const attached = sandbox.isolation.attach(isolating ? isolated.sessionId : 'none');
+      if (isolating) expect((await attached).info).toMatchObject(isolated.info);
+      else await expect(attached).rejects.toMatchObject(refused);
+    },
+    runOnce: async () => {
+      const ran = sandbox.isolation.runOnce('echo once', workspace.path);
+      if (isolating) expect(said(await ran)).toBe('once');
+      else await expect(ran).rejects.toMatchObject(refused);
+    },
+    withSession: async () => {
+      const ran = sandbox.isolation.withSession({ workspace }, (it) => it.run('echo within'));
+      if (isolating) expect(said(await ran)).toBe('within');
+      else await expect(ran).rejects.toMatchObject(refused);
+    },
   });
+  if (isolating) {
+    all<Omit<IsolationSession, 'delete'>>('of an isolated session', {
+      run: async () => expect(said(await isolated.run('pwd; echo $$'))).toBe('/home/box\n1'),
+      get: async () => expect(await isolated.get()).toMatchObject({ status: 'active', profile: 'strict' }),
+    });
+    all<SandboxFiles>(
+      'files of an isolated session',
+      filesOf(() => isolated.files, '/home/box'),
+    );
+    test('the end of an isolated session', async () => {
+      await isolated.delete();
+      await expect(isolated.get()).rejects.toThrow(/404.*SESSION_NOT_FOUND/);
+    });
+  }
 
   describe('what the client has no methods for', () => {
     const execd = async (method: string, path: string, body?: unknown) => {

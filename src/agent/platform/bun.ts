@@ -50,6 +50,14 @@ export class BunPlatform implements Platform {
     return this.#c.as({ ...user, groups: user.groups ?? [user.gid] }, run);
   }
 
+  openBelow(root: number, path: Uint8Array, flags: number): number {
+    return this.#c.openBelow(root, path, flags);
+  }
+
+  keepRights(): void {
+    this.#c.keepRights();
+  }
+
   reapOrphans(): void {
     this.#c.becomeSubreaper();
     process.on('SIGCHLD', () => this.#reapSoon());

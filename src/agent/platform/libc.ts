@@ -1,5 +1,5 @@
 // The few calls of the C library that Bun has no API for. Loading them costs about 80 KiB and half a millisecond.
-import { dlopen } from 'bun:ffi';
+import { dlopen, ptr, read } from 'bun:ffi';
 import { systemError } from './platform.ts';
 
 const closeOnExec = 0o2000000;
@@ -10,6 +10,15 @@ const numbers = {
   x64: { setgroups: 116, setresuid: 117, setresgid: 119 },
   arm64: { setgroups: 159, setresuid: 147, setresgid: 149 },
 } as const;
+
+/** One number on all architectures. */
+const openAt2 = 437;
+const resolveInRoot = 0x10n;
+const resolveNoMagicLinks = 0x02n;
+const openErrors: Partial<Record<number, string>> = {
+  ...{ 1: 'EPERM', 2: 'ENOENT', 11: 'EAGAIN', 13: 'EACCES', 20: 'ENOTDIR', 22: 'EINVAL', 23: 'ENFILE' },
+  ...{ 24: 'EMFILE', 36: 'ENAMETOOLONG', 38: 'ENOSYS', 40: 'ELOOP' },
+};
 
 const unchanged = 0xffff_ffff;
 
@@ -26,6 +35,7 @@ export class LibC {
     waitid: { args: ['i32', 'i32', 'ptr', 'i32'], returns: 'i32' },
     waitpid: { args: ['i32', 'ptr', 'i32'], returns: 'i32' },
     syscall: { args: ['i64', 'i64', 'i64', 'i64', 'i64'], returns: 'i32' },
+    __errno_location: { args: [], returns: 'ptr' },
   }).symbols;
   // The same entry point with memory as the second argument.
   readonly #withMemory = dlopen('libc.so.6', {
@@ -79,6 +89,16 @@ export class LibC {
     return fd;
   }
 
+  openBelow(root: number, path: Uint8Array, flags: number): number {
+    const name = new Uint8Array(path.length + 1);
+    name.set(path);
+    const how = new BigUint64Array([BigInt(flags | closeOnExec), 0n, resolveInRoot | resolveNoMagicLinks]);
+    const fd = this.#c.syscall(openAt2, root, ptr(name), ptr(how), how.byteLength);
+    if (fd >= 0) return fd;
+    const number = read.i32(this.#c.__errno_location(), 0);
+    throw systemError(openErrors[number] ?? 'EIO', `open ${Buffer.from(path)}`);
+  }
+
   /** The number of the terminal whose controlling end this is. */
   terminalNumber(fd: number): number | undefined {
     return this.#c.ioctl(fd, 0x8004_5430, this.#two) === 0 ? this.#two[0] : undefined;
@@ -95,6 +115,11 @@ export class LibC {
     if (peer < 0) return;
     this.#ioctl(peer, 0x540a, on ? 1 : 0);
     this.#c.close(peer);
+  }
+
+  /** What this process may do is not handed on to programs of other users: root's get it back by being root's. */
+  keepRights(): void {
+    this.#c.prctl(ambientSet, clearAmbient, 0, 0, 0);
   }
 
   becomeSubreaper(): void {
@@ -150,5 +175,7 @@ export class LibC {
   }
 }
 
+const ambientSet = 47;
+const clearAmbient = 4;
 const setFlags = 4;
 const noSignal = 0x4000;

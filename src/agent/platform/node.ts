@@ -50,6 +50,12 @@ export class NodePlatform implements Platform {
     throw systemError('EPERM', 'become another user');
   }
 
+  openBelow(): number {
+    throw systemError('ENOSYS', 'open a path below a folder');
+  }
+
+  keepRights(): void {}
+
   reapOrphans(): void {}
 
   relax(): void {}

@@ -73,6 +73,10 @@ export interface Platform {
   openDirect(path: string, first: Uint8Array): DirectSocket;
   /** Runs with the rights of another user where the agent may; used for what only the owner of a process may do. */
   as<T>(user: { uid: number; gid: number }, run: () => T): T;
+  /** Opens a path below a folder that is held, as if that were the root: links and `..` do not lead out of it. Throws an error with a `code` such as ENOENT. */
+  openBelow(root: number, path: Uint8Array, flags: number): number;
+  /** Programs of other users than its own get none of the agent's rights, however it was given those. */
+  keepRights(): void;
   /** Takes over the children of dead processes and buries the dead, from now on. */
   reapOrphans(): void;
   /** Much memory may have become free. */

@@ -273,5 +273,9 @@ test('metrics are shares of what the sandbox may use', async () => {
     expect(JSON.parse(Buffer.from(chunk).toString())).toHaveProperty('cpu_used_pct');
     break;
   }
-  expect((await api.execd('GET', '/v1/isolated/capabilities')).json.available).toBe(false);
+  const isolation = await api.execd('GET', '/v1/isolated/capabilities');
+  expect(isolation.json).toMatchObject({
+    available: false,
+    message: expect.stringContaining('bootstrap.execd.isolation'),
+  });
 });

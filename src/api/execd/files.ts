@@ -1,6 +1,7 @@
 // execd's files and directories, but for their content, which is in transfer.ts.
 import type { FileInfo } from '../../contract/execd.ts';
 import type { FileEntry } from '../../contract/guest.ts';
+import type { GuestFiles } from '../../guest/guest.ts';
 import { Failure } from '../../lib/failure.ts';
 import type { Exchange } from '../exchange.ts';
 import type { ApiOptions, Handlers } from '../handlers.ts';
@@ -18,15 +19,23 @@ type FileHandlers = Handlers<
   | 'deleteDirectories'
 >;
 
-export function fileHandlers({ service }: ApiOptions): FileHandlers {
-  /** The guest, and its reading of a path. */
-  const enter = ({ sandboxId, exchange }: { sandboxId: string; exchange: Exchange }) => {
+/** Whose files a request is about, and what its paths mean there. */
+export type EnterFiles = (call: {
+  sandboxId: string;
+  params: Record<string, string>;
+  exchange: Exchange;
+}) => { guest: GuestFiles; signal: AbortSignal; absolute: (path: string) => Promise<string> };
+
+export const enterSandbox =
+  ({ service }: ApiOptions): EnterFiles =>
+  ({ sandboxId, exchange: { request, signal } }) => {
     const guest = service.guest(sandboxId);
     const inside = { guest, environment: service.executions(sandboxId).environment() };
-    const { request, signal } = exchange;
     const reading = readingOf(request);
-    return { guest, signal, absolute: (path: string) => reading(path, inside, signal) };
+    return { guest, signal, absolute: (path) => reading(path, inside, signal) };
   };
+
+export function fileHandlers(enter: EnterFiles): FileHandlers {
   return {
     filesInfo: async (call) => {
       const { guest, signal, absolute } = enter(call);

@@ -7,30 +7,29 @@ import { Failure } from '../../lib/failure.ts';
 import { type Answer, checked } from '../exchange.ts';
 import type { ApiOptions, Handlers } from '../handlers.ts';
 import { Refusal } from '../refusal.ts';
-import { ownershipOf } from './files.ts';
+import { type EnterFiles, ownershipOf } from './files.ts';
 import { boundaryOf, type Part, readParts } from './multipart.ts';
-import { expandHome, readingOf } from './paths.ts';
+import { expandHome } from './paths.ts';
 
 const metadataBytesMax = 64 * 1024;
 
+type ContentHandlers = Handlers<'uploadFiles' | 'downloadFile'>;
 type TransferHandlers = Handlers<
-  | ('uploadFiles' | 'downloadFile' | 'packArchive' | 'unpackArchive')
-  | ('uploadState' | 'continueUpload' | 'dropUpload')
+  'packArchive' | 'unpackArchive' | 'uploadState' | 'continueUpload' | 'dropUpload'
 >;
 
-export function transferHandlers({ service }: ApiOptions): TransferHandlers {
+export function contentHandlers(enter: EnterFiles): ContentHandlers {
   return {
-    uploadFiles: async ({ sandboxId, exchange }) => {
-      const guest = service.guest(sandboxId);
-      const environment = service.executions(sandboxId).environment();
+    uploadFiles: async (call) => {
+      const { guest, absolute } = enter(call);
+      const { exchange } = call;
       const boundary = boundaryOf(exchange.request.headers['content-type']);
       let metadata: UploadMetadata | undefined;
       let files = 0;
       for await (const part of readParts(exchange.body(), boundary)) {
         if (part.name === 'metadata' && metadata === undefined) metadata = await metadataIn(part);
         else if (part.name === 'file' && metadata !== undefined) {
-          const reading = readingOf(exchange.request);
-          const path = await reading(metadata.path, { guest, environment }, exchange.signal);
+          const path = await absolute(metadata.path);
           const { sha256 } = metadata;
           const options = { ...ownershipOf(metadata), ...(sha256 ? { sha256 } : {}) };
           await guest.write(path, part.bytes, options, exchange.signal);
@@ -48,11 +47,10 @@ export function transferHandlers({ service }: ApiOptions): TransferHandlers {
       return { status: 200 };
     },
 
-    downloadFile: async ({ sandboxId, query, exchange }) => {
-      const guest = service.guest(sandboxId);
-      const environment = service.executions(sandboxId).environment();
-      const reading = readingOf(exchange.request);
-      const path = await reading(query.path, { guest, environment }, exchange.signal);
+    downloadFile: async (call) => {
+      const { guest, absolute } = enter(call);
+      const { query, exchange } = call;
+      const path = await absolute(query.path);
       const { range } = exchange.request.headers;
       const name = { 'Content-Disposition': dispositionOf(posix.basename(path)) };
       if (query.offset !== undefined || query.limit !== undefined) {
@@ -87,7 +85,11 @@ export function transferHandlers({ service }: ApiOptions): TransferHandlers {
           });
       }
     },
+  };
+}
 
+export function transferHandlers({ service }: ApiOptions): TransferHandlers {
+  return {
     uploadState: async ({ sandboxId, params, query, exchange }) => {
       const guest = service.guest(sandboxId);
       const environment = service.executions(sandboxId).environment();

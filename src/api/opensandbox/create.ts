@@ -1,6 +1,7 @@
 // A create request of OpenSandbox as one of ours. What this build cannot do is refused here by name; nothing is read past.
 import {
   idlePauseExtension,
+  isolationExtension,
   renewExtension,
   runtimeExtension,
   transparentExtension,
@@ -104,8 +105,14 @@ function refuseExtensions(extensions: Record<string, string>): void {
       'invalid',
       `extensions[${JSON.stringify(transparentExtension)}]: must be true or false`,
     );
+  const isolation = extensions[isolationExtension];
+  if (isolation !== undefined && isolation !== 'enable' && isolation !== 'disable')
+    throw new Failure(
+      'invalid',
+      `extensions[${JSON.stringify(isolationExtension)}]: must be enable or disable`,
+    );
   for (const key of Object.keys(extensions)) {
-    if (key.startsWith('bootstrap.'))
+    if (key.startsWith('bootstrap.') && key !== isolationExtension)
       throw new Failure(
         'unsupported',
         `extensions[${JSON.stringify(key)}]: is not supported by this version`,

@@ -182,7 +182,8 @@ test.each([
     ],
   ),
   ['a pause in the past', { extensions: { 'glovebox.idle.pause.seconds': '-1' } }, 400, 'or 0 for never'],
-  ['a start of the inside', { extensions: { 'bootstrap.execd.isolation': 'enable' } }, 501, 'bootstrap'],
+  ['a start of the inside', { extensions: { 'bootstrap.execd.other': 'enable' } }, 501, 'bootstrap'],
+  ['half an isolation', { extensions: { 'bootstrap.execd.isolation': 'half' } }, 400, 'isolation'],
   ['an unknown extension of ours', { extensions: { 'glovebox.rntime': 'x' } }, 400, 'glovebox.rntime'],
   ['an extension that is a number', { extensions: { a: 1 } }, 400, 'extensions.a'],
   [

@@ -1,8 +1,14 @@
 # A shell that lives from run to run: `bash --noprofile --norc -c THIS`, with its runs on stdin; ../frames.ts tells what it says of them.
 # On stdin each field ends with NUL: once the mark and what an earlier shell left; then for each run its id, a folder or nothing, and the lines.
-exec {__glovebox_in}<&0 {__glovebox_out}>&1 </dev/null 2>&1
-IFS= builtin read -r -d '' -u "$__glovebox_in" __glovebox_mark || exit 125
-IFS= builtin read -r -d '' -u "$__glovebox_in" __glovebox_lines || exit 125
+# Arguments, of which there may be none: the seconds without a run after which it ends (0: never); `stay`, when a shell that code ends is to be followed by
+# another one in the same process; and what that has left the mark and the rest in.
+__glovebox_idle=${1:-0} __glovebox_stay=${2-} __glovebox_first=${3-0}
+builtin set --
+exec {__glovebox_in}<&0 {__glovebox_out}>&1
+IFS= builtin read -r -d '' -u "$__glovebox_first" __glovebox_mark || exit 125
+IFS= builtin read -r -d '' -u "$__glovebox_first" __glovebox_lines || exit 125
+[[ $__glovebox_first == 0 ]] || exec {__glovebox_first}<&-
+exec </dev/null 2>&1
 shopt -s expand_aliases
 __glovebox_flags= __glovebox_running=0
 eval "$__glovebox_lines" 2>/dev/null
@@ -45,8 +51,21 @@ __glovebox_pause() {
   builtin set +euxv
 }
 
+# Lines that a run has left to be run behind it.
+__glovebox_restore() {
+  [[ -z ${__glovebox_after-} ]] || builtin eval "$__glovebox_after"
+  __glovebox_after=
+}
+
 __glovebox_bye() {
-  { __glovebox_status=$? __glovebox_running=0; __glovebox_pause; IFS=$' \t\n'; } 2>/dev/null
+  { __glovebox_status=$? __glovebox_was=$__glovebox_running __glovebox_running=0; __glovebox_pause; IFS=$' \t\n'; __glovebox_restore; } 2>/dev/null
+  if [[ -n $__glovebox_stay && $__glovebox_was == 1 ]]; then
+    __glovebox_lines=$(__glovebox_state 2>/dev/null)
+    exec {__glovebox_first}< <(builtin printf '%s\0%s\0' "$__glovebox_mark" "$__glovebox_lines")
+    exec <&"$__glovebox_in" >&"$__glovebox_out" {__glovebox_in}<&- {__glovebox_out}>&-
+    builtin printf '\0%s{"end":"%s","code":%s}\0' "$__glovebox_mark" "$__glovebox_run" "$__glovebox_status"
+    exec "$BASH" --noprofile --norc -c "$BASH_EXECUTION_STRING" bash "$__glovebox_idle" stay "$__glovebox_first"
+  fi
   __glovebox_tell "=$(__glovebox_state 2>/dev/null)"
   builtin exit "$__glovebox_status"
 }
@@ -55,7 +74,8 @@ trap __glovebox_bye EXIT
 trap 'case $__glovebox_running${#FUNCNAME[@]} in 10) return 130 ;; 1*) exit 130 ;; esac' INT
 
 __glovebox_tell '{"ready":true}'
-while IFS= builtin read -r -d '' -u "$__glovebox_in" __glovebox_run &&
+[[ $__glovebox_idle == 0 ]] && __glovebox_wait=() || __glovebox_wait=(-t "$__glovebox_idle")
+while IFS= builtin read -r -d '' "${__glovebox_wait[@]}" -u "$__glovebox_in" __glovebox_run &&
   IFS= builtin read -r -d '' -u "$__glovebox_in" __glovebox_folder &&
   IFS= builtin read -r -d '' -u "$__glovebox_in" __glovebox_lines; do
   __glovebox_tell "{\"begin\":\"$__glovebox_run\"}"
@@ -65,7 +85,7 @@ while IFS= builtin read -r -d '' -u "$__glovebox_in" __glovebox_run &&
     [[ -z $__glovebox_flags ]] || __glovebox_lines="set -$__glovebox_flags;$__glovebox_lines"
     __glovebox_running=1
     . /dev/fd/9 9<<<"$__glovebox_lines" {__glovebox_in}<&-
-    { __glovebox_status=$? __glovebox_running=0; __glovebox_pause; } 2>/dev/null
+    { __glovebox_status=$? __glovebox_running=0; __glovebox_pause; __glovebox_restore; } 2>/dev/null
   fi
   __glovebox_tell "{\"end\":\"$__glovebox_run\",\"code\":$__glovebox_status}"
 done

@@ -76,6 +76,7 @@ const idPattern = /^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$/;
 
 export class BubblewrapRuntime implements Runtime {
   readonly name = 'bubblewrap';
+  readonly nests = true;
   readonly images?: RuntimeImages;
   readonly hostRoot: { uid: number; gid: number };
   readonly #options: BubblewrapOptions;
@@ -85,7 +86,7 @@ export class BubblewrapRuntime implements Runtime {
   readonly #launcherOptions: LauncherOptions;
   readonly #launchers: LauncherPool;
   readonly #watch = new ProcessWatch();
-  #filter: Uint8Array | undefined;
+  readonly #filters = new Map<boolean, Uint8Array>();
   /** What the last machine got; before the first, what the next may hope for. */
   #network: NetworkWalls;
   readonly #machines = new Map<string, Machine>();
@@ -255,7 +256,10 @@ export class BubblewrapRuntime implements Runtime {
         image,
         disk: keeps ? disk : undefined,
         before,
-        launcher: () => this.#launchers.take({ hostPaths: spec.mounts.length > 0 }),
+        launcher: () =>
+          spec.nested
+            ? new Launcher({ ...this.#launcherOptions, nested: true })
+            : this.#launchers.take({ hostPaths: spec.mounts.length > 0 }),
         layout: {
           lower: disk.lower,
           shared: wanted.shared,
@@ -263,6 +267,7 @@ export class BubblewrapRuntime implements Runtime {
           runFolder: spec.runFolder,
           mounts: mountsPossible(this.#idBase).hidden ? spec.mounts : withoutExact(spec.mounts),
           user: spec.user ?? image.user ?? '',
+          ...(spec.nested ? { nested: true } : {}),
         },
       },
       signal,
@@ -287,7 +292,7 @@ export class BubblewrapRuntime implements Runtime {
       const { helper } = await layOut({
         ...wanted.layout,
         cgroupViews: this.#cgroups?.of(id).views ?? [],
-        filter: this.#systemCallFilter(),
+        filter: this.#systemCallFilter(wanted.layout.nested ?? false),
         stateFolder,
         diskInMemory: limits.diskBytes !== undefined,
         again: before !== undefined,
@@ -362,14 +367,15 @@ export class BubblewrapRuntime implements Runtime {
     return { paths, shared: [], image: root.image, onHost: false, ...parent };
   }
 
-  #systemCallFilter(): Uint8Array {
+  #systemCallFilter(nested: boolean): Uint8Array {
     const arch = seccompArch();
     if (arch === undefined)
       throw new Failure('unsupported', `start the walls: no system call filter for ${process.arch}`, {
         hint: 'Use the docker runtime on this machine.',
       });
-    this.#filter ??= seccompBpf(arch);
-    return this.#filter;
+    const filter = this.#filters.get(nested) ?? seccompBpf(arch, { nested });
+    this.#filters.set(nested, filter);
+    return filter;
   }
 
   /** What is asked for and what the defaults add. Refuses what this host cannot hold. */
@@ -504,7 +510,7 @@ interface Start {
   /** What was on record when it is started again. */
   before: MachineRecord | undefined;
   launcher: () => Launcher;
-  layout: Pick<MachineLayout, 'lower' | 'shared' | 'agent' | 'runFolder' | 'mounts' | 'user'>;
+  layout: Pick<MachineLayout, 'lower' | 'shared' | 'agent' | 'runFolder' | 'mounts' | 'user' | 'nested'>;
 }
 
 function makeStateFolder(id: string, stateFolder: string): void {

@@ -28,6 +28,8 @@ export const hostEnvironment = { PATH: '/usr/sbin:/usr/bin:/sbin:/bin', LC_ALL: 
 /** Ids of the guest that exist on the host when the daemon is root. */
 const idCount = 65_536;
 const openFilesMax = 65_536;
+/** Of a nested guest at one time; each session takes two at most. */
+const namespacesMax = 1_024;
 const launchDeadlineMs = 30_000;
 const complaintBytesMax = 4_096;
 /** A guest that writes more than this to its first process's stderr finds it closed. */
@@ -50,6 +52,8 @@ export interface LauncherOptions {
   ip: string;
   /** The first process of every guest. */
   command: readonly string[];
+  /** The guest may make namespaces. */
+  nested?: boolean;
 }
 
 export interface LaunchPlan {
@@ -85,7 +89,7 @@ export class Launcher {
     const args = [
       // `slave`: what the host unmounts later is not kept busy by every machine that was there.
       ...[...(options.idBase === undefined ? asUser : []), '--mount', '--propagation', 'slave', '--net'],
-      ...(options.idBase === undefined ? boundSet : []),
+      ...(options.idBase === undefined ? boundSet(options) : []),
       ...['sh', '-c', chainScript(options), 'glovebox', ...options.command],
     ];
     // A session of its own: the machine outlives the daemon and gets none of its terminal's signals.
@@ -200,8 +204,8 @@ function chainScript(options: LauncherOptions): string {
   const walls = [
     'echo "$network"',
     'read -r steps && eval "$steps" || exit 84',
-    // A guest cannot make user namespaces, with which so many holes of the kernel begin.
-    'echo 0 >/proc/sys/user/max_user_namespaces || exit 85',
+    // A guest cannot make user namespaces, with which so many holes of the kernel begin, unless that was asked for.
+    `echo ${options.nested ? namespacesMax : 0} >/proc/sys/user/max_user_namespaces || exit 85`,
     'ulimit -c 0',
     `ulimit -n ${openFilesMax} 2>/dev/null`,
     // What could not be prepared is made by bubblewrap: a network with nothing but its loopback.
@@ -210,17 +214,17 @@ function chainScript(options: LauncherOptions): string {
   ].join('\n');
   if (options.idBase === undefined) return `${capture(options.ip)}\n${helper}\n${walls}`;
   const drop = `setpriv --reuid ${options.idBase} --regid ${options.idBase} --clear-groups`;
-  return `${capture(options.ip)}\n${helper}\nexec ${drop} unshare --user --keep-caps ${boundSet.join(' ')} sh -c ${quoted(walls)} glovebox "$@"`;
+  return `${capture(options.ip)}\n${helper}\nexec ${drop} unshare --user --keep-caps ${boundSet(options).join(' ')} sh -c ${quoted(walls)} glovebox "$@"`;
 }
 
 /**
  * Nothing inside can ever get a capability back that is not in the bounding set. bubblewrap itself leaves that set alone and needs more than is in it,
  * which it inherits (`--keep-caps`) and gives up at the end.
  */
-const boundSet = [
+const boundSet = ({ nested = false }: LauncherOptions) => [
   'setpriv',
   '--bounding-set',
-  ['-all', ...guestCapabilities.map((it) => it.replace('CAP_', '+').toLowerCase())].join(','),
+  ['-all', ...guestCapabilities({ nested }).map((it) => it.replace('CAP_', '+').toLowerCase())].join(','),
 ];
 
 /** One line for the helper's shell. */

@@ -15,7 +15,7 @@ import { placeInside } from './rootfs.ts';
  * What the guest's root may do inside its own walls: be a normal root over its own files, processes and users. Left out: mounts, networks, raw
  * packets, devices, tracing, and everything else that mostly serves to attack the kernel.
  */
-export const guestCapabilities = [
+const ordinaryCapabilities = [
   'CAP_CHOWN',
   'CAP_DAC_OVERRIDE',
   'CAP_FOWNER',
@@ -26,6 +26,10 @@ export const guestCapabilities = [
   'CAP_SETUID',
   'CAP_SYS_CHROOT',
 ] as const;
+
+/** `nested`: who makes a user namespace with its own root in it has to have the right to give files capabilities, which then count in there. */
+export const guestCapabilities = ({ nested }: { nested: boolean }): readonly string[] =>
+  nested ? [...ordinaryCapabilities, 'CAP_SETFCAP'] : ordinaryCapabilities;
 
 /** Chromium and PostgreSQL want more than the 64 MiB that container engines give. Counts against the memory limit when used. */
 const sharedMemoryBytes = 256 * 1024 * 1024;
@@ -50,6 +54,7 @@ export interface MachineLayout {
   user?: string;
   /** The writable layer is in memory. */
   diskInMemory: boolean;
+  nested?: boolean;
   /** The state folder is that of a machine that ran before: its writable layer is kept. */
   again?: boolean;
   idBase: number | undefined;
@@ -116,8 +121,10 @@ function bwrapOptions(layout: MachineLayout, guestMounts: readonly string[]): st
     ...['--as-pid-1', '--new-session', '--hostname', guestHostName],
     ...['--bind', '/tmp/root', '/'],
     ...layout.shared.flatMap((path) => ['--ro-bind', path, path]),
-    // The host's settings are read-only even where a guest's root would own a namespace's part of them.
-    ...['--proc', '/proc', '--ro-bind', '/proc/sys', '/proc/sys'],
+    ...['--proc', '/proc'],
+    // The host's settings are read-only even where a guest's root would own a namespace's part of them. The kernel lets nobody mount a /proc of their own
+    // where a part of the old one is covered, so that nested guests have but what the kernel refuses them anyway: settings that are not their namespaces'.
+    ...(layout.nested ? [] : ['--ro-bind', '/proc/sys', '/proc/sys']),
     ...layout.cgroupViews.flatMap(({ hostPath, guestPath }) => ['--ro-bind', hostPath, guestPath]),
     ...['--dev', '/dev', '--perms', '1777', '--size', String(sharedMemoryBytes), '--tmpfs', '/dev/shm'],
     // What is written into /dev itself would be memory without a bound.
@@ -126,7 +133,11 @@ function bwrapOptions(layout: MachineLayout, guestMounts: readonly string[]): st
     ...guestMounts,
     ...['--chdir', '/', '--clearenv'],
     ...Object.entries(layout.agent.environment).flatMap(([name, value]) => ['--setenv', name, value]),
-    ...['--cap-drop', 'ALL', ...guestCapabilities.flatMap((it) => ['--cap-add', it])],
+    ...[
+      '--cap-drop',
+      'ALL',
+      ...guestCapabilities({ nested: layout.nested ?? false }).flatMap((it) => ['--cap-add', it]),
+    ],
   ];
 }
 

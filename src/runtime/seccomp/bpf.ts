@@ -34,14 +34,14 @@ const missing = fail(errnoMissing);
 const killProcess = answer(0x8000_0000);
 
 /** The filter for one architecture. Calls of any other kill the process: their numbers mean other calls. */
-export function seccompBpf(arch: SeccompArch): Buffer {
+export function seccompBpf(arch: SeccompArch, options: { nested?: boolean } = {}): Buffer {
   const program = [
     load(archOffset),
     ifEqual(auditArch[arch], 1, 0),
     killProcess,
     load(numberOffset),
     ...(arch === 'x86_64' ? [ifAtLeast(x32Bit, 0, 1), missing] : []),
-    ...search(spans(arch)),
+    ...search(spans(arch, options)),
   ];
   const bytes = Buffer.alloc(program.length * 8);
   for (const [index, [code, jt, jf, k]] of program.entries()) {
@@ -59,13 +59,13 @@ interface Span {
   verdict: Verdict;
 }
 
-function spans(arch: SeccompArch): Span[] {
+function spans(arch: SeccompArch, options: { nested?: boolean }): Span[] {
   const result: Span[] = [];
   const add = (start: number, verdict: Verdict) => {
     if (result.at(-1)?.verdict !== verdict) result.push({ start, verdict });
   };
   let next = 0;
-  for (const { number, verdict } of syscallsOf(arch)) {
+  for (const { number, verdict } of syscallsOf(arch, options)) {
     if (number > next) add(next, 'missing');
     add(number, verdict);
     next = number + 1;

@@ -95,6 +95,20 @@ describe.each(seccompArchs)('the program for %s', (name) => {
     expect(most).toBeLessThan(32);
   });
 
+  test('lets guests that may make namespaces do that, and is the same otherwise', () => {
+    const nested = seccompBpf(name, { nested: true });
+    const opened: string[] = [];
+    for (const { name: call, number } of syscallsOf(name))
+      for (const first of interesting) {
+        const args = [first, first, 0n, 0n, 0n, 0n];
+        const [answer, before] = [nested, program].map((it) => interpret(it, { arch, number, args }).answer);
+        if (answer !== before) opened.push(`${call} ${before} ${answer}`);
+      }
+    expect([...new Set(opened)].sort()).toEqual(
+      ['clone', 'mount', 'pivot_root', 'umount2', 'unshare'].map((it) => `${it} EPERM allow`),
+    );
+  });
+
   test('answers ENOSYS to every number that is not in the table', () => {
     const known = new Set(syscallsOf(name).map((it) => it.number));
     for (const number of [...Array(2048).keys(), 0x3fff_ffff, 0x4000_0000, 0x4000_0001, 0xffff_ffff]) {

@@ -4,7 +4,7 @@ import { createHash, randomUUID } from 'node:crypto';
 import { Readable } from 'node:stream';
 import type { Clock } from '../../channel/clock.ts';
 import { type ExecExit, type ExecSummary, FileEntry } from '../../contract/guest.ts';
-import type { ExecSpec, Guest, GuestMetrics, GuestProcess, Output } from '../../guest/guest.ts';
+import type { ExecSpec, Guest, GuestFiles, GuestMetrics, GuestProcess, Output } from '../../guest/guest.ts';
 import { Failure } from '../../lib/failure.ts';
 import type { SanddConnection } from './connection.ts';
 import { digestLine, firstByteLine, limitedLine, lineOf, quoted, statLine, timeoutCodes } from './script.ts';
@@ -96,6 +96,10 @@ export class SanddGuest implements Guest {
       this.#running.delete(spec.execId);
       throw error;
     }
+  }
+
+  within(): GuestFiles {
+    throw this.#cannot('wall off sessions');
   }
 
   async execs(): Promise<ExecSummary[]> {
