@@ -5,7 +5,10 @@ import type { ProjectOfSandbox } from './sandbox.ts';
 export const volumeName = z
   .string()
   .max(63)
-  .regex(/^[a-z0-9]([-a-z0-9]*[a-z0-9])?$/, 'must be a DNS label: small letters, digits and -');
+  .regex(
+    /^[a-z0-9]([-a-z0-9]*[a-z0-9])?$/,
+    'must be a DNS label: small letters, digits and -, such as my-data',
+  );
 
 export const NewVolume = z.strictObject({ name: volumeName });
 

@@ -508,7 +508,9 @@ export class Sandboxes implements SandboxService, WarmSandboxes {
     const runtime = this.#options.runtimes.get(name);
     if (runtime === undefined) {
       const names = [...this.#options.runtimes.keys()].join(', ');
-      throw new Failure('invalid', `there is no runtime ${JSON.stringify(name)}; this daemon has ${names}`);
+      throw new Failure('invalid', `there is no runtime ${JSON.stringify(name)}; this daemon has ${names}`, {
+        hint: 'Choose one of these; `glovebox doctor` tells which can be used here.',
+      });
     }
     return runtime;
   }

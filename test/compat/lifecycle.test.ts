@@ -217,4 +217,20 @@ describe.each(runtimes)('%s', (runtime) => {
       error: { code: 'DOCKER::SANDBOX_START_FAILED' },
     });
   });
+
+  test('what a request names and is not there is told in the words that clients know', async () => {
+    const nothing = named('nothing', { pvc: { claimName: `${runtime}-nothing`, createIfNotExists: false } });
+    await expect(create([nothing])).rejects.toMatchObject({
+      ...{ statusCode: 404, error: { code: 'VOLUME::PVC_NOT_FOUND' } },
+    });
+    const body = { image: { uri: imageOf(runtime) }, resourceLimits: {}, entrypoint: ['true'] };
+    const extensions = { 'glovebox.runtime': 'qemu' };
+    const elsewhere = await api('POST', '/sandboxes', { ...body, extensions });
+    expect([elsewhere.status, elsewhere.json.message]).toEqual([400, expect.stringContaining('"qemu"')]);
+    expect(elsewhere.headers.get('Glovebox-Hint')).toMatch(/Choose one/);
+    if (runtime !== 'docker') return;
+    await expect(create([], { image: '127.0.0.1:1/none:1' })).rejects.toMatchObject({
+      error: { code: 'DOCKER::SANDBOX_IMAGE_PULL_FAILED' },
+    });
+  });
 });

@@ -14,7 +14,7 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { Sandbox, SandboxClient } from '../../sdk/src/index.ts';
+import { ConflictError, NotFoundError, Sandbox, SandboxClient } from '../../sdk/src/index.ts';
 import { endDaemonOf, expectNothingLeft, makeHome } from '../daemon.ts';
 import { runtimes } from '../runtimes.ts';
 
@@ -241,6 +241,52 @@ describe.skipIf(!runtimes.includes('bubblewrap'))('the command line on bubblewra
       },
       { code: 0, stdout: '1\n2\n3\n' },
     ]);
+  });
+
+  test('volumes, by the command line and the SDK', async () => {
+    const client = new SandboxClient({ home });
+    expect(await glovebox('volume', 'create', 'data')).toEqual({ code: 0, stdout: 'data\n', stderr: '' });
+    const taken = await glovebox('volume', 'create', 'data');
+    expect(taken).toMatchObject({
+      code: 1,
+      stdout: '',
+      stderr: expect.stringMatching(/data already.*another name/s),
+    });
+    const wrong = await glovebox('volume', 'create', 'No_Name');
+    expect(wrong).toMatchObject({ code: 2, stdout: '', stderr: expect.stringContaining('such as my-data') });
+    const unknown = await glovebox('volume', 'rm', '-f', 'nothing');
+    expect(unknown).toMatchObject({
+      code: 1,
+      stderr: expect.stringMatching(/nothing.*glovebox volume ls/s),
+    });
+    await expect(client.volumes.create('data')).rejects.toBeInstanceOf(ConflictError);
+    await expect(client.volumes.get('nothing')).rejects.toBeInstanceOf(NotFoundError);
+
+    await using sandbox = await client.create({
+      image: 'host',
+      volumes: [{ volume: 'data', path: '/data' }],
+    });
+    await sandbox.run('echo kept > /data/note');
+    const listed = JSON.parse((await glovebox('volume', 'ls', '--json')).stdout);
+    expect(listed).toMatchObject([{ name: 'data', sandboxes: [sandbox.id], removedWhenUnused: false }]);
+    expect(await client.volumes.list()).toMatchObject([{ name: 'data', sandboxes: [sandbox.id] }]);
+    expect(JSON.parse((await glovebox('volume', 'inspect', 'data')).stdout)).toEqual(listed);
+    const used = await glovebox('volume', 'rm', '-f', 'data');
+    expect(used).toMatchObject({
+      code: 1,
+      stdout: '',
+      stderr: expect.stringMatching(/mounted by.*Remove/s),
+    });
+    await expect(client.volumes.remove('data')).rejects.toBeInstanceOf(ConflictError);
+    await sandbox.kill();
+    await using next = await client.create({
+      image: 'host',
+      volumes: [{ volume: 'data', path: '/data', readOnly: true }],
+    });
+    expect((await next.run('cat /data/note; echo x > /data/note')).stdout).toBe('kept\n');
+    await next.kill();
+    expect(await glovebox('volume', 'rm', '-f', 'data')).toEqual({ code: 0, stdout: 'data\n', stderr: '' });
+    expect(await glovebox('volume', 'ls')).toMatchObject({ code: 0, stdout: '' });
   });
 
   test('the SDK: files and their failures', async () => {

@@ -1,7 +1,9 @@
 // An engine that is missing, dies in the middle or hangs: clear errors, nothing left, and no machine declared dead that is not.
 import { execFileSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
+import { once } from 'node:events';
 import { mkdirSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { createServer as createHttpServer, request as httpRequest, type IncomingMessage } from 'node:http';
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -285,6 +287,43 @@ describe.runIf(present)('a runtime whose engine breaks', () => {
     breaker.rule = () => 'pass';
     await breaker.start();
     for (const machine of await runtime.list(never)) await machine.remove(never);
+  });
+
+  test('a GPU is asked of an engine that says it has the means, and one without a GPU is told as that', async () => {
+    const asked: unknown[] = [];
+    const path = join(folder, 'gpu.sock');
+    const proxy = createHttpServer(async (request, response) => {
+      const { url = '', method, headers } = request;
+      const forward = httpRequest({ socketPath: enginePath, path: url, method, headers });
+      const body = Buffer.concat(await request.toArray());
+      if (url.includes('/containers/create')) asked.push(JSON.parse(String(body)).HostConfig.DeviceRequests);
+      forward.end(body);
+      const [answer] = (await once(forward, 'response')) as [IncomingMessage];
+      if (!url.endsWith('/info')) {
+        response.writeHead(answer.statusCode ?? 500, answer.headers);
+        return void answer.pipe(response);
+      }
+      const info = JSON.parse(Buffer.concat(await answer.toArray()).toString());
+      response.end(JSON.stringify({ ...info, Runtimes: { ...info.Runtimes, nvidia: {} } }));
+    });
+    await new Promise<void>((resolve) => proxy.listen(path, resolve));
+    try {
+      using equipped = runtimeWith({ host: `unix://${path}` });
+      for (const gpu of ['all', 2] as const)
+        expect(
+          await equipped.create({ ...specOf(), limits: { gpu } }, never).catch((it) => it),
+        ).toMatchObject({
+          ...{ code: 'unsupported', message: expect.stringMatching(/select device driver/) },
+          hint: expect.stringContaining('GPU'),
+        });
+      expect(asked).toEqual([
+        [{ Count: -1, Capabilities: [['gpu']] }],
+        [{ Count: 2, Capabilities: [['gpu']] }],
+      ]);
+    } finally {
+      proxy.closeAllConnections();
+      proxy.close();
+    }
   });
 
   test('machines outlive the loss of their engine, and ends that nobody told are found on return', async () => {
