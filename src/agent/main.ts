@@ -24,7 +24,7 @@ async function start(): Promise<void> {
   // Without walls the network is the host's, and serve.ts says so.
   const egress = boot.host ? undefined : new Egress({ boot, socketPath });
   const dialer = new Dialer({
-    connect: (signal) => connect({ unix: socketPath }, signal),
+    connect: (signal) => connect({ unix: socketPath }, signal, { gathers: true }),
     token: boot.token,
     clock: systemClock({ keepsProcessAlive: true }),
     backOff: localBackOff,

@@ -1,5 +1,6 @@
 // A Unix or TCP socket of Node.js as a carrier.
 import { connect, type NetConnectOpts, type Socket } from 'node:net';
+import { setImmediate } from 'node:timers';
 import { Failure } from '../lib/failure.ts';
 import type { Carrier } from './channel.ts';
 
@@ -40,10 +41,10 @@ export class SocketCarrier implements Carrier {
     const socket = this.#socket;
     if (!socket.writable) return false;
     if (!this.#corked) {
-      // Header and payload, and whatever else this turn sends, leave in one system call.
+      // Whatever all that has come at once leads to leaves in one system call. A tick or a microtask would be the end of one event's work only.
       this.#corked = true;
       socket.cork();
-      process.nextTick(this.#uncork);
+      setImmediate(this.#uncork);
     }
     socket.write(bytes);
     return socket.writableLength < queuedBytesMax;

@@ -2,6 +2,8 @@
 import type { Connection } from './platform.ts';
 
 const queuedBytesMax = 256 * 1024;
+/** Copying less than this together is cheaper than a system call more. */
+const joinedBytesMax = 64 * 1024;
 
 /** One that came to a listener of ours. */
 export interface Accepted extends Connection {
@@ -44,12 +46,14 @@ export function listen(
   return { close: () => listener.stop(false) };
 }
 
+/** `gathers`: whatever all that has come at once leads to is sent together, for connections that carry many others. */
 export function connect(
   to: { unix: string } | { hostname: string; port: number },
   signal: AbortSignal,
+  { gathers = false }: { gathers?: boolean } = {},
 ): Promise<Connection> {
   return new Promise((resolve, reject) => {
-    const connection = new BunConnection();
+    const connection = new BunConnection(gathers);
     const abort = () => {
       connection.close();
       reject(signal.reason);
@@ -99,6 +103,12 @@ class BunConnection implements Accepted {
   #ending: 'end' | 'close' | undefined;
   #over = false;
   #cause: Error | undefined;
+  readonly #gathers: boolean;
+  #gathering = false;
+
+  constructor(gathers = false) {
+    this.#gathers = gathers;
+  }
 
   opened(socket: BunApi.Socket): void {
     this.#socket = socket;
@@ -132,7 +142,14 @@ class BunConnection implements Accepted {
 
   send(bytes: Uint8Array): boolean {
     if (this.#over || this.#ending !== undefined) return false;
-    if (this.#queue.length > 0) {
+    if (this.#gathers && !this.#gathering) {
+      this.#gathering = true;
+      setImmediate(() => {
+        this.#gathering = false;
+        if (this.#queue.length > 0) this.flush();
+      });
+    }
+    if (this.#gathers || this.#queue.length > 0) {
       this.#queue.push(bytes);
       this.#queuedBytes += bytes.length;
     } else {
@@ -146,22 +163,48 @@ class BunConnection implements Accepted {
   }
 
   flush(): void {
-    while (this.#queue.length > 0) {
-      const bytes = this.#queue[0] as Uint8Array;
-      const written = Math.max(0, this.#socket?.write(bytes) ?? 0);
-      this.#queuedBytes -= written;
-      if (written < bytes.length) {
-        this.#queue[0] = bytes.subarray(written);
-        return;
-      }
-      this.#queue.shift();
-    }
+    if (!this.#write()) return;
     if (this.#ending === 'end') this.#socket?.shutdown();
     else if (this.#ending === 'close') this.#socket?.end();
     else if (this.#full) {
       this.#full = false;
       this.onDrain();
     }
+  }
+
+  /** As much as is taken. Whether that was all. */
+  #write(): boolean {
+    while (this.#queue.length > 0) {
+      this.#join();
+      const bytes = this.#queue[0] as Uint8Array;
+      const written = Math.max(0, this.#socket?.write(bytes) ?? 0);
+      this.#queuedBytes -= written;
+      if (written < bytes.length) {
+        this.#queue[0] = bytes.subarray(written);
+        return false;
+      }
+      this.#queue.shift();
+    }
+    return true;
+  }
+
+  /** Makes one piece of those in front. */
+  #join(): void {
+    let count = 0;
+    let length = 0;
+    for (const bytes of this.#queue) {
+      if (length + bytes.length > joinedBytesMax) break;
+      length += bytes.length;
+      count++;
+    }
+    if (count < 2) return;
+    const whole = new Uint8Array(length);
+    let at = 0;
+    for (const bytes of this.#queue.splice(0, count)) {
+      whole.set(bytes, at);
+      at += bytes.length;
+    }
+    this.#queue.unshift(whole);
   }
 
   end(): void {
@@ -173,6 +216,7 @@ class BunConnection implements Accepted {
   close(): void {
     if (this.#ending === 'close' || this.#over) return;
     this.#ending = 'close';
+    if (this.#gathering) this.#write();
     // What is queued behind a reader that does not read is not worth waiting for.
     if (this.#queue.length === 0) this.#socket?.end();
     else this.#socket?.terminate();
