@@ -122,7 +122,15 @@ const notKept = [
     'run/1/ca.crt',
     'state/1/disk',
   ],
-  ...['images/names/x.json', 'workspaces/1/0/file', 'logs/1/out', 'sandboxes/etc/hosts', 'bell/lock'],
+  ...[
+    'buckets/1/0/object',
+    'volumes/1/data/file',
+    'images/names/x.json',
+    'workspaces/1/0/file',
+    'logs/1/out',
+    'sandboxes/etc/hosts',
+    'bell/lock',
+  ],
   ...['before-restore-x/api-key', '.restore-abc/config.toml', 'api-key.12.new', 'templates/context-1/f'],
 ];
 

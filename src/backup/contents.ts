@@ -88,6 +88,9 @@ const ofDaemon = [
   'sandboxes',
 ];
 const ofSandboxes = [
+  // What lies in there while they are mounted is not even of this host.
+  'buckets',
+  'volumes',
   'run',
   'state',
   'logs',
