@@ -626,7 +626,7 @@ test('a rehearsal starts a shell, and no other request sees anything of it', asy
   writeFileSync(join(folder, 'bash'), `#!/bin/sh\necho "$*" >>${mark}; echo out; exit 3\n`, { mode: 0o755 });
   const before = await guest.execs();
   const env = { PATH: `${folder}:/usr/bin:/bin` };
-  for (let time = 0; time < 2; time++) await guest.rehearse(env);
+  await guest.rehearse({ env, times: 2 });
   expect(readFileSync(mark, 'utf8')).toBe('-c echo\n-c echo\n');
   expect(await guest.execs()).toEqual(before);
   expect((await failureIn(guest.attach('glovebox:rehearsal', 0))).code).toBe('not-found');

@@ -94,7 +94,7 @@ describe('in a hardened container', () => {
       expect.stringContaining('neither bash nor sh'),
     ]);
     // The bundle itself is all that can run here, also to get ready for commands.
-    await agent.guest.rehearse({});
+    await agent.guest.rehearse({ env: {}, times: 1 });
     const bundle = agentCommand().slice(0, 4);
     expect((await run(agent.guest, [...bundle, '--version'])).stdout).toMatch(/^\d+\.\d+\.\d+\n$/);
   });

@@ -105,6 +105,9 @@ export class Agent {
         return this.#execs.start(call, request);
       case 'rehearse':
         return this.#execs.rehearse(call, request);
+      case 'settle':
+        platform.collect();
+        return done(call);
       case 'attach':
         return this.#execs.attach(call, request);
       case 'signal':

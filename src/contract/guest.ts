@@ -68,6 +68,8 @@ export type GuestRequest =
    * No other request sees anything of it. `env` as of `exec`.
    */
   | { op: 'rehearse'; env: Record<string, string> }
+  /** Collects garbage now, so that no command that comes waits for it. */
+  | { op: 'settle' }
   /**
    * To the process group, or with `tree` to every process of the command, those that left its group included. `not-found` for an id that was never seen; an
    * `exec` with that id that comes later is refused (`canceled`).

@@ -45,6 +45,7 @@ const harmless = new Set<GuestRequest['op']>([
   'whose',
   'ping',
   'rehearse',
+  'settle',
   'dial',
   'upload',
 ]);
@@ -413,10 +414,16 @@ class ChannelGuest implements Guest {
     return { pid, command };
   }
 
-  async rehearse(env: Record<string, string>, signal?: AbortSignal): Promise<void> {
-    const conversation = this.#ask({ op: 'rehearse', env }, 'rehearse a command', signal);
-    const { output } = await this.#process('rehearsal', conversation, signal);
-    for await (const _ of output);
+  async rehearse(
+    { env, times }: { env: Record<string, string>; times: number },
+    signal?: AbortSignal,
+  ): Promise<void> {
+    for (let time = 0; time < times; time++) {
+      const conversation = this.#ask({ op: 'rehearse', env }, 'rehearse a command', signal);
+      const { output } = await this.#process('rehearsal', conversation, signal);
+      for await (const _ of output);
+    }
+    await this.#done({ op: 'settle' }, 'collect garbage', signal);
   }
 
   async ping(signal?: AbortSignal): Promise<void> {

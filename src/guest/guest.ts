@@ -183,9 +183,9 @@ export interface Guest {
   /** The process of the guest that has the connection from this local port. Rejects `not-found`. */
   whose(port: number, signal?: AbortSignal): Promise<{ pid: number; command: string }>;
   /**
-   * Lets the agent go the way of a command with one that does nothing, so that the first that somebody wants goes it faster; resolves when it has ended, however. Nothing
-   * inside or here remembers it. `env` as of `exec`.
+   * Lets the agent go the way of a command so many times, with one that does nothing, so that the first that somebody wants goes it faster; resolves when all have
+   * ended, however. Nothing inside or here remembers it. `env` as of `exec`.
    */
-  rehearse(env: Record<string, string>, signal?: AbortSignal): Promise<void>;
+  rehearse(options: { env: Record<string, string>; times: number }, signal?: AbortSignal): Promise<void>;
   ping(signal?: AbortSignal): Promise<void>;
 }

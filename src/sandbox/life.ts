@@ -374,7 +374,7 @@ export class Life {
     const env = { ...around, ...(PATH === undefined ? {} : { PATH }) };
     const all = AbortSignal.any([signal, AbortSignal.timeout(rehearsalMs)]);
     try {
-      for (let time = 0; time < rehearsals; time++) await guest.rehearse(env, all);
+      await guest.rehearse({ env, times: rehearsals }, all);
     } catch (error) {
       signal.throwIfAborted();
       this.#options.log.debug({ sandbox: this.info.id, error: String(error) }, 'a rehearsal failed');

@@ -64,6 +64,11 @@ export class BunPlatform implements Platform {
     this.#reapSoon();
   }
 
+  collect(): void {
+    // With `true` it would throw away compiled code, too.
+    Bun.gc(false);
+  }
+
   relax(): void {
     Bun.gc(true);
     Bun.shrink();

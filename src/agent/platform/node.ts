@@ -58,6 +58,8 @@ export class NodePlatform implements Platform {
 
   reapOrphans(): void {}
 
+  collect(): void {}
+
   relax(): void {}
 }
 

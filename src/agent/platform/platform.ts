@@ -79,6 +79,8 @@ export interface Platform {
   keepRights(): void;
   /** Takes over the children of dead processes and buries the dead, from now on. */
   reapOrphans(): void;
+  /** Collects garbage now, rather than when somebody waits. */
+  collect(): void;
   /** Much memory may have become free. */
   relax(): void;
 }
