@@ -172,34 +172,42 @@ describe.each(runtimes)('%s', (runtime) => {
   });
 });
 
-test('a bucket that does not answer any more holds up neither the next daemon nor the end of its sandbox', async () => {
-  const volumes = [{ name: 'v', mountPath: '/v', ossfs: ossfs() }];
-  const id = await create(daemon, requestOf(runtimes[0] as string, volumes));
-  server.silent = true;
-  await run(daemon, id, 'cat /v/hello.txt > /dev/null 2>&1 & echo x > /v/new & sleep 1');
-  await restartAfterKill();
-  await remove(daemon, id);
-  expect(shown()).toEqual([]);
-});
+test.skipIf(runtimes.length === 0)(
+  'a bucket that does not answer any more holds up neither the next daemon nor the end of its sandbox',
+  async () => {
+    const volumes = [{ name: 'v', mountPath: '/v', ossfs: ossfs() }];
+    const id = await create(daemon, requestOf(runtimes[0] as string, volumes));
+    server.silent = true;
+    await run(daemon, id, 'cat /v/hello.txt > /dev/null 2>&1 & echo x > /v/new & sleep 1');
+    await restartAfterKill();
+    await remove(daemon, id);
+    expect(shown()).toEqual([]);
+  },
+);
 
-test('what a daemon was mounting when it was killed, the next one takes away, wherever it mounts its own', async () => {
-  server.silent = true;
-  const runtime = runtimes[0] as string;
-  const volumes = [{ name: 'v', mountPath: '/v', ossfs: ossfs() }];
-  const creating = call(daemon, 'POST', '/v1/sandboxes', requestOf(runtime, volumes)).catch(() => undefined);
-  await vi.waitFor(() => expect(mounts()).toHaveLength(1));
-  const root = join(programs, 'elsewhere');
-  await restartAfterKill({ GLOVEBOX_STORAGE_OSSFS_MOUNT_ROOT: root });
-  await creating;
-  await vi.waitFor(() => expect(shown()).toEqual([]));
-  expect(readdirSync(join(daemon.home, 'buckets'))).toEqual([]);
+test.skipIf(runtimes.length === 0)(
+  'what a daemon was mounting when it was killed, the next one takes away, wherever it mounts its own',
+  async () => {
+    server.silent = true;
+    const runtime = runtimes[0] as string;
+    const volumes = [{ name: 'v', mountPath: '/v', ossfs: ossfs() }];
+    const creating = call(daemon, 'POST', '/v1/sandboxes', requestOf(runtime, volumes)).catch(
+      () => undefined,
+    );
+    await vi.waitFor(() => expect(mounts()).toHaveLength(1));
+    const root = join(programs, 'elsewhere');
+    await restartAfterKill({ GLOVEBOX_STORAGE_OSSFS_MOUNT_ROOT: root });
+    await creating;
+    await vi.waitFor(() => expect(shown()).toEqual([]));
+    expect(readdirSync(join(daemon.home, 'buckets'))).toEqual([]);
 
-  server.silent = false;
-  const id = await create(daemon, requestOf(runtime, volumes));
-  expect(mounts()).toEqual([expect.stringContaining(` ${root}/glovebox-`)]);
-  await remove(daemon, id);
-  expect(shown()).toEqual([]);
-});
+    server.silent = false;
+    const id = await create(daemon, requestOf(runtime, volumes));
+    expect(mounts()).toEqual([expect.stringContaining(` ${root}/glovebox-`)]);
+    await remove(daemon, id);
+    expect(shown()).toEqual([]);
+  },
+);
 
 test.each([
   ['a bucket with an option in its name', { bucket: 'data -o allow_root' }],
