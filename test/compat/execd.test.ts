@@ -120,7 +120,7 @@ describe.each(runtimes)('%s', (runtime) => {
     expect((await run(daemon, id, 'cat /srv/r/g')).stdout).toBe('x\n');
   });
 
-  test('there are no isolated sessions, a client is told so and why, and the reason is true', async () => {
+  test('without the wish for them there are no isolated sessions, a client is told so and why, and the reason is true', async () => {
     const connectionConfig = new ConnectionConfig({ domain: daemon.url, apiKey: daemon.apiKey });
     const sandbox = await Sandbox.connect({ sandboxId: id, connectionConfig });
     try {

@@ -68,15 +68,19 @@ export class IsolatedSessions {
     signal: AbortSignal,
   ): Promise<IsolatedSession> {
     const { service } = this.#options;
-    const { trouble } = await this.abilities(sandboxId, signal);
+    const { trouble, users } = await this.abilities(sandboxId, signal);
     if (trouble !== undefined) throw notHere(trouble);
+    const owner = ownerOf(request);
+    if (owner !== undefined && !users)
+      throw notHere(
+        'nobody in this sandbox can become another user; leave out uid, or set uid_mode to userns',
+      );
     if (this.list(sandboxId).length >= sessionsMax)
       throw new Failure('exhausted', `there are ${sessionsMax} isolated sessions in this sandbox`, {
         hint: 'Delete some.',
       });
     const guest = service.guest(sandboxId);
     const executions = service.executions(sandboxId);
-    const owner = ownerOf(request);
     const { workspace, shown } = await shownIn(request, { guest, owner: owner ?? {} }, signal);
     const environment = Object.keys(executions.environment());
     const uuid = randomUUID();
@@ -167,7 +171,7 @@ export class IsolatedSessions {
   }
 }
 
-const notAsked = `this sandbox was not made for isolated sessions: create it with extensions ${JSON.stringify({ [isolationExtension]: 'enable' })} on the runtime bubblewrap`;
+const notAsked = `this sandbox was not made for isolated sessions, which need namespaces of their own: create it with extensions ${JSON.stringify({ [isolationExtension]: 'enable' })} on the runtime bubblewrap`;
 
 function notHere(why: string): Refusal {
   return new Refusal('unsupported', `isolated sessions: ${why}`, { status: 503, wireCode: 'NOT_SUPPORTED' });
