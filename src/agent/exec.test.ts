@@ -605,6 +605,65 @@ describe('ports', () => {
     expect([failure.code, failure.details?.guest]).toEqual(['unavailable', 'refused']);
   });
 
+  test('without streams of Node: each direction ends on its own, who holds stops the server, and a server that breaks off is told of', async () => {
+    let sent = 0;
+    const server = createServer({ allowHalfOpen: true }, (socket) => {
+      socket.on('error', () => undefined);
+      socket.once('data', (asked) => {
+        if (asked.toString() === 'break') return void socket.resetAndDestroy();
+        const piece = Buffer.alloc(64 * 1024);
+        const more = (): void => {
+          while (sent < 32 * 1024 * 1024) {
+            sent += piece.length;
+            if (!socket.write(piece)) return void socket.once('drain', more);
+          }
+          socket.end();
+        };
+        more();
+      });
+    }).listen(0, '127.0.0.1');
+    await once(server, 'listening');
+    const { port } = server.address() as { port: number };
+    const connected = async () => {
+      const it = { bytes: 0, ended: false, gone: false, wire: await guest.connect(port) };
+      it.wire.take({
+        data: ({ length }) => {
+          it.bytes += length;
+        },
+        end: () => {
+          it.ended = true;
+        },
+        drained: () => undefined,
+        gone: () => {
+          it.gone = true;
+        },
+      });
+      return it;
+    };
+    const held = await connected();
+    held.wire.hold();
+    held.wire.send('all');
+    let before = -1;
+    await until('the server waits', async () => {
+      const same = sent > 0 && sent === before;
+      before = sent;
+      await new Promise((resolve) => setTimeout(resolve, 200));
+      return same;
+    });
+    expect(sent).toBeLessThan(32 * 1024 * 1024);
+    expect(held.bytes).toBeLessThanOrEqual(1024 * 1024);
+    held.wire.go();
+    await until('all of it has come', () => held.ended);
+    expect(held.bytes).toBe(32 * 1024 * 1024);
+    held.wire.end();
+    const broken = await connected();
+    broken.wire.send('break');
+    await until('the end is told', () => broken.gone);
+    expect(broken.ended).toBe(false);
+    server.close();
+    await once(server, 'close');
+  });
+
   test('no more than 64 at once', async () => {
     const server = createServer().listen(0, '127.0.0.1');
     await once(server, 'listening');
