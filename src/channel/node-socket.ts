@@ -16,6 +16,7 @@ export class SocketCarrier implements Carrier {
   readonly #socket: Socket;
   #onData: (bytes: Uint8Array) => void = () => {};
   #corked = false;
+  #gathering = false;
   #cause: Error | undefined;
   #linger: NodeJS.Timeout | undefined;
 
@@ -41,10 +42,13 @@ export class SocketCarrier implements Carrier {
     const socket = this.#socket;
     if (!socket.writable) return false;
     if (!this.#corked) {
-      // Whatever all that has come at once leads to leaves in one system call. A tick or a microtask would be the end of one event's work only.
       this.#corked = true;
       socket.cork();
-      setImmediate(this.#uncork);
+      // What the first event of a turn leads to leaves with it; what the others that have come at the same time lead to, in one system call behind them.
+      if (this.#gathering) setImmediate(this.#uncork);
+      else process.nextTick(this.#uncork);
+      if (!this.#gathering) setImmediate(this.#turned);
+      this.#gathering = true;
     }
     socket.write(bytes);
     return socket.writableLength < queuedBytesMax;
@@ -77,6 +81,10 @@ export class SocketCarrier implements Carrier {
     if (!this.#corked) return;
     this.#corked = false;
     this.#socket.uncork();
+  };
+
+  readonly #turned = () => {
+    this.#gathering = false;
   };
 
   readonly #took = (bytes: Uint8Array) => this.#onData(bytes);

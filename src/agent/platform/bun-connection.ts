@@ -46,7 +46,7 @@ export function listen(
   return { close: () => listener.stop(false) };
 }
 
-/** `gathers`: whatever all that has come at once leads to is sent together, for connections that carry many others. */
+/** `gathers`: what one event leads to is sent at once, and what others that have come at the same time lead to is sent together, for connections that carry many. */
 export function connect(
   to: { unix: string } | { hostname: string; port: number },
   signal: AbortSignal,
@@ -144,9 +144,13 @@ class BunConnection implements Accepted {
     if (this.#over || this.#ending !== undefined) return false;
     if (this.#gathers && !this.#gathering) {
       this.#gathering = true;
+      const send = () => {
+        if (this.#queue.length > 0) this.flush();
+      };
+      queueMicrotask(send);
       setImmediate(() => {
         this.#gathering = false;
-        if (this.#queue.length > 0) this.flush();
+        send();
       });
     }
     if (this.#gathers || this.#queue.length > 0) {
