@@ -168,7 +168,8 @@ describe.skipIf(!usable)('a worker that is far away', () => {
     writeFileSync(gate, '');
     const lines = (await output).split('\n');
     const last = Number(/^end (\d+)$/.exec(lines.at(-2) ?? '')?.[1]);
-    expect(last).toBeGreaterThan(1);
+    const came = `${JSON.stringify(lines.slice(-4))}, then ${JSON.stringify(await process.wait())}`;
+    expect(last, came).toBeGreaterThan(1);
     expect(lines).toEqual([...Array.from({ length: last }, (_, n) => `line ${n + 1}`), `end ${last}`, '']);
     expect((await process.wait()).exitCode).toBe(0);
     expect(readFileSync(runs, 'utf8')).toBe('run\n');
