@@ -5,7 +5,7 @@ import type { Socket } from 'node:net';
 import { egressPort, execdPort } from '../contract/opensandbox.ts';
 import { Deadlines } from '../egress/deadlines.ts';
 import type { Refused } from '../egress/gate.ts';
-import { Http1Guest, type RequestReader, type RequestServer } from '../egress/http1/guest.ts';
+import { Http1Guest, nobody, type RequestReader, type RequestServer } from '../egress/http1/guest.ts';
 import type { Malformed, RequestHead } from '../egress/http1/head.ts';
 import { Wire } from '../egress/wire.ts';
 import type { Guest } from '../guest/guest.ts';
@@ -217,7 +217,7 @@ class Client implements RequestServer {
     const question = head.target.indexOf('?');
     const path = question < 0 ? head.target : head.target.slice(0, question);
     const entry = path.startsWith('/') ? this.#clients.entryOf(head, path) : undefined;
-    if (entry === undefined) return { ...idle, begin: () => this.#handOver(http) };
+    if (entry === undefined) return { ...nobody, begin: () => this.#handOver(http) };
     const search = question < 0 ? '' : head.target.slice(question);
     this.#busy = new PortRequest(this.#clients, http, { head, entry, search, ...this.#address });
     return this.#busy;
@@ -255,14 +255,3 @@ class Client implements RequestServer {
     this.#clients.serve(wire.detach());
   }
 }
-
-const idle: RequestReader = {
-  begin: () => {},
-  requestBody: () => {},
-  requestPaused: () => {},
-  requestEnded: () => {},
-  guestDrained: () => {},
-  guestEnded: () => {},
-  guestGone: () => {},
-  silent: () => {},
-};

@@ -418,7 +418,8 @@ export class Http1Guest implements WireReader, BodySink, Expiring {
 
 const nothing = Buffer.alloc(0);
 
-const nobody: RequestReader = {
+/** Hears nothing of its request. */
+export const nobody: RequestReader = {
   begin: () => {},
   requestBody: () => {},
   requestPaused: () => {},
