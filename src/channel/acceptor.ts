@@ -62,6 +62,8 @@ export class Acceptor {
   readonly #longHellos = new Set<Link>();
   #session: Session | undefined;
   #instance = '';
+  /** The latest connection of this instance that was welcomed. */
+  #attempt = 0;
   #held = false;
   #closed: EndReason | undefined;
 
@@ -180,6 +182,10 @@ export class Acceptor {
       if (this.#options.onBulk !== undefined) return undefined;
       return { reason: { code: 'unsupported', message: 'no connections for raw bytes here' }, final: true };
     }
+    // What a network held up may come behind the HELLO of a later connection: its agent has left it.
+    if (hello.instance === this.#instance && (hello.attempt ?? this.#attempt) < this.#attempt) {
+      return { reason: { code: 'stale', message: 'a later connection has come before it' }, final: false };
+    }
     if (this.#session !== undefined && hello.instance !== this.#instance) {
       const { takeOver } = this.#options;
       if (takeOver !== undefined) return takeOver({ instance: hello.instance, holder: this.#instance });
@@ -210,7 +216,8 @@ export class Acceptor {
       known.close({ code: 'lost', message: 'the agent has lost this channel and starts anew' });
     }
     const session = this.#session ?? this.#begin(hello);
-    session.detach({ code: 'superseded', message: 'a newer connection of the same agent has taken over' });
+    session.detach();
+    this.#attempt = hello.attempt ?? 0;
     const { seen, streams } = session.state();
     const welcome: Welcome = {
       v: Math.min(hello.v[1], channelProtocol.max),

@@ -62,6 +62,7 @@ export class Dialer {
   #sessionEnd: EndReason | undefined;
   /** When the other end last said welcome, on the connection of the present attempt. */
   #welcomedAt: number | undefined;
+  #attempts = 0;
   #fresh = crypto.randomUUID();
 
   constructor(options: DialerOptions) {
@@ -167,6 +168,7 @@ export class Dialer {
       v: [channelProtocol.min, channelProtocol.max],
       token,
       instance: this.#instance,
+      attempt: ++this.#attempts,
       ...(this.#session && { session: this.#session.id }),
       fresh: this.#fresh,
       caps,

@@ -22,6 +22,8 @@ export interface Hello extends ResumeState {
   token: string;
   /** Random, made once in the life of the dialling process. */
   instance: string;
+  /** Which connection of this process it is: each later one has a higher number. Absent in those of older releases. */
+  attempt?: number;
   /** The session to go on with; `seen` and `streams` describe it. */
   session?: string;
   /** The id that a new session gets if there is none to go on with. The same until a WELCOME names it. */
@@ -91,6 +93,10 @@ export function decodeHello(payload: Uint8Array): Hello | BulkHello {
     caps: capabilities(object, 'HELLO'),
     ...resumeState(object, 'HELLO'),
   };
+  if (object.attempt !== undefined) {
+    if (!isCount(object.attempt)) throw new Failure('protocol', 'HELLO: attempt must be a whole number');
+    hello.attempt = object.attempt;
+  }
   if (object.session !== undefined) hello.session = text(object, 'session', 'HELLO', idCharsMax);
   return hello;
 }

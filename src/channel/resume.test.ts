@@ -397,3 +397,41 @@ test('a daemon that lies about what it holds ends the channel, and the agent dia
     dialer.stop({ code: 'done', message: 'done' });
   }
 });
+
+test('a connection that the agent has left and the network brings late does not take over the later one', async () => {
+  const world = new World({ onAgent: (channel) => (channel.onStream = echo) });
+  world.dial();
+  await world.connected();
+  const stream = world.daemon.open();
+  const echoed = new Collected(stream);
+  const say = async (text: string) => {
+    stream.write(1, Buffer.from(text));
+    await world.until(() => echoed.text(1).endsWith(text), { what: `the echo of ${text}` });
+  };
+  await say('one,');
+
+  // The agent dials, its HELLO is held up until it has given up waiting, and it dials again.
+  const wires = world.wires.length;
+  const held = new Wire(world.activity);
+  let dialled = 0;
+  const { wire } = world;
+  world.wire = () => (dialled++ === 0 ? held : wire.call(world));
+  held.up.frozen = true;
+  world.lastWire.cut('rst');
+  await world.until(() => held.up.queue.length > 0);
+  const late = Buffer.concat(held.up.queue);
+  await world.until(() => world.wires.length > wires && world.daemon.connected);
+  await say('two,');
+
+  const again = new Wire(world.activity);
+  world.acceptor.accept(again.accepting);
+  again.dialling.send(late);
+  await world.until(() => !again.open);
+  await say('three');
+  expect({
+    text: echoed.text(1),
+    reset: echoed.reset,
+    channels: [world.daemons.length, world.agents.length],
+  }).toEqual({ text: 'one,two,three', reset: undefined, channels: [1, 1] });
+  expect(world.refused).toMatchObject([{ code: 'stale' }]);
+});

@@ -137,11 +137,11 @@ export class Session implements Channel, FrameHandler, StreamHost {
   }
 
   /** Lets go of the link without a word to the other end's channel: a newer link is about to take over. */
-  detach(goaway?: EndReason): void {
+  detach(): void {
     const link = this.#link;
     if (link === undefined) return;
     this.#unlink();
-    link.close(goaway);
+    link.close();
     this.#startGrace();
     this.#quietly(() => this.onDisconnected());
   }
