@@ -298,6 +298,30 @@ describe.runIf(runtimes.includes('bubblewrap'))('on bubblewrap', () => {
     await bare.close();
   });
 
+  test('a fork has isolated sessions of its own, over the disk of its source and none of its sessions', async () => {
+    await outside('mkdir -p /work/forked; echo shared >/work/forked/file');
+    const session = await made({ path: '/work/forked' });
+    const layered = await sandbox.isolation.create({ workspace: { path: '/work/forked', mode: 'overlay' } });
+    await session.run('x=of-source; echo kept >kept; echo hidden >/tmp/hidden');
+    await layered.run('echo layered >layered');
+    const { status, body } = await call(daemon, 'POST', `/v1/sandboxes/${sandbox.id}/fork`, { timeout: 600 });
+    expect(status).toBe(201);
+    const [{ id, extensions: wishes }] = body.items as [{ id: string; extensions: object }];
+    expect(wishes).toEqual(extensions);
+    const fork = await Sandbox.connect({ connectionConfig, sandboxId: id });
+    await using _ = { [Symbol.asyncDispose]: () => fork.close() };
+    expect(await fork.isolation.capabilities()).toEqual(await sandbox.isolation.capabilities());
+    expect(await fork.isolation.list()).toEqual([]);
+    const inFork = said(await fork.commands.run(`ls -A /work/forked; cat /work/forked/file; ${programs}`));
+    expect(inFork.split('\n').slice(0, 3)).toEqual(['file', 'kept', 'shared']);
+    expect(new Set(inFork.split('\n').slice(3))).toEqual(new Set(['bash', 'ld.so']));
+    const its = await fork.isolation.create({ workspace: { path: '/work/forked', mode: 'rw' } });
+    const code = `echo "[$x]"; ls -A . /tmp; ${programs}; echo of-fork >file; touch /usr/x 2>/dev/null || echo refused`;
+    expect(said(await its.run(code))).toBe('[]\n.:\nfile\nkept\n/tmp:\nbash\nrefused');
+    expect(said(await session.run('echo "[$x]"; cat file kept'))).toBe('[of-source]\nshared\nkept');
+    await remove(daemon, id);
+  });
+
   test('nothing gets out of a nested sandbox but through its policy', async () => {
     const session = await made();
     const connects = (where: string) =>
