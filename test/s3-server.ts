@@ -1,6 +1,7 @@
 // A bucket on loopback, as much of S3 as s3fs uses: objects with their metadata, lists, copies, one key pair. Path-style, whole objects in memory.
 import { createHash } from 'node:crypto';
-import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
+import { createServer, type IncomingMessage, type RequestListener, type ServerResponse } from 'node:http';
+import { createServer as createSecureServer } from 'node:https';
 import type { AddressInfo } from 'node:net';
 
 export interface BucketServer extends AsyncDisposable {
@@ -23,14 +24,18 @@ export interface StoredObject {
 export async function bucketServer({
   bucket,
   accessKeyId,
+  tls,
 }: {
   bucket: string;
   accessKeyId: string;
+  /** With it, it speaks HTTPS alone. */
+  tls?: { cert: string; key: string };
 }): Promise<BucketServer> {
   const objects = new Map<string, StoredObject>();
-  const server = createServer((request, response) => {
+  const listener: RequestListener = (request, response) => {
     void answer(request, response).catch(() => response.destroy());
-  });
+  };
+  const server = tls === undefined ? createServer(listener) : createSecureServer(tls, listener);
   const answer = async (request: IncomingMessage, response: ServerResponse): Promise<void> => {
     const body = Buffer.concat(await request.toArray());
     if (open.silent) return;
@@ -92,7 +97,7 @@ export async function bucketServer({
   };
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
   const open: BucketServer = {
-    endpoint: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
+    endpoint: `http${tls === undefined ? '' : 's'}://127.0.0.1:${(server.address() as AddressInfo).port}`,
     objects,
     refused: 0,
     silent: false,

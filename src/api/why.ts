@@ -179,8 +179,13 @@ const seeLog = 'See `glovebox doctor`, and daemon.log in the home folder around 
 
 /** What happened and what to do next. */
 function explained(history: SandboxHistory): { explanation: string; next: string } {
-  const { state, reason, message, since, removedBy } = history;
+  const { state, reason, message, since, removedBy, lostBuckets = [] } = history;
   const ended = endingExplained(history);
+  if (lostBuckets.length > 0)
+    return {
+      explanation: `It is ${state}, but its buckets are gone: ${lostBuckets.map((it) => `volumes.${it}`).join(', ')}. The program that shows them has ended, so programs inside get an error.`,
+      next: 'They are mounted again when it is stopped and started: `glovebox stop`, `glovebox start`. One that is not kept has to be made anew.',
+    };
   if (state === 'Running' || state === 'Pending' || state === 'Pausing' || state === 'Resuming')
     return {
       explanation:

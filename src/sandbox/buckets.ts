@@ -155,6 +155,11 @@ export class Buckets {
     for (const folder of new Set(claims.map((it) => dirname(it.folder)))) await rmdir(folder).catch(isGone);
   }
 
+  /** Those whose program has ended although their sandbox runs: what asks them gets an error. */
+  lost(claims: readonly BucketClaim[]): BucketClaim[] {
+    return claims.filter(({ folder }) => !isMounted(folder) || helpersOf(folder).length === 0);
+  }
+
   /** A sandbox is gone for good. */
   async forget(sandboxId: string, claims: readonly BucketClaim[]): Promise<void> {
     if (claims.length > 0) await this.#options.keyring.forget(sandboxId);
@@ -273,7 +278,10 @@ export class Buckets {
       return new Failure(
         'unavailable',
         `volumes.${name}: mounting bucket ${bucket} of ${endpoint} failed: ${[words, why].filter((it) => it !== '').join('; ')}`,
-        { hint: 'Check keys, bucket, prefix and endpoint.', details: { kind: 'bucket-mount' } },
+        {
+          hint: `Check keys, bucket, prefix and endpoint.${endpoint.startsWith('https:') ? ' For a certificate of an authority of your own, start the daemon with CURL_CA_BUNDLE=FILE.' : ''}`,
+          details: { kind: 'bucket-mount' },
+        },
       );
     };
     const deadline = AbortSignal.timeout(mountMs);

@@ -256,6 +256,12 @@ export class Life {
     return this.#record.transitions ?? [];
   }
 
+  /** Names of buckets that what runs in it has lost. */
+  get lostBuckets(): string[] {
+    if (this.info.state !== 'Running' && this.info.state !== 'Paused') return [];
+    return this.#options.buckets.lost(this.#record.buckets ?? []).map(({ name }) => name);
+  }
+
   /** Of what runs in it now; undefined where nothing does, or nobody tells. */
   get memory(): MemoryUse | undefined {
     return this.#machine?.memory?.();

@@ -115,6 +115,8 @@ export interface SandboxHistory
   since: Date;
   /** Of what runs in it now. */
   memory?: MemoryUse;
+  /** Names of volumes that are buckets whose program has ended while it goes on. */
+  lostBuckets?: readonly string[];
   /** The last states that it came into, oldest first; of one that is there. */
   transitions?: readonly Transition[];
 }

@@ -685,7 +685,7 @@ export class Sandboxes implements SandboxService, WarmSandboxes {
   }
 }
 
-function historyOf({ info, past, transitions, memory: used }: Life): SandboxHistory {
+function historyOf({ info, past, transitions, memory: used, lostBuckets }: Life): SandboxHistory {
   const { id, state, reason, message, lastTransitionAt, metadata } = info;
   const name = metadata[nameLabel];
   // Of one that has ended it was noted before anything was taken away.
@@ -694,6 +694,7 @@ function historyOf({ info, past, transitions, memory: used }: Life): SandboxHist
     ...{ ...past, id, state, reason, message, transitions, since: lastTransitionAt },
     ...(name === undefined ? {} : { name }),
     ...(memory === undefined ? {} : { memory }),
+    ...(lostBuckets.length === 0 ? {} : { lostBuckets }),
   };
 }
 

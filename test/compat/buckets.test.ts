@@ -9,6 +9,7 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi 
 import { call, create, list, remove, run } from '../client.ts';
 import { expectNothingLeft, leftovers, startDaemon, type TestDaemon } from '../daemon.ts';
 import { dockerImage } from '../images.ts';
+import { makeAuthority, makeCertificate } from '../network/pki.ts';
 import { runtimes } from '../runtimes.ts';
 import { type BucketServer, bucketServer } from '../s3-server.ts';
 
@@ -124,6 +125,65 @@ describe.each(runtimes)('%s', (runtime) => {
     expect(server.refused).toBeGreaterThan(0);
     expect(shown()).toEqual([]);
     expect(readdirSync(join(daemon.home, 'buckets'))).toEqual([]);
+  });
+
+  test('a bucket over HTTPS is taken from the authorities that the daemon trusts, and from no others', async () => {
+    const authority = makeAuthority();
+    const tls = makeCertificate({ names: ['127.0.0.1'], issuer: authority });
+    await using secure = await bucketServer({ bucket: 'data', accessKeyId, tls });
+    secure.objects.set('hello.txt', { body: Buffer.from('hello\n'), headers: {}, at: new Date() });
+    const volumes = [{ name: 'v', mountPath: '/v', ossfs: ossfs({ endpoint: secure.endpoint }) }];
+    const request = { ...requestOf(runtime, volumes), glovebox: { keep: true } };
+    const stranger = await call(daemon, 'POST', '/v1/sandboxes', request);
+    expect(stranger).toMatchObject({ status: 500, body: { code: 'VOLUME::OSSFS_MOUNT_FAILED' } });
+    expect(stranger.body.message).toMatch(/volumes\.v: .*unable to connect/);
+    expect(stranger.headers.get('Glovebox-Hint')).toContain('CURL_CA_BUNDLE');
+    expect(shown()).toEqual([]);
+
+    const bundle = join(programs, 'authority.pem');
+    writeFileSync(bundle, authority.cert);
+    await restartAfterKill({ CURL_CA_BUNDLE: bundle });
+    const id = await create(daemon, request);
+    expect(await run(daemon, id, 'cat /v/hello.txt; echo inside > /v/new')).toMatchObject({
+      stdout: 'hello\n',
+    });
+    expect(secure.objects.get('new')?.body.toString()).toBe('inside\n');
+    await call(daemon, 'POST', `/v1/sandboxes/${id}/stop`);
+    await restartAfterKill();
+    const again = await call(daemon, 'POST', `/v1/sandboxes/${id}/start`);
+    expect([again.status, again.body.code]).toEqual([500, 'VOLUME::OSSFS_MOUNT_FAILED']);
+    await remove(daemon, id);
+  });
+
+  test('a bucket whose program has ended is told, and is there again after a stop and a start', async () => {
+    const id = await create(daemon, {
+      ...requestOf(runtime, [
+        { name: 'dies', mountPath: '/dies', ossfs: ossfs() },
+        { name: 'lives', mountPath: '/lives', ossfs: ossfs() },
+      ]),
+      glovebox: { keep: true },
+    });
+    const told = async () => [
+      (await call(daemon, 'GET', `/v1/sandboxes/${id}/diagnostics/events?scope=runtime`)).body.content,
+      (await call(daemon, 'GET', `/v1/sandboxes/${id}/why`)).body.explanation,
+    ];
+    expect((await told()).join()).not.toContain('volumes.');
+    const [dying] = leftovers(daemon.home).filter((it) => /process.*\/buckets\/[^/]+\/0 /.test(it));
+    process.kill(Number(/process (\d+)/.exec(dying as string)?.[1]), 'SIGKILL');
+    await vi.waitFor(async () => expect((await told())[0]).toMatch(/volumes\.dies has ended/));
+    expect((await told())[1]).toMatch(/buckets are gone: volumes\.dies\. /);
+    expect(await run(daemon, id, 'cat /lives/hello.txt; cat /dies/hello.txt')).toMatchObject({
+      ...{ stdout: 'hello\n', stderr: expect.stringMatching(/not connected/), exitCode: 1 },
+    });
+    await restartAfterKill();
+    await vi.waitFor(async () => expect((await told())[0]).toMatch(/volumes\.dies has ended/));
+    await call(daemon, 'POST', `/v1/sandboxes/${id}/stop`);
+    expect((await told()).join()).not.toContain('volumes.');
+    expect((await call(daemon, 'POST', `/v1/sandboxes/${id}/start`)).status).toBeLessThan(300);
+    expect((await told()).join()).not.toContain('volumes.');
+    expect(await run(daemon, id, 'cat /lives/hello.txt /dies/hello.txt')).toMatchObject({
+      stdout: 'hello\nhello\n',
+    });
   });
 
   test('ossfs2 is told by a file of its own, and looked for at each request', async () => {

@@ -90,7 +90,7 @@ export function diagnosticHandlers({
   }
 
   function endingEvents(sandboxId: string): Event[] {
-    const { ending, memory } = service.history(sandboxId);
+    const { ending, memory, lostBuckets = [] } = service.history(sandboxId);
     const kills = memory?.kills ?? ending?.memory?.kills ?? 0;
     return [
       ...(ending === undefined
@@ -99,6 +99,10 @@ export function diagnosticHandlers({
       ...(kills === 0
         ? []
         : [{ at: ending?.at ?? now(), text: `runtime ${kills} processes were killed for want of memory` }]),
+      ...lostBuckets.map((name) => ({
+        at: now(),
+        text: `runtime the program that shows the bucket volumes.${name} has ended; it is mounted again when the sandbox is stopped and started, or made anew`,
+      })),
     ];
   }
 
