@@ -3,7 +3,16 @@
 // This process never looks into one: where the bucket does not answer, whoever looks waits. And nothing here removes folders with what is in them, which
 // would be the bucket's objects.
 import { spawn } from 'node:child_process';
-import { accessSync, constants, mkdirSync, readdirSync, readFileSync, realpathSync, statSync } from 'node:fs';
+import {
+  accessSync,
+  constants,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  realpathSync,
+  statSync,
+} from 'node:fs';
 import { mkdir, rm, rmdir, writeFile } from 'node:fs/promises';
 import { dirname, isAbsolute, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -82,6 +91,7 @@ export class Buckets {
         { hint: 'Use bubblewrap or a Docker engine of this host.', details: unsupported },
       );
     for (const { version, name } of checked) this.#program(version, name);
+    refuseWithoutFuse(this.#options.env.PATH);
     this.#openToOthers(runtime.hostRoot);
     mkdirSync(this.#options.root, { recursive: true, mode: 0o700 });
     const folder = join(realpathSync(this.#options.root), sandboxId);
@@ -188,15 +198,8 @@ export class Buckets {
 
   #program(version: BucketClaim['version'], name: string): string {
     const program = helpers[version];
-    for (const folder of (this.#options.env.PATH ?? '').split(':').filter(isAbsolute)) {
-      const path = join(folder, program);
-      try {
-        accessSync(path, constants.X_OK);
-        if (statSync(path).isFile()) return path;
-      } catch {
-        // Not this one.
-      }
-    }
+    const path = programOf(program, this.#options.env.PATH);
+    if (path !== undefined) return path;
     throw new Failure(
       'unsupported',
       `volumes.${name}: ossfs ${version} is mounted by the program ${program}, which is not on the PATH of the daemon`,
@@ -323,7 +326,7 @@ export class Buckets {
 
   async #unmount(folder: string): Promise<void> {
     const asRoot = process.getuid?.() === 0;
-    const tools = asRoot ? ['umount'] : ['fusermount3', 'fusermount'];
+    const tools = asRoot ? ['umount'] : unmounters;
     const plainly = asRoot ? [] : ['-u'];
     const lazily = [asRoot ? '-l' : '-uz'];
     const tryAll = async (how: string[]) => {
@@ -382,6 +385,51 @@ export class Buckets {
   }
 }
 
+/** Of a program, by the PATH given; undefined when there is none. */
+function programOf(name: string, searchPath = ''): string | undefined {
+  return searchPath
+    .split(':')
+    .filter(isAbsolute)
+    .map((folder) => join(folder, name))
+    .find((path) => {
+      try {
+        accessSync(path, constants.X_OK);
+        return statSync(path).isFile();
+      } catch {
+        return false;
+      }
+    });
+}
+
+/** What every program that shows buckets needs of the host; of the programs themselves each says it in words of its own. */
+function refuseWithoutFuse(searchPath: string | undefined): void {
+  const device = '/dev/fuse';
+  try {
+    accessSync(device, constants.R_OK | constants.W_OK);
+  } catch (cause) {
+    const there = existsSync(device);
+    throw new Failure(
+      'unsupported',
+      `volumes: buckets are mounted by FUSE, and ${device} ${there ? 'is not open to the user of the daemon' : 'is not there'}`,
+      {
+        hint: there
+          ? `Open it: chmod 666 ${device}; or run the daemon as root.`
+          : 'Load its module: modprobe fuse; a container needs the device passed in.',
+        details: unsupported,
+        cause,
+      },
+    );
+  }
+  if (process.getuid?.() === 0 || unmounters.some((it) => programOf(it, searchPath) !== undefined)) return;
+  throw new Failure(
+    'unsupported',
+    `volumes: buckets of an ordinary user are unmounted by ${unmounters.join(' or ')}, and neither is on the PATH of the daemon`,
+    { hint: 'Install the package fuse3, or run the daemon as root.', details: unsupported },
+  );
+}
+
+/** Of an ordinary user. */
+const unmounters = ['fusermount3', 'fusermount'];
 const secretSuffix = '.keys';
 const unsupported = { kind: 'volume-backend' };
 
