@@ -47,6 +47,7 @@ export class Exchange {
   readonly signal: AbortSignal;
   /** Runs until somebody ends it: `abort` comes at once when the daemon stops. */
   endless = false;
+  #isLast = false;
   readonly #gone = new AbortController();
   readonly #garbage = new YoungGarbage();
 
@@ -68,6 +69,15 @@ export class Exchange {
       if (response.writableFinished) setImmediate(over);
       else over();
     });
+  }
+
+  /** The connection ends behind its answer. */
+  beLast(): void {
+    if (this.#isLast) return;
+    this.#isLast = true;
+    const { request, response } = this;
+    if (!response.headersSent) response.setHeader('Connection', 'close');
+    response.once('finish', () => request.socket.destroySoon());
   }
 
   abort(reason: Failure): void {

@@ -193,8 +193,29 @@ test.each(hostile)('%s is refused, and what is behind it is no request', async (
   const behind = `GET ${gate.path}/behind HTTP/1.1\r\n${host}Connection: close\r\n\r\n`;
   client.send(text.replace('@', gate.path) + behind);
   const answer = await client.ends();
-  expect(new Set(answer.match(/^HTTP\/1\.1 \d+/gm))).toEqual(new Set([`HTTP/1.1 ${status}`]));
+  expect(answer.match(/HTTP\/1\.1 \d+/g)).toEqual([`HTTP/1.1 ${status}`]);
   expect(gate.requests.filter((it) => it.complete)).toEqual([]);
+});
+
+test.each([
+  ['the next request behind the last one', 'Connection: close\r\n', `GET / HTTP/1.1\r\n${host}\r\n`],
+  ['no request', '', 'what is this?\r\n\r\n'.repeat(20)],
+])('%s does not spoil the answer that is under way with the server', async (_, more, behind) => {
+  const finish = Promise.withResolvers<void>();
+  await using gate = await startGate(async (_, response) => {
+    response.write('begun');
+    await finish.promise;
+    response.end('whole');
+  });
+  using client = new Client(gate);
+  client.send(`GET /s/8080/ HTTP/1.1\r\n${host}OPEN-SANDBOX-API-KEY: ${testKey}\r\n${more}\r\n${behind}`);
+  await client.has('begun');
+  for (const piece of behind.split('?')) client.send(piece);
+  await new Promise((resolve) => setImmediate(resolve));
+  finish.resolve();
+  expect(await client.ends()).toMatch(
+    /^HTTP\/1\.1 200 OK\r\n(?:(?!HTTP)[\s\S])*begun[\s\S]*whole\r\n0\r\n\r\n$/,
+  );
 });
 
 test('a head of 12 KB with letters that are not ASCII passes', async () => {

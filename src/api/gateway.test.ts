@@ -347,6 +347,11 @@ const hostile: [what: string, text: string, status: number][] = [
     `POST /s/8080/ HTTP/1.1\r\n${host}Connection: close\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n`,
     501,
   ],
+  [
+    'a length that some servers would see',
+    `POST /s/8080/ HTTP/1.1\r\n${host}Connection: close\r\nContent_Length: 4\r\n\r\n`,
+    400,
+  ],
   ['a space before the colon', `POST /s/8080/ HTTP/1.1\r\n${host}Content-Length : 4\r\n\r\nabcd`, 400],
   ['a folded header', `GET /s/8080/ HTTP/1.1\r\n${host}X-A: b\r\n c: d\r\n\r\n`, 400],
   ['a bare line feed', `GET /s/8080/ HTTP/1.1\n${host}\r\n\r\n`, 400],

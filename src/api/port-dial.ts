@@ -8,7 +8,7 @@ import { Refusal } from './refusal.ts';
 export interface PortPlace {
   guest: Guest;
   port: number;
-  limits: Pick<ApiLimits, 'proxyConnectMs'>;
+  limits: Pick<ApiLimits, 'proxyConnectMs' | 'proxyFirstByteMs'>;
 }
 
 /** For what is no request and answer. See `reaching` for how it rejects. */

@@ -1,6 +1,6 @@
 // Heads of requests to ports of guests, and of their answers, as they are told on: what concerns one connection has been taken out by who read them.
 // Our own credentials never go in; the application's Cookie and Authorization do. What X-Forwarded-* says is said by us alone.
-import type { Header } from '../egress/http1/head.ts';
+import type { Header, RequestFraming } from '../egress/http1/head.ts';
 import { ownHeaders } from './gate.ts';
 import type { PortAddress } from './port-address.ts';
 
@@ -17,7 +17,9 @@ export interface AskedFor extends PortAddress {
   headers: readonly Header[];
   /** The names of `headers` as they were spelt. */
   spelt: readonly string[];
-  framing: { kind: 'none' } | { kind: 'length'; bytes: number } | { kind: 'chunked' };
+  framing: RequestFraming;
+  /** What it wants to speak from then on. */
+  upgrade?: 'websocket';
   requestId: string;
   /** Who asks, and where. */
   client: string;
@@ -40,6 +42,7 @@ export function askingHead(it: AskedFor): string {
   const publicHost = it.publicHost ?? it.clientHost;
   if (publicHost !== undefined) text += `X-Forwarded-Host: ${publicHost}\r\n`;
   text += `X-Request-ID: ${it.requestId}\r\n`;
+  if (it.upgrade !== undefined) text += `Connection: Upgrade\r\nUpgrade: ${it.upgrade}\r\n`;
   if (framing.kind === 'length') text += `Content-Length: ${framing.bytes}\r\n`;
   else if (framing.kind === 'chunked') text += 'Transfer-Encoding: chunked\r\n';
   else if (withLength.has(method)) text += 'Content-Length: 0\r\n';

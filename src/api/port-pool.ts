@@ -42,6 +42,10 @@ export function giveBack({ guest, port }: PortPlace, upstream: PortUpstream): vo
 
 /** `signal`: gives up waiting. See `reaching` for how it rejects. */
 export async function connected(place: PortPlace, signal?: AbortSignal): Promise<PortUpstream> {
-  const wire = await reaching(place, (both) => place.guest.connect(place.port, both), signal);
+  return upstreamOver(await reaching(place, (both) => place.guest.connect(place.port, both), signal));
+}
+
+/** Owns the wire. */
+export function upstreamOver(wire: PortConnection): PortUpstream {
   return new Http1Upstream(wire, { address: '', judged: true, limits: headLimits });
 }

@@ -1,20 +1,13 @@
 // One request at the gateway to a port of a guest, and its answer, between two connections that stay: nothing of Node's HTTP is on the way. Both bodies stream;
 // whoever is slow holds the other end, not our memory.
 import { randomUUID } from 'node:crypto';
-import type { AnswerReader } from '../egress/http1/client.ts';
 import type { Http1Guest, RequestReader } from '../egress/http1/guest.ts';
 import type { RequestHead, ResponseHead } from '../egress/http1/head.ts';
 import type { Span } from '../lib/trace.ts';
 import { failureAnswer } from './exchange.ts';
 import { type Entry, wantsPage } from './gateway.ts';
 import type { GatewayClients } from './gateway-clients.ts';
-import type { PortPlace } from './port-dial.ts';
-import { answeredHeaders, askingHead } from './port-heads.ts';
-import { connected, giveBack, type PortUpstream, waiting } from './port-pool.ts';
-import { Refusal } from './refusal.ts';
-
-/** What may be asked of a server once more when a connection that waited for a request turns out to have ended. */
-const repeatable: ReadonlySet<string> = new Set(['GET', 'HEAD', 'OPTIONS']);
+import { type PortAsker, PortAsking } from './port-asking.ts';
 
 /** Of one client, as every request of its connection shows it. */
 export interface ClientAddress {
@@ -22,7 +15,7 @@ export interface ClientAddress {
   encrypted: boolean;
 }
 
-export class PortRequest implements RequestReader, AnswerReader {
+export class PortRequest implements RequestReader, PortAsker {
   readonly requestId: string;
   readonly #clients: GatewayClients;
   readonly #client: Http1Guest;
@@ -32,11 +25,8 @@ export class PortRequest implements RequestReader, AnswerReader {
   readonly #search: string;
   readonly #startedAt = performance.now();
   #span: Span | undefined;
-  #place: PortPlace | undefined;
   #held: Disposable | undefined;
-  #upstream: PortUpstream | undefined;
-  #relocate: ((location: string) => string) | undefined;
-  #pooled = false;
+  #asking: PortAsking | undefined;
   #status: number | undefined;
   #answered = false;
   #over = false;
@@ -57,21 +47,32 @@ export class PortRequest implements RequestReader, AnswerReader {
   }
 
   begin(): void {
-    const { sandboxId, port } = this.#entry;
+    const { sandboxId, port, fullPath, path } = this.#entry;
     const { limits, service } = this.#clients;
+    const { method, headers, spelt, host, framing } = this.#head;
     this.#client.silentMs = limits.proxyFirstByteMs;
     this.#client.touch();
     this.#span = this.#clients.begun(this, this.#head, sandboxId);
     try {
       this.#clients.refuseBeyond();
-      this.#place = { guest: this.#clients.guest(sandboxId), port, limits };
+      const place = { guest: this.#clients.guest(sandboxId), port, limits };
       service.touch(sandboxId);
       // Whoever is connected to a port of it is attached.
       this.#held = service.hold(sandboxId);
+      const asked = {
+        ...this.#entry.addressFor(fullPath.slice(0, fullPath.length - path.length)),
+        ...{ port, method, headers, spelt, framing },
+        target: `${path}${this.#search}`,
+        requestId: this.requestId,
+        client: this.#address.from,
+        encrypted: this.#address.encrypted,
+        clientHost: host,
+      };
+      this.#asking = new PortAsking(place, asked, this);
     } catch (error) {
-      return this.#refuse(error);
+      return this.failed(error);
     }
-    this.#ask();
+    this.#asking.begin();
   }
 
   get underWay(): boolean {
@@ -87,19 +88,19 @@ export class PortRequest implements RequestReader, AnswerReader {
   // What the client does.
 
   requestBody(bytes: Buffer): void {
-    this.#upstream?.output.payload(bytes, this.#head.framing.kind === 'chunked');
+    this.#asking?.body(bytes);
   }
 
   requestPaused(): void {
-    if (this.#upstream?.output.flush() === false && !this.#client.bodyDone) this.#client.wire.hold();
+    if (this.#asking?.flush() === false && !this.#client.bodyDone) this.#client.wire.hold();
   }
 
   requestEnded(): void {
-    if (this.#head.framing.kind === 'chunked') this.#upstream?.output.text('0\r\n\r\n');
+    this.#asking?.bodyEnded();
   }
 
   guestDrained(): void {
-    this.#upstream?.wire.go();
+    this.#asking?.go();
   }
 
   /** Programs that have gone say so in no other way. */
@@ -112,19 +113,18 @@ export class PortRequest implements RequestReader, AnswerReader {
   }
 
   silent(): void {
-    const { proxyFirstByteMs } = this.#clients.limits;
-    this.#refuse(
-      new Refusal('timeout', `port ${this.#entry.port}: no answer within ${proxyFirstByteMs} ms`, {
-        status: 504,
-      }),
-    );
+    this.failed(this.#asking?.late);
   }
 
   // What the application does.
 
-  informed(): void {}
+  reached(): void {
+    if (this.#head.framing.kind === 'none') return;
+    if (this.#head.expectsContinue) this.#client.continue();
+    this.#client.readBody();
+  }
 
-  answer(head: ResponseHead): void {
+  answer(head: ResponseHead, headers: string[]): void {
     const { minor } = this.#head;
     this.#answered = true;
     this.#status = head.status;
@@ -132,7 +132,6 @@ export class PortRequest implements RequestReader, AnswerReader {
     this.#client.silentMs = Number.POSITIVE_INFINITY;
     if (this.#clients.closing) this.#client.last();
     let lines = '';
-    const headers = answeredHeaders(head.headers, head.spelt, this.#relocate);
     for (let at = 0; at < headers.length; at += 2) lines += `${headers[at]}: ${headers[at + 1]}\r\n`;
     lines += `X-Request-ID: ${this.requestId}\r\n`;
     if (minor === 1 && headerIn(head, 'date') === undefined) lines += `Date: ${new Date().toUTCString()}\r\n`;
@@ -144,91 +143,21 @@ export class PortRequest implements RequestReader, AnswerReader {
   }
 
   answerPaused(): void {
-    if (!this.#client.flush()) this.#upstream?.wire.hold();
+    if (!this.#client.flush()) this.#asking?.hold();
   }
 
   answered(): void {
-    if (this.#over) return;
-    const upstream = this.#upstream as PortUpstream;
     this.#end();
-    // A server may answer before it has read all: what is not sent by now never will be.
-    if (this.#client.bodyDone) giveBack(this.#place as PortPlace, upstream);
-    else upstream.close();
     this.#client.finish();
   }
 
-  switched(): void {
-    this.#upstream?.close();
-    this.#refuse(
-      new Refusal('protocol', `port ${this.#entry.port}: it switched to a protocol that was not asked for`, {
-        status: 502,
-      }),
-    );
-  }
-
-  upstreamDrained(): void {
+  drained(): void {
     this.#client.touch();
     this.#client.wire.go();
   }
 
-  answerFailed({ broken, message }: { broken: boolean; message: string }): void {
-    if (this.#over) return;
-    const { method, framing } = this.#head;
-    const isStale = this.#pooled && !this.#answered && !broken;
-    this.#pooled = false;
-    if (isStale && framing.kind === 'none' && repeatable.has(method)) return this.#connect();
-    this.#refuse(new Refusal('protocol', `port ${this.#entry.port}: ${message}`, { status: 502 }));
-  }
-
-  // The way from one to the other.
-
-  #ask(): void {
-    const upstream = waiting(this.#place as PortPlace);
-    if (upstream === undefined) return this.#connect();
-    this.#pooled = true;
-    this.#send(upstream);
-  }
-
-  #connect(): void {
-    const place = this.#place as PortPlace;
-    connected(place).then(
-      (upstream) => {
-        if (this.#over) giveBack(place, upstream);
-        else this.#send(upstream);
-      },
-      (error) => this.#refuse(error),
-    );
-  }
-
-  #send(upstream: PortUpstream): void {
-    const { method, headers, spelt, host, framing, expectsContinue } = this.#head;
-    const { port, fullPath, path } = this.#entry;
-    const address = this.#entry.addressFor(fullPath.slice(0, fullPath.length - path.length));
-    this.#upstream = upstream;
-    this.#relocate = address.relocate;
-    upstream.begin(method, this);
-    upstream.output.text(
-      askingHead({
-        ...address,
-        ...{ port, method, headers, spelt },
-        target: `${path}${this.#search}`,
-        framing: framing as Exclude<typeof framing, { kind: 'close' }>,
-        requestId: this.requestId,
-        client: this.#address.from,
-        encrypted: this.#address.encrypted,
-        clientHost: host,
-      }),
-    );
-    if (framing.kind !== 'none') {
-      if (expectsContinue) this.#client.continue();
-      this.#client.readBody();
-    }
-    if (upstream.wire.closed) this.answerFailed({ broken: false, message: 'the connection was reset' });
-    else upstream.output.flush();
-  }
-
   /** With an answer of our own, as long as none has begun. */
-  #refuse(thrown: unknown): void {
+  failed(thrown: unknown): void {
     if (this.#over) return;
     if (this.#answered) return this.cut();
     const failure = this.#clients.shown(thrown, this.requestId);
@@ -249,7 +178,7 @@ export class PortRequest implements RequestReader, AnswerReader {
   #giveUp(): void {
     if (this.#over) return;
     this.#end();
-    this.#upstream?.close();
+    this.#asking?.close();
   }
 
   #end(): void {

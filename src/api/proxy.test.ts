@@ -141,8 +141,9 @@ test('headers of one connection do not cross, nor those that Connection names', 
   let answer = '';
   for await (const chunk of socket) answer += chunk;
   const { headers } = origin.requests[0] as IncomingMessage;
-  expect(headers).toMatchObject({ 'x-kept': '1', connection: 'keep-alive' });
-  for (const name of ['x-named', 'te', 'proxy-authorization']) expect(headers).not.toHaveProperty([name]);
+  expect(headers).toMatchObject({ 'x-kept': '1' });
+  for (const name of ['connection', 'x-named', 'te', 'proxy-authorization'])
+    expect(headers).not.toHaveProperty([name]);
   expect(answer).toContain('X-Kept: 1');
   expect(answer).not.toMatch(/X-Inner|timeout=99/);
 });
@@ -173,6 +174,61 @@ test('events arrive while the answer is still open, and a client that leaves is 
   expect(Buffer.from((await reader.read()).value ?? []).toString()).toBe('data: 1\n\n');
   await reader.cancel();
   await left.promise;
+});
+
+test('the head of an answer is told before there is a body, and a length where there is none', async () => {
+  const finish = Promise.withResolvers<void>();
+  await using origin = await startOrigin(async (request, response) => {
+    if (request.method === 'HEAD') return void response.writeHead(200, { 'Content-Length': 7 }).end();
+    if (request.url === '/304') return void response.writeHead(304, { 'Content-Length': 7 }).end();
+    if (request.url === '/204') return void response.writeHead(204).end();
+    response.writeEarlyHints({ link: '</a>; rel=preload' });
+    response.flushHeaders();
+    await finish.promise;
+    response.end('late');
+  });
+  const head = await fetch(`${origin.base}/`, { method: 'HEAD', headers: token });
+  expect([head.status, head.headers.get('content-length')]).toEqual([200, '7']);
+  const same = await fetch(`${origin.base}/304`, { headers: token });
+  expect([same.status, same.headers.get('content-length')]).toEqual([304, '7']);
+  const none = await fetch(`${origin.base}/204`, { headers: token });
+  expect([none.status, none.headers.get('transfer-encoding')]).toEqual([204, null]);
+  const reply = await fetch(`${origin.base}/`, { headers: token });
+  expect(reply.status).toBe(200);
+  finish.resolve();
+  expect(await reply.text()).toBe('late');
+});
+
+test('an upload that is broken off is broken off inside, too', async () => {
+  const broken = Promise.withResolvers<void>();
+  await using origin = await startOrigin((request) => {
+    request.once('data', () => client.destroy()).once('error', () => broken.resolve());
+  });
+  const client = connect(origin.api.server.port, '127.0.0.1');
+  client.write(
+    'PUT /sandboxes/s/proxy/8080/ HTTP/1.1\r\nHost: localhost\r\nOpenSandbox-Secure-Access: token-of-s\r\nContent-Length: 9\r\n\r\nx',
+  );
+  await broken.promise;
+});
+
+test('what a server says at once behind its switch, before it goes, comes', async () => {
+  const server = createTcpServer((socket) => {
+    socket.on('error', () => undefined);
+    socket.once('data', () =>
+      socket.end('HTTP/1.1 101 Go\r\nConnection: Upgrade\r\nUpgrade: WebSocket\r\nX-A: b\r\n\r\nlast words'),
+    );
+  }).listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  await using api = await startTestApi();
+  api.service.guests.get('s')?.ports.set(1, (server.address() as AddressInfo).port);
+  const socket = connect(api.server.port, '127.0.0.1');
+  socket.end(
+    'GET /sandboxes/s/proxy/1/ HTTP/1.1\r\nHost: localhost\r\nOpenSandbox-Secure-Access: token-of-s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n',
+  );
+  let answer = '';
+  for await (const piece of socket) answer += piece;
+  expect(answer).toMatch(/^HTTP\/1\.1 101 Go\r\n[\s\S]*X-A: b\r\n[\s\S]*\r\n\r\nlast words$/);
+  server.close();
 });
 
 test('a WebSocket goes through with its sub-protocols, messages and close', async () => {

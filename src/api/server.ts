@@ -8,6 +8,7 @@ import {
   ServerResponse,
 } from 'node:http';
 import type { AddressInfo, Socket } from 'node:net';
+import type { Duplex } from 'node:stream';
 import { ownerHeader } from '../contract/admin.ts';
 import { type Area, httpStatusOf } from '../contract/errors.ts';
 import { type Access, fullPathOf, type Route } from '../contract/routes.ts';
@@ -192,7 +193,7 @@ class ApiServer {
       this.#begin(new Exchange(request, response), undefined),
     );
     this.#server.on('upgrade', (request, socket: Socket, head) => this.#upgrade(request, socket, head));
-    this.#server.on('clientError', refuseMalformed);
+    this.#server.on('clientError', (error, socket) => this.#malformed(error, socket));
     this.#clients = gateway && this.#clientsOf(gateway);
   }
 
@@ -279,6 +280,17 @@ class ApiServer {
     response.assignSocket(socket);
     response.once('finish', () => socket.destroySoon());
     this.#begin(new Exchange(request, response), { socket, head });
+  }
+
+  #malformed(error: NodeJS.ErrnoException, socket: Duplex): void {
+    // Whoever said that a request was its last is not listened to any more.
+    if (error.code === 'HPE_CLOSED_CONNECTION') return;
+    let before: Exchange | undefined;
+    for (const exchange of this.#active.keys())
+      if (exchange.request.socket === socket && exchange.request.complete) before = exchange;
+    // What comes behind a request must not be answered in its place.
+    if (before === undefined || !socket.writable) refuseMalformed(error, socket);
+    else before.beLast();
   }
 
   #begin(exchange: Exchange, upgrade: Upgrade | undefined): void {
@@ -606,7 +618,7 @@ function listenFailure(error: NodeJS.ErrnoException, host: string, port: number)
 }
 
 /** What Node's parser refuses gets a JSON body like everything else, as far as it can still be written. */
-function refuseMalformed(error: NodeJS.ErrnoException, socket: import('node:stream').Duplex): void {
+function refuseMalformed(error: NodeJS.ErrnoException, socket: Duplex): void {
   if (!socket.writable || error.code === 'ECONNRESET') {
     socket.destroy();
     return;

@@ -8,6 +8,7 @@ import { text } from 'node:stream/consumers';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import { WebSocket } from 'ws';
 import { SandboxClient, type SandboxError } from '../../sdk/src/index.ts';
+import { OtlpReceiver, plain } from '../../src/lib/otlp.fixture.ts';
 import { commandLine, environmentOf } from '../command-line.ts';
 import { expectNothingLeft, makeHome, startDaemon, type TestDaemon } from '../daemon.ts';
 import { makeAuthority, makeCertificate, makeRevocationList, newSerial } from '../network/pki.ts';
@@ -65,11 +66,16 @@ async function close({ daemon, home }: Place): Promise<void> {
 
 describe('HTTPS', { timeout: slowMs }, () => {
   let place: Place;
+  const receiver = new OtlpReceiver();
   beforeAll(async () => {
     const port = await freePort('::1');
-    place = await open('', `[ingress]\nmode = "gateway"\n[ingress.gateway]\nhost = "::1"\nport = ${port}\n`);
+    const gateway = `[ingress]\nmode = "gateway"\n[ingress.gateway]\nhost = "::1"\nport = ${port}\n`;
+    place = await open('', `${gateway}[telemetry]\notlp_endpoint = "${await receiver.listen()}"\n`);
   });
-  afterAll(() => close(place));
+  afterAll(async () => {
+    await close(place);
+    await receiver[Symbol.asyncDispose]();
+  });
 
   test('a terminal, files and logs go over it, for who has the home without a word about certificates', async () => {
     const glovebox = place.glovebox();
@@ -88,10 +94,13 @@ describe('HTTPS', { timeout: slowMs }, () => {
     const box = await new SandboxClient({ home: place.home }).connect('box');
     const guest = await box.start(['python3', '-c', gatewayGuest], { background: true });
     const { url, apiKey } = place.daemon;
+    const traceId = '4bf92f3577b34da6a3ce929d0e0e4736';
+    const parentSpanId = '00f067aa0ba902b7';
     const trust = { ca: authority.cert, servername: 'localhost' };
+    const traced = { ...trust, headers: { traceparent: `00-${traceId}-${parentSpanId}-01` } };
     const get = async (address: string) => {
       const answer = await new Promise<IncomingMessage>((resolve, reject) =>
-        request(address, trust, resolve).on('error', reject).end(),
+        request(address, traced, resolve).on('error', reject).end(),
       );
       return { status: answer.statusCode, text: await text(answer) };
     };
@@ -113,6 +122,21 @@ describe('HTTPS', { timeout: slowMs }, () => {
     socket.terminate();
     const unsigned = endpoint.split('/').slice(0, 3).join('/');
     expect((await get(`https://${unsigned}/`)).status).toBe(401);
+
+    const spans = () => receiver.spans.filter((it) => it.traceId === traceId);
+    const statuses = () => spans().map((it) => plain(it.attributes)['http.response.status_code']);
+    await vi.waitFor(() => expect(statuses()).toEqual(expect.arrayContaining(['200', '401'])));
+    const route = '/sandboxes/{sandboxId}/proxy/{port}';
+    for (const it of spans())
+      expect(it).toMatchObject({ name: `GET ${route}`, parentSpanId, kind: 2, status: {} });
+    const passed = spans().find((it) => plain(it.attributes)['http.response.status_code'] === '200');
+    expect(plain(passed?.attributes ?? [])).toMatchObject({
+      ...{ 'http.route': route, 'sandbox.id': box.id, 'glovebox.operation': 'port' },
+      'http.request.method': 'GET',
+    });
+    const signature = endpoint.split('/').at(-1) as string;
+    expect(receiver.requests.map((it) => it.text).join('\n')).not.toContain(signature);
+    expect(receiver.problems).toEqual([]);
     await guest.kill();
   });
 

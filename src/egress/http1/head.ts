@@ -23,12 +23,9 @@ export class Malformed extends Error {
   }
 }
 
-export type Framing =
-  | { kind: 'none' }
-  | { kind: 'length'; bytes: number }
-  | { kind: 'chunked' }
-  /** Of answers only: the body ends with the connection. */
-  | { kind: 'close' };
+export type RequestFraming = { kind: 'none' } | { kind: 'length'; bytes: number } | { kind: 'chunked' };
+/** `close`: the body ends with the connection. */
+export type Framing = RequestFraming | { kind: 'close' };
 
 export type Header = readonly [name: string, value: string];
 
@@ -47,7 +44,7 @@ export interface RequestHead extends Fields {
   target: string;
   minor: 0 | 1;
   host: string | undefined;
-  framing: Framing;
+  framing: RequestFraming;
   keepAlive: boolean;
   expectsContinue: boolean;
 }
@@ -145,8 +142,22 @@ export function parseResponseHead(text: string, method: string, limits = headLim
   };
 }
 
-const none: Framing = { kind: 'none' };
-const chunked: Framing = { kind: 'chunked' };
+/** Of a request whose head another parser has read: names and values in turns. Throws Malformed. */
+export function requestFields(
+  rawHeaders: readonly string[],
+): Pick<RequestHead, 'headers' | 'spelt' | 'framing'> {
+  const parsed = noFields();
+  for (let at = 0; at < rawHeaders.length; at += 2) {
+    const name = rawHeaders[at] as string;
+    takeField(parsed, name, name.toLowerCase(), rawHeaders[at + 1] as string);
+  }
+  dropNamed(parsed);
+  const { headers, spelt } = parsed;
+  return { headers, spelt, framing: framingOf(parsed) ?? none };
+}
+
+const none: RequestFraming = { kind: 'none' };
+const chunked: RequestFraming = { kind: 'chunked' };
 const untilClose: Framing = { kind: 'close' };
 
 function requestLine(line: string): { method: string; target: string; minor: 0 | 1 } {
@@ -206,18 +217,20 @@ const classes = (() => {
   return table;
 })();
 
+const noFields = (): Parsed => ({
+  headers: [],
+  spelt: [],
+  connection: noTokens,
+  upgrade: undefined,
+  host: undefined,
+  length: undefined,
+  encoding: undefined,
+  expect: undefined,
+  keptSeconds: undefined,
+});
+
 function parseFields(text: string, start: number, valueClass: number, fieldsMax: number): Parsed {
-  const parsed: Parsed = {
-    headers: [],
-    spelt: [],
-    connection: noTokens,
-    upgrade: undefined,
-    host: undefined,
-    length: undefined,
-    encoding: undefined,
-    expect: undefined,
-    keptSeconds: undefined,
-  };
+  const parsed = noFields();
   const end = text.length - 2;
   let count = 0;
   for (let at = start; at < end; ) {
@@ -238,7 +251,7 @@ function parseFields(text: string, start: number, valueClass: number, fieldsMax:
     takeField(parsed, name, name.toLowerCase(), text.slice(from, to));
     at = stop + 2;
   }
-  if (parsed.connection.length > 0) dropNamed(parsed);
+  dropNamed(parsed);
   return parsed;
 }
 
@@ -290,6 +303,7 @@ function takeField(parsed: Parsed, spelt: string, name: string, value: string): 
 }
 
 function dropNamed(parsed: Parsed): void {
+  if (parsed.connection.length === 0) return;
   const named = new Set(parsed.connection.filter((token) => !neverDropped.has(token)));
   if (!parsed.headers.some(([name]) => named.has(name))) return;
   const kept = parsed.headers.map(([name]) => !named.has(name));
@@ -298,7 +312,7 @@ function dropNamed(parsed: Parsed): void {
 }
 
 /** Undefined when nothing is said. Contradictions are refused, never resolved. */
-function framingOf({ length, encoding }: Parsed): Framing | undefined {
+function framingOf({ length, encoding }: Parsed): RequestFraming | undefined {
   if (encoding !== undefined) {
     if (length !== undefined)
       throw new Malformed(400, 'Content-Length and Transfer-Encoding exclude each other.');
