@@ -1,6 +1,6 @@
 // One pool: what it is made of, what is ready in it, and the making of more. Records lie with the sandboxes; here is only what this daemon knows of them.
 //
-// A sandbox of a pool goes one way: made → ready → claimed. What has been claimed never comes back.
+// A sandbox of a pool goes one way: made → ready → claimed. What has been claimed comes back only from a request that was refused before it got it.
 import { createHash, randomUUID } from 'node:crypto';
 import { limitsOf, type PoolInfo, type PoolRecord } from '../contract/pool.ts';
 import { parseBytes } from '../contract/quantity.ts';

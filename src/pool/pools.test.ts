@@ -253,6 +253,45 @@ test.each([
   expect(sandboxes.list({ project: '2' })).toHaveLength(1);
 });
 
+test.each([
+  'started',
+  'frozen',
+] as const)('of two that come at once for the last of a quota, the refused one gives back what it had of %s ones', async (state) => {
+  newPool(2, { glovebox: { state } });
+  await filled(2);
+  const ready = [...runtime.machines.keys()];
+  runtime.before.create = untilAborted;
+  const project = { id: '1', name: 'one' };
+  const both = await Promise.allSettled([create({ project }), create({ project })]);
+  expect(both.map((it) => (it.status === 'rejected' ? it.reason.code : it.status))).toEqual([
+    'fulfilled',
+    'exhausted',
+  ]);
+  const [{ id: taken } = { id: '' }] = sandboxes.list({ project: '1' });
+  const left = ready.find((id) => id !== taken) ?? '';
+  await vi.waitFor(() =>
+    expect(pools.get('p')).toMatchObject({
+      status: { available: 1, allocated: 1 },
+      glovebox: { hits: 1, misses: 0 },
+    }),
+  );
+  expect([...runtime.machines.keys()]).toEqual(expect.arrayContaining([taken, left]));
+  expect(runtime.machines.get(left)?.paused).toBe(state === 'frozen');
+  expect(await create()).toMatchObject({ id: left, state: 'Running' });
+  expect(runtime.machines.get(left)?.paused).toBe(false);
+});
+
+test('what is given back to a pool that was removed meanwhile goes with it', async () => {
+  newPool(2);
+  await filled(2);
+  const offer = await pools.offer(request, 'fake', never);
+  const id = offer?.claim() as string;
+  await pools.remove('p');
+  expect([...runtime.machines.keys()]).toEqual([id]);
+  offer?.giveBack(id);
+  await vi.waitFor(() => expect(runtime.machines.size).toBe(0));
+});
+
 test('one that has died while it waited is not handed out', async () => {
   newPool(2);
   await filled(2);

@@ -230,6 +230,12 @@ export class Pools implements WarmSupply {
     return {
       ...(named ? { membership: { name, revision: pool.revision, warm: false } } : {}),
       claim: () => pool.claim(),
+      giveBack: (id) => {
+        this.#claimed.delete(id);
+        if (this.#pools.has(name)) this.#lookIn(0);
+        // Its pool was removed meanwhile.
+        else void this.#options.warm.discard(id);
+      },
       end: (hit) => {
         if (hit) pool.hits += 1;
         else pool.misses += 1;

@@ -37,6 +37,7 @@ const sweepEveryMs = 30_000;
 const lookEveryMs = 60_000;
 /** A daemon that starts waits so long for the agents of running sandboxes; they look for it several times a second. */
 const rejoinDeadlineMs = 10_000;
+const giveBackMs = 30_000;
 /** Sandboxes in all; the memory of the host ends long before. */
 const sandboxesMax = 10_000;
 
@@ -133,14 +134,16 @@ export class Sandboxes implements SandboxService, WarmSandboxes {
     // A request that is refused anyway takes nothing out of a pool.
     refuse();
     const offer = await this.#supply?.offer(request, runtimeName, signal);
-    const warm = offer && (await this.#woken(offer, signal));
+    const woken = offer && (await this.#woken(offer, signal));
+    const warm = woken?.life;
     // From here to the record nothing waits, so that nobody else takes the name, or what is left of a quota, meanwhile.
     try {
       refuse();
     } catch (error) {
-      if (warm !== undefined) void this.discard(warm.info.id);
+      if (woken !== undefined) void this.#giveBack(woken);
       throw error;
     }
+    offer?.end(warm !== undefined);
     const now = this.#options.now();
     const membership = warm?.pool ?? offer?.membership;
     const info: SandboxInfo = {
@@ -196,22 +199,33 @@ export class Sandboxes implements SandboxService, WarmSandboxes {
   }
 
   /** One that can be handed over now. What turns out to be of no use is taken away, and the next one tried. */
-  async #woken(offer: Offer, signal: AbortSignal): Promise<Life | undefined> {
+  async #woken(offer: Offer, signal: AbortSignal): Promise<Woken | undefined> {
     for (let id = offer.claim(); id !== undefined; id = offer.claim()) {
       const life = this.#lives.get(id);
       try {
         if (!life?.warm) continue;
+        const frozen = life.info.state === 'Paused';
         await life.wake(signal);
-        offer.end(true);
-        return life;
+        return { life, frozen, offer };
       } catch (error) {
         void this.discard(id);
         signal.throwIfAborted();
         this.#options.log.warn({ sandbox: id, error: String(error) }, 'a warm sandbox was of no use');
       }
     }
-    offer.end(false);
     return undefined;
+  }
+
+  /** Nobody got it after all, and nothing has run in it: its pool has it again, as it was. Never rejects. */
+  async #giveBack({ life, frozen, offer }: Woken): Promise<void> {
+    const { id } = life.info;
+    try {
+      if (frozen) await life.pause(AbortSignal.timeout(giveBackMs));
+      offer.giveBack(id);
+    } catch (error) {
+      this.#options.log.warn({ sandbox: id, error: String(error) }, 'giving back a warm sandbox failed');
+      await this.discard(id);
+    }
   }
 
   async #handOver(
@@ -683,6 +697,14 @@ export class Sandboxes implements SandboxService, WarmSandboxes {
     this.#timer = setTimeout(() => void this.lookAround(), next);
     this.#timer.unref();
   }
+}
+
+/** A warm one on its way to somebody. */
+interface Woken {
+  life: Life;
+  /** Before it was woken. */
+  frozen: boolean;
+  offer: Offer;
 }
 
 function historyOf({ info, past, transitions, memory: used, lostBuckets }: Life): SandboxHistory {

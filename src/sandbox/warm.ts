@@ -30,9 +30,11 @@ export interface WarmSandboxes {
 export interface Offer {
   /** The request names the pool, so that what is made for it counts as the pool's, also when nothing was ready. */
   membership?: PoolMember;
-  /** Takes one out, for good; undefined when there is none left. */
+  /** Takes one out; undefined when there is none left. */
   claim(): string | undefined;
-  /** How it went: whether the request got one of these. */
+  /** The request was refused before anything became of what it has claimed, which is as it was. */
+  giveBack(id: string): void;
+  /** How it went: whether the request got one of these. Of one that was refused nothing is told. */
   end(hit: boolean): void;
 }
 
