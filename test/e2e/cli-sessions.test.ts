@@ -253,6 +253,26 @@ describe.skipIf(!runtimes.includes('bubblewrap'))('sessions of the command line'
     expect(await glovebox('rm', '-f', 'lossy')).toMatchObject({ code: 0, stdout: 'lossy\n' });
   });
 
+  test('before volumes are removed a person is asked, and a script is taken at its word, as with sandboxes', async () => {
+    for (const name of ['one', 'two']) await glovebox('volume', 'create', name);
+    const asked = inTerminal(['volume', 'rm', 'one', 'two']);
+    await shows(asked, "Remove 'one', 'two' with all that is in them? [y/N]");
+    asked.child.stdin.write('n\r');
+    expect((await asked.ended).stdout).toMatch(/nothing was removed[\s\S]*left with 1/);
+    const names = async () =>
+      (JSON.parse((await glovebox('volume', 'ls', '--json')).stdout) as { name: string }[]).map(
+        ({ name }) => name,
+      );
+    expect((await names()).sort()).toEqual(['one', 'two']);
+    const agreed = inTerminal(['volume', 'rm', 'one']);
+    await shows(agreed, '[y/N]');
+    agreed.child.stdin.write('y\r');
+    expect((await agreed.ended).stdout).toMatch(/\none\r?\nleft with 0/);
+    expect(await names()).toEqual(['two']);
+    expect(await glovebox('volume', 'rm', 'two')).toEqual({ code: 0, stdout: 'two\n', stderr: '' });
+    expect(await names()).toEqual([]);
+  });
+
   test("a project's own agent runs once it is approved, and what else it becomes is not", async () => {
     mkdirSync(join(folder, '.glovebox/agents'), { recursive: true });
     const file = join(folder, '.glovebox/agents/greeter.toml');

@@ -35,7 +35,7 @@ export async function rm(names: string[], { force }: { force?: boolean }): Promi
   const { volumes } = await connect();
   if (!force)
     await confirm(
-      `Remove ${names.map((it) => `'${cleanLine(it)}'`).join(', ')} with all that is in it?`,
+      `Remove ${names.map((it) => `'${cleanLine(it)}'`).join(', ')} with all that is in ${names.length === 1 ? 'it' : 'them'}?`,
       'nothing was removed',
     );
   for (const name of names) {
