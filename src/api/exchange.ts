@@ -3,7 +3,7 @@ import { randomUUID } from 'node:crypto';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
-import type { z } from 'zod';
+import { z } from 'zod';
 import {
   type Area,
   type ErrorBody,
@@ -259,13 +259,24 @@ function headerText(text: string): string {
     .slice(0, 500);
 }
 
-/** The value as the schema sees it, or Failure('invalid') that says which field is wrong. */
+/** The value as the schema sees it, or Failure('invalid') that says which field is wrong, and what there is instead of one that there is not. */
 export function checked<S extends z.ZodType>(schema: S, value: unknown, what: string): z.output<S> {
-  const result = schema.safeParse(value);
+  let fields: string[] = [];
+  const result = schema.safeParse(value, {
+    error: ({ code, inst }) => {
+      if (code === 'unrecognized_keys' && inst instanceof z.ZodObject) fields = Object.keys(inst.shape);
+      return undefined;
+    },
+  });
   if (result.success) return result.data;
   const problems = result.error.issues.slice(0, 5).map((issue) => {
     const where = issue.path.map(String).join('.');
     return where === '' ? `${what}: ${issue.message}` : `${where}: ${issue.message}`;
   });
-  throw new Failure('invalid', problems.join('; '));
+  const unknown = result.error.issues.some((it) => it.code === 'unrecognized_keys') && fields.length > 0;
+  throw new Failure('invalid', problems.join('; '), {
+    hint: unknown
+      ? `Leave it out, or correct its name; there are ${fields.sort().join(', ')}.`
+      : 'Correct it; /openapi.json tells what every field takes.',
+  });
 }

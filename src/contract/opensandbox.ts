@@ -55,10 +55,7 @@ export const PlatformSpec = z.strictObject({
 });
 
 export const Volume = z.strictObject({
-  name: z
-    .string()
-    .regex(/^[a-z0-9]([-a-z0-9]*[a-z0-9])?$/, 'must be a DNS label')
-    .max(63),
+  name: volumeName,
   mountPath: text(4096).regex(/^\//, 'must be absolute'),
   readOnly: z.boolean().default(false),
   subPath: text(4096)

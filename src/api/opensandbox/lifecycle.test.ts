@@ -130,6 +130,32 @@ test('without a timeout, or with null, there is no expiry; an entrypoint is not 
 });
 
 test.each([
+  [
+    'a field of ours that there is not',
+    { glovebox: { keeps: true } },
+    /keeps/,
+    /^Leave it out, or correct its name; there are .*\bkeep, .*workspaces\.$/,
+  ],
+  [
+    'a field of a volume that there is not',
+    { volumes: [{ name: 'v', mountpath: '/m', mountPath: '/m', pvc: { claimName: 'c' } }] },
+    /mountpath/,
+    /there are host, mountPath, name, ossfs, pvc, readOnly, subPath\.$/,
+  ],
+  [
+    'a bad name of a volume',
+    { volumes: [{ name: 'My_Data', mountPath: '/m', pvc: { claimName: 'c' } }] },
+    /volumes\.0\.name: .*small letters, digits and -, such as my-data/,
+    /openapi\.json tells what every field takes/,
+  ],
+])('%s is refused with the way that there is', async (_, change, message, hint) => {
+  await using api = await startTestApi();
+  const answer = await api.call('POST', '/v1/sandboxes', { ...least, ...change });
+  expect([answer.status, answer.json.message]).toEqual([400, expect.stringMatching(message)]);
+  expect(answer.headers.get('glovebox-hint')).toMatch(hint);
+});
+
+test.each([
   ['no image', { image: undefined }, 400, 'image'],
   ['an empty uri', { image: { uri: '' } }, 400, 'image.uri'],
   ['half a credential', { image: { uri: 'x', auth: { username: 'u' } } }, 400, 'image.auth.password'],
