@@ -105,6 +105,9 @@ export function agentEnvironment(): Record<string, string> {
     BUN_JSC_numberOfGCMarkers: '1',
     BUN_JSC_useConcurrentGC: '0',
     BUN_JSC_useConcurrentJIT: '0',
+    // Milliseconds. Given back and asked for again all the time, memory would cost more than the small messages that it is used for.
+    MIMALLOC_PURGE_DELAY: '10000',
+    MIMALLOC_PURGE_HOLES_MIN_INTERVAL: '10000',
   };
 }
 

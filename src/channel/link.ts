@@ -7,8 +7,9 @@ import { encodeReason } from './handshake.ts';
 
 /** Pieces up to here are copied beside their header, which is cheaper than a send of their own. */
 const copyBytesMax = 4 * 1024;
-const batchBytesMin = 512;
-const batchBytesMax = 32 * 1024;
+/** Of a block that batches are cut from, one behind the other: each next one is twice as large, as far as this. */
+const blockBytesMin = 512;
+const blockBytesMax = 32 * 1024;
 
 export interface LinkOptions {
   carrier: Carrier;
@@ -29,7 +30,9 @@ export class Link {
   readonly #carrier: Carrier;
   readonly #parser: FrameParser;
   #closed = false;
-  #batch: Uint8Array | undefined;
+  #block = new Uint8Array(0);
+  /** The batch that is being filled, as a part of the block. */
+  #from = 0;
   #used = 0;
   #release: ((rest: Uint8Array) => void) | undefined;
 
@@ -75,11 +78,9 @@ export class Link {
   }
 
   flush(): void {
-    const batch = this.#batch;
-    if (batch === undefined) return;
-    const bytes = batch.subarray(0, this.#used);
-    this.#batch = undefined;
-    this.#used = 0;
+    if (this.#used === this.#from) return;
+    const bytes = this.#block.subarray(this.#from, this.#used);
+    this.#from = this.#used;
     if (!this.#closed && !this.#carrier.send(bytes)) this.writable = false;
   }
 
@@ -135,22 +136,25 @@ export class Link {
     offset: number,
     payloadRoom: number,
   ): void {
-    const needed = this.#used + headerBytes + payloadRoom;
-    if (this.#batch === undefined || needed > this.#batch.length) this.#grow(headerBytes + payloadRoom);
-    writeHeader(this.#batch as Uint8Array, this.#used, { type, flags, lane, stream, length, offset });
+    const room = headerBytes + payloadRoom;
+    if (this.#used + room > this.#block.length) this.#makeRoom(room);
+    writeHeader(this.#block, this.#used, { type, flags, lane, stream, length, offset });
     this.#used += headerBytes;
   }
 
   #put(bytes: Uint8Array): void {
-    (this.#batch as Uint8Array).set(bytes, this.#used);
+    this.#block.set(bytes, this.#used);
     this.#used += bytes.length;
   }
 
-  #grow(more: number): void {
-    if (this.#used + more > batchBytesMax) this.flush();
-    const needed = this.#used + more;
-    const grown = new Uint8Array(Math.max(needed, Math.min(needed * 2, batchBytesMax), batchBytesMin));
-    if (this.#batch !== undefined) grown.set(this.#batch.subarray(0, this.#used));
-    this.#batch = grown;
+  #makeRoom(bytes: number): void {
+    if (this.#used - this.#from + bytes > blockBytesMax) this.flush();
+    const batch = this.#block.subarray(this.#from, this.#used);
+    const next = Math.min(Math.max(this.#block.length * 2, blockBytesMin), blockBytesMax);
+    // What was cut from the old one before may still be on its way.
+    this.#block = new Uint8Array(Math.max(next, batch.length + bytes));
+    this.#block.set(batch);
+    this.#from = 0;
+    this.#used = batch.length;
   }
 }
