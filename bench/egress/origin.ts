@@ -1,8 +1,9 @@
 // The world for the egress figures, as a process of its own: small answers over HTTP and HTTPS, and as many bytes as one likes over plain TCP.
-// Answers are written by hand over raw sockets, so that the origin is never what is measured.
+// Answers are written by hand over raw sockets, so that the origin is never what is measured. Beside them an ordinary application, of Node's own HTTP.
 //
-//   node origin.ts CERTIFICATE KEY      prints { http, https, bulk } (ports) and serves until its stdin ends
+//   node origin.ts CERTIFICATE KEY      prints { http, https, bulk, application } (ports) and serves until its stdin ends
 import { readFileSync } from 'node:fs';
+import { createServer as createHttpServer } from 'node:http';
 import { createServer, type Socket } from 'node:net';
 import { createServer as createTlsServer } from 'node:tls';
 import { bulkBytes } from './shapes.ts';
@@ -51,6 +52,10 @@ const servers = {
   http: createServer({ noDelay: true }, answerHeads),
   https: createTlsServer({ cert: readFileSync(certificate), key: readFileSync(key) }, answerHeads),
   bulk: createServer(pour),
+  application: createHttpServer((_request, response) => {
+    response.writeHead(200, { 'Content-Type': 'text/plain', 'Content-Length': body.length });
+    response.end(body);
+  }),
 };
 const ports: Record<string, number> = {};
 for (const [name, server] of Object.entries(servers)) {

@@ -5,7 +5,7 @@ import type { Connection, Platform } from './platform/platform.ts';
 import { ConnectionSink, pour } from './pump.ts';
 import { Refusal } from './refusal.ts';
 
-const connectionsMax = 64;
+const connectionsMax = 256;
 const hosts = ['127.0.0.1', '::1'];
 
 export class Dials {
