@@ -14,6 +14,7 @@ import { listenDatagrams } from './platform/bun-datagrams.ts';
 import type { Connection } from './platform/platform.ts';
 import { ConnectionSink, pour } from './pump.ts';
 import { errnoOf, Refusal } from './refusal.ts';
+import type { Shrinking } from './shrinking.ts';
 
 const namePort = 53;
 const proxyPorts: readonly number[] = [proxyPort, socksPort];
@@ -24,7 +25,6 @@ const nameStreamsMax = 64;
 const connectWithinMs = 10_000;
 /** The daemon has not taken up those before: a moment later it has. */
 const busyPauseMs = 10;
-const shrinkAfterMs = 1_000;
 
 /** What is said of a connection, in the line before its bytes; `src/egress` reads it. */
 type Intent =
@@ -49,11 +49,16 @@ export class Egress {
   #datagrams: Listener | undefined;
   #open = 0;
   #nameStreams = 0;
-  #shrinking: ReturnType<typeof setTimeout> | undefined;
+  readonly #shrinking: Shrinking;
   /** One configuration after the other. */
   #configuring: Promise<unknown> = Promise.resolve();
 
-  constructor({ boot, socketPath }: { boot: AgentBoot; socketPath: string }) {
+  constructor({
+    boot,
+    socketPath,
+    shrinking,
+  }: { boot: AgentBoot; socketPath: string; shrinking: Shrinking }) {
+    this.#shrinking = shrinking;
     this.#socketPath = socketPath;
     this.#hello = bulkHello(boot.token, egressBulkId);
     const asker = new NameAsker(() => this.#dial({ kind: 'names' }));
@@ -205,15 +210,8 @@ export class Egress {
     if (this.#open === 0) this.#shrinkSoon();
   }
 
-  /** What the work of a moment has left behind is given back once it is quiet. */
   #shrinkSoon(): void {
-    clearTimeout(this.#shrinking);
-    this.#shrinking = setTimeout(() => {
-      if (this.#open > 0) return;
-      Bun.gc(true);
-      Bun.shrink();
-    }, shrinkAfterMs);
-    this.#shrinking.unref();
+    this.#shrinking.soon(() => this.#open === 0);
   }
 
   async #dial(intent: Intent): Promise<Connection> {

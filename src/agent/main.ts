@@ -10,10 +10,10 @@ import { Egress } from './egress.ts';
 import { joinGroups } from './join-groups.ts';
 import { connect } from './platform/bun-connection.ts';
 import type { Agent } from './serve.ts';
+import { Shrinking } from './shrinking.ts';
 
 const runFolder = process.argv[2] ?? `${guestFolder}/run`;
 const socketPath = `${runFolder}/agent.sock`;
-const shrinkAfterMs = 1_000;
 
 void start();
 
@@ -21,8 +21,9 @@ async function start(): Promise<void> {
   const boot = await readBoot(`${runFolder}/boot.json`);
   const parts: { agent?: Promise<Agent> } = {};
   if (boot.host?.groups) joinGroups(boot.host.groups);
+  const shrinking = new Shrinking();
   // Without walls the network is the host's, and serve.ts says so.
-  const egress = boot.host ? undefined : new Egress({ boot, socketPath });
+  const egress = boot.host ? undefined : new Egress({ boot, socketPath, shrinking });
   const dialer = new Dialer({
     connect: (signal) => connect({ unix: socketPath }, signal, { gathers: true }),
     token: boot.token,
@@ -31,12 +32,11 @@ async function start(): Promise<void> {
     caps: ['pty', 'direct', 'users', 'limits'],
     onChannel: (channel) => {
       // Starting has left memory behind that an idle agent does not need.
-      const shrinking = setTimeout(() => Bun.shrink(), shrinkAfterMs);
-      shrinking.unref();
+      shrinking.soon();
       channel.onStream = (stream) =>
         new Call(stream, (call, request) => {
           // It would take away what is got ready.
-          if (request.op === 'rehearse') clearTimeout(shrinking);
+          if (request.op === 'rehearse') shrinking.notNow();
           if (request.op === 'egress' && egress) return egress.configure(call, request);
           parts.agent ??= import('./work.js').then(({ begin }) => begin({ boot, socketPath }));
           void parts.agent.then(

@@ -107,6 +107,11 @@ declare const Bun: {
   shrink(): void;
 };
 
+declare module 'bun:jsc' {
+  /** Collects everything that is garbage before it returns. */
+  export function fullGC(): number;
+}
+
 declare module 'bun:ffi' {
   type CType = 'i32' | 'i64' | 'ptr';
   export function dlopen<const Names extends string>(

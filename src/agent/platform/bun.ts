@@ -1,6 +1,7 @@
 // The agent's platform in a guest: Bun's native API, and the C library where that has no answer. Nothing of Node's streams, net or child_process.
 // Commands get real pipes rather than Bun's socket pairs, for a socket cannot be opened again as /dev/stdout, which scripts do.
 
+import { fullGC } from 'bun:jsc';
 import { writeSync } from 'node:fs';
 import { connect } from './bun-connection.ts';
 import { LibC } from './libc.ts';
@@ -65,8 +66,8 @@ export class BunPlatform implements Platform {
   }
 
   collect(): void {
-    // With `true` it would throw away compiled code, too.
-    Bun.gc(false);
+    // Bun.gc would throw away compiled code, too, or do it later: a frozen agent would begin with it when it is thawed.
+    fullGC();
   }
 
   relax(): void {
