@@ -1,11 +1,11 @@
 // Create → first output through the HTTP API over one kept connection: from pools of started and of frozen sandboxes, with a creation that fits no pool beside them. In the same run,
-// what the second half of that takes by itself: a command in a sandbox that has run many, and the shell alone, without a sandbox.
-import { type ChildProcessByStdio, spawn } from 'node:child_process';
+// what the second half of that takes by itself (a command in a sandbox that has run many, and the shell alone, without a sandbox), and what the whole takes where nothing else is done:
+// two calls, a synced line of a log for each, and the shell.
+import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { Agent, request } from 'node:http';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
-import type { Readable, Writable } from 'node:stream';
 import { setTimeout as delay } from 'node:timers/promises';
 import { ensureAgentBundle } from '../src/agent/bundle.ts';
 import { loadConfig, reloadConfig } from '../src/daemon/config.ts';
@@ -98,27 +98,44 @@ async function nextOutput(client: Client, id: string): Promise<number> {
   return took;
 }
 
-/** A program of the agent's runtime that starts a shell for each line. */
-class Shells {
-  readonly #child: ChildProcessByStdio<Writable, Readable, null>;
-  readonly #lines: AsyncIterator<string>;
+/** A server of the agent's runtime that does no more than it must. */
+class Floor implements AsyncDisposable {
+  readonly #child: ChildProcess;
+  readonly #client: Client;
 
-  constructor(bun: string) {
-    const script = join(import.meta.dirname, 'shell-floor.js');
-    this.#child = spawn(bun, [script], { stdio: ['pipe', 'pipe', 'inherit'] });
-    this.#lines = createInterface({ input: this.#child.stdout })[Symbol.asyncIterator]();
+  private constructor(child: ChildProcess, port: string) {
+    this.#child = child;
+    this.#client = new Client(`http://127.0.0.1:${port}`, 'unused');
   }
 
-  async one(): Promise<number> {
-    this.#child.stdin.write('\n');
-    const { done, value } = await this.#lines.next();
-    if (done) throw new Error('the program that starts shells has ended');
-    return Number(value);
+  static async start(bun: string, logFile: string): Promise<Floor> {
+    const script = join(import.meta.dirname, 'call-floor.js');
+    const child = spawn(bun, [script, logFile], { stdio: ['ignore', 'pipe', 'inherit'] });
+    for await (const port of createInterface({ input: child.stdout })) return new Floor(child, port);
+    throw new Error('the server of the floor has ended');
   }
 
-  async close(): Promise<void> {
+  async shell(): Promise<number> {
+    return Number(await this.#client.call('POST', '/shell'));
+  }
+
+  async calls(): Promise<number> {
+    let over: Promise<string> | undefined;
+    const took = await timed(async () => {
+      await this.#client.call('POST', '/create', wish(memory.miss));
+      await new Promise<void>((resolve, reject) => {
+        over = this.#client.call('POST', '/command', { command: 'echo out' }, () => resolve());
+        over.catch(reject);
+      });
+    });
+    await over;
+    return took;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#client.close();
     const closed = once(this.#child, 'close');
-    this.#child.stdin.end();
+    this.#child.kill();
     await closed;
   }
 }
@@ -128,8 +145,11 @@ export async function poolFigures(options: { home: string; runs: number }): Prom
   const config = await loadConfig(sources);
   const daemon: Daemon = await startDaemon(config, (running) => reloadConfig(sources, running));
   const client = new Client(daemon.url, config.server.apiKey ?? (await keyOf(config.paths.apiKeyFile)));
-  const shells = new Shells(join(await ensureAgentBundle(), 'bun'));
   try {
+    await using floor = await Floor.start(
+      join(await ensureAgentBundle(), 'bun'),
+      join(options.home, 'floor.log'),
+    );
     const used = await create(client, memory.miss);
     for (let before = 0; before < commandsBefore; before++) await nextOutput(client, used);
     const states = ['started', 'frozen'] as const;
@@ -161,23 +181,32 @@ export async function poolFigures(options: { home: string; runs: number }): Prom
       },
       shell: async () => {
         await settled();
-        return await shells.one();
+        return await floor.shell();
+      },
+      calls: async () => {
+        await settled();
+        return await floor.calls();
       },
     });
     const target = { text: '≤ 5 ms', holds: (it: { median: number }) => it.median <= 5 };
-    const floor = { name: 'a miss', values: values.miss };
-    const figures = states.map((state) =>
-      figure(`pool of ${state} ones: hit, create → first output`, 'ms', values[state], { target, floor }),
-    );
+    const miss = { name: 'a miss', values: values.miss };
+    const calls = { name: 'two calls that do nothing else', values: values.calls };
     const shell = { name: 'the shell alone, without a sandbox', values: values.shell };
-    figures.push(
+    const figures = [
+      ...states.map((state) =>
+        figure(`pool of ${state} ones: hit, create → first output`, 'ms', values[state], {
+          ...{ target, floor: miss },
+        }),
+      ),
+      ...states.map((state) =>
+        figure(`pool of ${state} ones: the same hit`, 'ms', values[state], { floor: calls }),
+      ),
       figure('a command in a sandbox that has run many → first output', 'ms', values.again, { floor: shell }),
-    );
+    ];
     for (const state of states) await client.call('DELETE', `/v1/pools/${state}`);
     await client.call('DELETE', `/v1/sandboxes/${used}`);
     return figures;
   } finally {
-    await shells.close();
     client.close();
     await daemon.stop();
   }

@@ -393,6 +393,44 @@ test('connections are kept; one that has ended meanwhile is replaced, and nothin
   expect(asked).toBe(4);
 });
 
+test('as many connections are kept as clients are answered at once, and those of one port make room for another', async () => {
+  const waiting: (() => void)[] = [];
+  const answerAll = () => {
+    for (const answer of waiting.splice(0)) answer();
+  };
+  await using gate = await startGate((_, response) => waiting.push(() => response.end('done')));
+  const origins: Socket[] = [];
+  const origin = createServer((_, response) => waiting.push(() => response.end('done')));
+  origin.on('connection', (socket) => origins.push(socket)).listen(0, '127.0.0.1');
+  await once(origin, 'listening');
+  await using _origin = {
+    async [Symbol.asyncDispose]() {
+      origin.closeAllConnections();
+      origin.close();
+    },
+  };
+  gate.api.service.guests.get('s')?.ports.set(8081, (origin.address() as AddressInfo).port);
+  const { json } = await gate.api.call('GET', `/v1/sandboxes/s/endpoints/8081?expires=${later}`);
+  const other = json.endpoint.replace('gate.test:81', '');
+  const askAll = async (path: string, count: number) => {
+    using clients = new DisposableStack();
+    const asking = Array.from({ length: count }, () =>
+      clients.use(new Client(gate)).send(`GET ${path}/ HTTP/1.1\r\n${host}\r\n`),
+    );
+    await vi.waitFor(() => expect(waiting).toHaveLength(count));
+    answerAll();
+    for (const client of asking) await client.has('done');
+  };
+  await askAll(gate.path, 100);
+  await askAll(gate.path, 100);
+  expect(gate.connections).toHaveLength(100);
+  await askAll(other, 100);
+  expect(origins).toHaveLength(100);
+  await vi.waitFor(() =>
+    expect(gate.connections.filter((it) => !it.destroyed).length).toBeLessThanOrEqual(48),
+  );
+});
+
 test('slow heads and idle connections are ended', async () => {
   await using gate = await startGate(undefined, { headMs: 2_000 });
   using slow = new Client(gate);

@@ -8,9 +8,11 @@ import { type PortPlace, reaching } from './port-dial.ts';
 
 /** Less than servers wait for a next request: what is about to be closed there should not be used here. */
 const idleMs = 3_000;
-/** Of one port, and of all: the agent inside has some room for others beside. */
-const idleOfPortMax = 32;
-const idleMax = 48;
+/** Of one port, and of all: as many clients as are answered at once. The agent inside has room for others beside. */
+const idleOfPortMax = 128;
+const idleMax = 160;
+/** Of other ports, while one is connected anew: the agent's room is then for those that are used. */
+const idleBesideMax = 48;
 
 /** Of answers. Applications say more than a proxy would. */
 const headLimits = { bytes: 64 * 1024, fields: 1_024 };
@@ -42,6 +44,7 @@ export function giveBack({ guest, port }: PortPlace, upstream: PortUpstream): vo
 
 /** `signal`: gives up waiting. See `reaching` for how it rejects. */
 export async function connected(place: PortPlace, signal?: AbortSignal): Promise<PortUpstream> {
+  poolOf(place.guest).trim(idleBesideMax);
   return upstreamOver(await reaching(place, (both) => place.guest.connect(place.port, both), signal));
 }
 

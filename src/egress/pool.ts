@@ -15,7 +15,8 @@ export interface PoolOptions {
 }
 
 export class Pool<L extends Line = Wire> {
-  readonly #idle = new Map<string, Set<Waiting<L>>>();
+  /** Of each place, what was used last is the last. */
+  readonly #idle = new Map<string, Waiting<L>[]>();
   readonly #deadlines: Deadlines;
   readonly #idleMs: number;
   readonly #perPlaceMax: number;
@@ -41,11 +42,9 @@ export class Pool<L extends Line = Wire> {
 
   /** The one used last: the others may die of old age. */
   take(place: string, share: string): Http1Upstream<L> | undefined {
-    const waiting = this.#idle.get(place);
-    if (waiting === undefined) return undefined;
-    let found: Waiting<L> | undefined;
-    for (const one of waiting)
-      if (one.upstream.share === share || one.upstream.share === undefined) found = one;
+    const found = this.#idle
+      .get(place)
+      ?.findLast(({ upstream }) => upstream.share === share || upstream.share === undefined);
     if (found === undefined) return undefined;
     this.#remove(found);
     found.upstream.share = share;
@@ -54,8 +53,8 @@ export class Pool<L extends Line = Wire> {
 
   /** `generation`: that of the moment when it was connected. */
   put(place: string, upstream: Http1Upstream<L>, generation: number): void {
-    const waiting = this.#idle.get(place) ?? new Set();
-    const isFull = waiting.size >= this.#perPlaceMax || this.#count >= this.#max;
+    const waiting = this.#idle.get(place) ?? [];
+    const isFull = waiting.length >= this.#perPlaceMax || this.#count >= this.#max;
     // What is about to be closed there should not be used here.
     const keptMs = (upstream.keptSeconds ?? Number.POSITIVE_INFINITY) * 1000 - 1_000;
     if (keptMs <= 0) return upstream.close();
@@ -70,10 +69,20 @@ export class Pool<L extends Line = Wire> {
       },
     };
     upstream.onIdleEnd = () => this.#remove(one);
-    waiting.add(one);
+    waiting.push(one);
     this.#idle.set(place, waiting);
     this.#count++;
     this.#deadlines.watch(one);
+  }
+
+  /** Leaves at most so many waiting: those go that would have ended first. */
+  trim(most: number): void {
+    while (this.#count > most) {
+      let first: Waiting<L> | undefined;
+      for (const [one] of this.#idle.values())
+        if (first === undefined || (one as Waiting<L>).deadline < first.deadline) first = one;
+      first?.expired();
+    }
   }
 
   /** Closes what waits; what is in use will not come back. */
@@ -84,8 +93,10 @@ export class Pool<L extends Line = Wire> {
 
   #remove(one: Waiting<L>): void {
     const waiting = this.#idle.get(one.place);
-    if (waiting?.delete(one) !== true) return;
-    if (waiting.size === 0) this.#idle.delete(one.place);
+    const at = waiting?.lastIndexOf(one) ?? -1;
+    if (waiting === undefined || at < 0) return;
+    waiting.splice(at, 1);
+    if (waiting.length === 0) this.#idle.delete(one.place);
     this.#count--;
     one.upstream.onIdleEnd = () => {};
     this.#deadlines.forget(one);
