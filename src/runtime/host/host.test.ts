@@ -4,7 +4,7 @@ import { once } from 'node:events';
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, utimesSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
-import { afterEach, describe, expect, test } from 'vitest';
+import { afterAll, afterEach, describe, expect, test } from 'vitest';
 import { outcomeOf, run } from '../../../test/agents.ts';
 import { leftovers, makeHome } from '../../../test/daemon.ts';
 import { type HostAgent, hostAgent, nodeAgent } from '../../agent/bundle.ts';
@@ -45,6 +45,7 @@ afterEach(async () => {
   rmSync(home, { recursive: true, force: true });
   mkdirSync(home);
 });
+afterAll(() => rmSync(home, { recursive: true, force: true }));
 
 const openRun = (id: string) => {
   const runFolder = join(home, 'run', id);
